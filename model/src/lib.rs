@@ -9,6 +9,7 @@
 //! multiplied by the number of samples, which lie one after the other.
 #![forbid(unsafe_code)]
 
+pub mod artifact;
 pub mod error;
 pub mod graph;
 pub mod limits;
