@@ -1,0 +1,351 @@
+//! Convolutions over NHWC images, and through them 1x1 convolutions and matrix products: a product of
+//! M×K by K×N is a 1x1 convolution over an image of 1×M pixels.
+//!
+//! One object serves them all. It picks a kernel, packs the weights for it, folds zero points into the
+//! biases and prepares the epilogue; running it only moves data and allocates nothing.
+
+use requant_numerics::DType;
+use requant_numerics::packing::packed_row_bytes;
+
+use crate::epilogue::{Epilogue, Output};
+use crate::error::{at_least, byte_sign, exactly, product, zero_point_in_range};
+use crate::table::{self, Kernel, WeightFormat};
+use crate::{Buffer, Isa, KernelError, Parallel};
+
+mod tiled;
+
+use tiled::Tiled;
+
+/// The shape of a convolution. Pads below and to the right follow from the output's size: every tap
+/// outside the image holds the zero point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvShape {
+    /// Input height.
+    pub in_h: usize,
+    /// Input width.
+    pub in_w: usize,
+    /// Input channels, of all groups.
+    pub in_c: usize,
+    /// Output height.
+    pub out_h: usize,
+    /// Output width.
+    pub out_w: usize,
+    /// Output channels, of all groups.
+    pub out_c: usize,
+    /// Kernel height and width.
+    pub kernel: [usize; 2],
+    /// Vertical and horizontal stride.
+    pub strides: [usize; 2],
+    /// Pads above and to the left.
+    pub pads: [usize; 2],
+    /// Vertical and horizontal dilation.
+    pub dilations: [usize; 2],
+    /// Groups; they divide both channel counts.
+    pub groups: usize,
+}
+
+impl ConvShape {
+    /// The product of an `m×k` matrix of activations with a `k×n` matrix of weights.
+    pub const fn gemm(m: usize, k: usize, n: usize) -> Self {
+        ConvShape {
+            in_h: 1,
+            in_w: m,
+            in_c: k,
+            out_h: 1,
+            out_w: m,
+            out_c: n,
+            kernel: [1, 1],
+            strides: [1, 1],
+            pads: [0, 0],
+            dilations: [1, 1],
+            groups: 1,
+        }
+    }
+
+    /// Weights that one output value sees.
+    pub const fn depth(&self) -> usize {
+        self.kernel[0] * self.kernel[1] * (self.in_c / self.groups)
+    }
+
+    /// Elements of one input image.
+    pub const fn input_elements(&self) -> usize {
+        self.in_h * self.in_w * self.in_c
+    }
+
+    /// Elements of one output image.
+    pub const fn output_elements(&self) -> usize {
+        self.out_h * self.out_w * self.out_c
+    }
+
+    /// Multiply-accumulates of one image.
+    pub const fn macs(&self) -> usize {
+        self.output_elements() * self.depth()
+    }
+
+    /// Checks that the dimensions are positive, that groups divide the channels, and that sizes and
+    /// coordinates fit the address space.
+    ///
+    /// # Errors
+    /// [`KernelError::Dimension`] and [`KernelError::TooLarge`].
+    pub fn validate(&self) -> Result<(), KernelError> {
+        for (name, value) in [
+            ("input height", self.in_h),
+            ("input width", self.in_w),
+            ("input channels", self.in_c),
+            ("output height", self.out_h),
+            ("output width", self.out_w),
+            ("output channels", self.out_c),
+            ("kernel height", self.kernel[0]),
+            ("kernel width", self.kernel[1]),
+            ("vertical stride", self.strides[0]),
+            ("horizontal stride", self.strides[1]),
+            ("vertical dilation", self.dilations[0]),
+            ("horizontal dilation", self.dilations[1]),
+            ("groups", self.groups),
+        ] {
+            if value == 0 {
+                return Err(KernelError::Dimension { name, value });
+            }
+        }
+        if !self.in_c.is_multiple_of(self.groups) || !self.out_c.is_multiple_of(self.groups) {
+            return Err(KernelError::Dimension {
+                name: "groups",
+                value: self.groups,
+            });
+        }
+        product(&[self.in_h, self.in_w, self.in_c])?;
+        product(&[self.out_h, self.out_w, self.out_c, 8])?;
+        product(&[self.out_c, self.kernel[0], self.kernel[1], self.in_c, 8])?;
+        for axis in 0..2 {
+            let out = [self.out_h, self.out_w][axis];
+            // Coordinates of taps are computed with a sign.
+            for factors in [
+                [out, self.strides[axis]],
+                [self.kernel[axis], self.dilations[axis]],
+                [self.pads[axis], 1],
+            ] {
+                if product(&factors)? > isize::MAX as usize / 4 {
+                    return Err(KernelError::TooLarge);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Weights in OHWI order: `[out_c][kernel_h][kernel_w][in_c / groups]`.
+#[derive(Clone, Copy, Debug)]
+pub enum Weights<'a> {
+    /// One byte each.
+    I8(&'a [i8]),
+    /// Two a byte, the first in the low nibble; each output channel's row padded to a whole byte.
+    I4(&'a [u8]),
+    /// Effective weights `(w − zp)·u` that do not fit 8 bits.
+    I16(&'a [i16]),
+}
+
+/// A convolution to prepare.
+#[derive(Clone, Debug)]
+pub struct ConvSpec<'a> {
+    /// Shape of one image.
+    pub shape: ConvShape,
+    /// Element type of the input: at most 8 bits, a byte each.
+    pub input: DType,
+    /// Zero point of the input.
+    pub input_zero_point: i32,
+    /// Weights.
+    pub weights: Weights<'a>,
+    /// One bias for each output channel, or none at all.
+    pub bias: &'a [i32],
+    /// What is written.
+    pub output: Output,
+}
+
+/// The buffers of one run. Tensors are `[batch][h][w][c]`, dense.
+#[derive(Debug)]
+pub struct ConvIo<'a> {
+    /// Images.
+    pub batch: usize,
+    /// Input.
+    pub input: &'a [u8],
+    /// Second operand of the epilogue, of the output's shape.
+    pub other: Option<&'a [u8]>,
+    /// Output.
+    pub output: &'a mut [u8],
+    /// Replaces the input's zero point for this run (dynamic quantization).
+    pub input_zero_point: Option<i32>,
+    /// At least [`Conv::scratch_bytes`] bytes, of any content and alignment.
+    pub scratch: &'a mut [u8],
+}
+
+/// A prepared convolution.
+#[derive(Debug)]
+pub struct Conv {
+    shape: ConvShape,
+    input: DType,
+    input_zero_point: i32,
+    output_bytes: usize,
+    other_bytes: Option<usize>,
+    engine: Engine,
+}
+
+#[derive(Debug)]
+enum Engine {
+    Tiled(Tiled),
+}
+
+impl Conv {
+    /// Prepares a convolution for an ISA. The caller has proved that no sum of products leaves 32 bits.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the shape, the buffers' lengths or the parameters.
+    pub fn new(isa: Isa, spec: &ConvSpec<'_>) -> Result<Conv, KernelError> {
+        let signed = check(spec)?;
+        let format = match spec.weights {
+            Weights::I8(_) => WeightFormat::I8,
+            Weights::I4(_) if fits_sixteen_fold(spec) => WeightFormat::I4,
+            Weights::I4(_) => WeightFormat::I8,
+            Weights::I16(_) => WeightFormat::I16,
+        };
+        let kernel = table::select(isa, signed, format)?;
+        Conv::prepare(isa, kernel, spec, signed)
+    }
+
+    /// Prepares a convolution for one row of the kernel table; the epilogue takes the kernel's ISA.
+    ///
+    /// # Errors
+    /// As [`Conv::new`], and [`KernelError::NoKernel`] when the kernel does not take these operands.
+    pub fn with_kernel(kernel: &'static Kernel, spec: &ConvSpec<'_>) -> Result<Conv, KernelError> {
+        let signed = check(spec)?;
+        let takes = match spec.weights {
+            Weights::I8(_) => kernel.weights == WeightFormat::I8,
+            Weights::I4(_) => match kernel.weights {
+                WeightFormat::I8 => true,
+                WeightFormat::I4 => fits_sixteen_fold(spec),
+                WeightFormat::I16 => false,
+            },
+            Weights::I16(_) => kernel.weights == WeightFormat::I16,
+        };
+        if !kernel.isa.is_available() {
+            return Err(KernelError::Isa(kernel.isa));
+        }
+        if !takes || !kernel.takes(signed) {
+            return Err(KernelError::NoKernel(kernel.isa));
+        }
+        Conv::prepare(kernel.isa, kernel, spec, signed)
+    }
+
+    fn prepare(
+        isa: Isa,
+        kernel: &'static Kernel,
+        spec: &ConvSpec<'_>,
+        signed: bool,
+    ) -> Result<Conv, KernelError> {
+        let epilogue = Epilogue::new(isa, &spec.output, spec.shape.out_c)?;
+        Ok(Conv {
+            shape: spec.shape,
+            input: spec.input,
+            input_zero_point: spec.input_zero_point,
+            output_bytes: spec.output.element_bytes(),
+            other_bytes: spec.output.other_dtype().map(DType::size_in_memory),
+            engine: Engine::Tiled(Tiled::new(kernel, spec, signed, epilogue)?),
+        })
+    }
+
+    /// The kernel's name.
+    pub fn kernel(&self) -> &'static str {
+        match &self.engine {
+            Engine::Tiled(tiled) => tiled.kernel().name,
+        }
+    }
+
+    /// Bytes of packed weights.
+    pub fn packed_bytes(&self) -> usize {
+        match &self.engine {
+            Engine::Tiled(tiled) => tiled.packed_bytes(),
+        }
+    }
+
+    /// Bytes of scratch that a run on `threads` threads needs, at any batch size.
+    pub fn scratch_bytes(&self, threads: usize) -> usize {
+        match &self.engine {
+            Engine::Tiled(tiled) => tiled.scratch_bytes(threads),
+        }
+    }
+
+    /// Runs the convolution.
+    ///
+    /// # Errors
+    /// A buffer that is too short, a missing second operand, or a zero point out of range; nothing is
+    /// written then.
+    pub fn run(&self, io: ConvIo<'_>, pool: &dyn Parallel) -> Result<(), KernelError> {
+        let zero_point = io.input_zero_point.unwrap_or(self.input_zero_point);
+        zero_point_in_range(zero_point, self.input)?;
+        let inputs = product(&[io.batch, self.shape.input_elements()])?;
+        let outputs = product(&[io.batch, self.shape.output_elements(), 4])? / 4;
+        at_least(Buffer::Input, inputs, io.input.len())?;
+        at_least(Buffer::Output, outputs * self.output_bytes, io.output.len())?;
+        if let Some(bytes) = self.other_bytes {
+            let other = io.other.ok_or(KernelError::MissingOther)?;
+            at_least(Buffer::Other, outputs * bytes, other.len())?;
+        }
+        let threads = crate::parallel::usable_threads(pool);
+        at_least(
+            Buffer::Scratch,
+            self.scratch_bytes(threads),
+            io.scratch.len(),
+        )?;
+        match &self.engine {
+            Engine::Tiled(tiled) => tiled.run(io, zero_point, pool),
+        }
+        Ok(())
+    }
+}
+
+/// Checks a specification; whether the input has a sign.
+fn check(spec: &ConvSpec<'_>) -> Result<bool, KernelError> {
+    let shape = &spec.shape;
+    shape.validate()?;
+    let signed = byte_sign(Buffer::Input, spec.input)?;
+    zero_point_in_range(spec.input_zero_point, spec.input)?;
+    let depth = shape.depth();
+    match spec.weights {
+        Weights::I8(weights) => exactly(Buffer::Weights, shape.out_c * depth, weights.len())?,
+        Weights::I4(weights) => exactly(
+            Buffer::Weights,
+            shape.out_c * packed_row_bytes(DType::I4, depth),
+            weights.len(),
+        )?,
+        Weights::I16(weights) => exactly(Buffer::Weights, shape.out_c * depth, weights.len())?,
+    }
+    if !spec.bias.is_empty() {
+        exactly(Buffer::Bias, shape.out_c, spec.bias.len())?;
+    }
+    Ok(signed)
+}
+
+fn fits_sixteen_fold(spec: &ConvSpec<'_>) -> bool {
+    let depth = spec.shape.depth();
+    let sum = |channel: usize| -> u64 {
+        (0..depth)
+            .map(|k| u64::from(spec.weights.get(channel, k, depth).unsigned_abs()))
+            .sum()
+    };
+    let largest = (0..spec.shape.out_c).map(sum).max().unwrap_or(0);
+    crate::pack::sixteen_fold_fits(largest)
+}
+
+impl Weights<'_> {
+    /// The weight of an output channel at `k < depth`.
+    fn get(&self, channel: usize, k: usize, depth: usize) -> i16 {
+        match self {
+            Weights::I8(weights) => i16::from(weights[channel * depth + k]),
+            Weights::I4(weights) => {
+                let byte = weights[channel * packed_row_bytes(DType::I4, depth) + k / 2];
+                let high = if k.is_multiple_of(2) { byte << 4 } else { byte };
+                i16::from(high as i8 >> 4)
+            }
+            Weights::I16(weights) => weights[channel * depth + k],
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Integer kernels for CPUs: matrix products, convolutions, pools, elementwise maps and the network's
+//! edges.
+//!
+//! Each operator is prepared once for an [`Isa`] (weights packed, zero points folded, function
+//! pointers resolved) and then run on borrowed buffers without allocating. The work is split over a
+//! [`Parallel`] pool that the caller owns. Whatever the ISA, the number of threads and the batch
+//! size, the bytes are those of `requant-numerics`.
+//!
+//! [`table`] lists every matrix kernel; tests and benches iterate it.
+
+pub mod conv;
+pub mod error;
+pub mod isa;
+pub mod parallel;
+
+mod epilogue;
+mod memory;
+mod pack;
+mod rows;
+pub mod table;
+
+mod arch;
+
+pub use conv::{Conv, ConvIo, ConvShape, ConvSpec, Weights};
+pub use epilogue::{Join, Output, Quantized};
+pub use error::{Buffer, KernelError};
+pub use isa::Isa;
+pub use parallel::{Parallel, Serial};

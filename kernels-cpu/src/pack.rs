@@ -1,0 +1,176 @@
+//! Weights in the order in which a kernel reads them.
+//!
+//! A group of output channels is cut into panels of columns, the last one narrower. A panel holds,
+//! for each group of `kernel.group` positions along K, the weights of all its columns:
+//! `[k / group][column][k % group]`, zero past K and past the last channel. In the `I4` format two
+//! neighbouring vectors of a k-group share bytes: the first lies in the low nibbles.
+
+use crate::KernelError;
+use crate::error::product;
+use crate::memory::Aligned;
+use crate::table::{Kernel, WeightFormat};
+
+/// A panel of packed columns.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panel {
+    /// Index of its width in the kernel's list.
+    pub(crate) width_index: usize,
+    /// Columns, some of them padding at the end of a group.
+    pub(crate) width: usize,
+    /// Columns that are channels.
+    pub(crate) used: usize,
+    /// First column among all columns of all panels: where its bias and parameters lie.
+    pub(crate) column: usize,
+    /// First output channel.
+    pub(crate) channel: usize,
+    /// Convolution group.
+    pub(crate) group: usize,
+    /// First byte among the packed weights.
+    pub(crate) offset: usize,
+}
+
+/// How the columns of a product are cut into panels.
+#[derive(Clone, Debug)]
+pub(crate) struct Panels {
+    pub(crate) list: Vec<Panel>,
+    /// Columns of all panels, padding included.
+    pub(crate) columns: usize,
+    /// Bytes of all panels.
+    pub(crate) bytes: usize,
+}
+
+impl Panels {
+    /// Panels for `groups` groups of `channels` columns each, with `k_padded` positions along K.
+    pub(crate) fn new(
+        kernel: &Kernel,
+        groups: usize,
+        channels: usize,
+        k_padded: usize,
+    ) -> Result<Self, KernelError> {
+        let columns = channels.next_multiple_of(kernel.widest());
+        // Packed weights, biases and parameters of the padded product must be addressable.
+        product(&[groups, columns, k_padded.max(8), 2])?;
+        let (mut list, mut column, mut offset) = (Vec::new(), 0, 0);
+        for group in 0..groups {
+            let mut done = 0;
+            while done < channels {
+                let left = channels - done;
+                // The narrowest panel that takes what is left, or the widest there is.
+                let width_index = kernel
+                    .widths
+                    .iter()
+                    .rposition(|&width| width >= left)
+                    .unwrap_or(0);
+                let width = kernel.widths[width_index];
+                list.push(Panel {
+                    width_index,
+                    width,
+                    used: left.min(width),
+                    column,
+                    channel: group * channels + done,
+                    group,
+                    offset,
+                });
+                done += width;
+                column += width;
+                offset += kernel.weight_bytes(width * k_padded);
+            }
+        }
+        Ok(Panels {
+            list,
+            columns: column,
+            bytes: offset,
+        })
+    }
+}
+
+/// Writes one panel; `weight(channel, k)` yields the weights of `channel < panel.used`, counted from
+/// the panel's first, at `k < depth`. `packed` is the panel's bytes.
+pub(crate) fn pack_panel(
+    kernel: &Kernel,
+    panel: &Panel,
+    depth: usize,
+    packed: &mut [u8],
+    weight: impl Fn(usize, usize) -> i16,
+) {
+    packed.fill(0);
+    let (group, lanes) = (kernel.group, kernel.lanes);
+    let step = panel.width * group;
+    for channel in 0..panel.used {
+        for k in 0..depth {
+            let value = weight(channel, k);
+            let within = channel * group + k % group;
+            let base = k / group * step;
+            match kernel.weights {
+                WeightFormat::I8 => packed[base + within] = value as u8,
+                WeightFormat::I4 => {
+                    let vector = within / lanes;
+                    let byte = base / 2 + vector / 2 * lanes + within % lanes;
+                    packed[byte] |= (value as u8 & 0x0f) << (vector % 2 * 4);
+                }
+                WeightFormat::I16 => {
+                    let at = 2 * (base + within);
+                    packed[at..at + 2].copy_from_slice(&value.to_le_bytes());
+                }
+            }
+        }
+    }
+}
+
+/// Weights packed for one kernel, which they remember.
+#[derive(Clone, Debug)]
+pub(crate) struct PackedWeights {
+    kernel: &'static Kernel,
+    panels: Panels,
+    data: Aligned,
+}
+
+impl PackedWeights {
+    /// Packs `weight(channel, k)`, channels counted over all groups.
+    pub(crate) fn new(
+        kernel: &'static Kernel,
+        panels: Panels,
+        depth: usize,
+        weight: impl Fn(usize, usize) -> i16,
+    ) -> Self {
+        let mut data = Aligned::zeroed(panels.bytes);
+        let bytes = data.bytes_mut();
+        for (index, panel) in panels.list.iter().enumerate() {
+            let end = panels
+                .list
+                .get(index + 1)
+                .map_or(panels.bytes, |next| next.offset);
+            pack_panel(
+                kernel,
+                panel,
+                depth,
+                &mut bytes[panel.offset..end],
+                |channel, k| weight(panel.channel + channel, k),
+            );
+        }
+        PackedWeights {
+            kernel,
+            panels,
+            data,
+        }
+    }
+
+    pub(crate) fn kernel(&self) -> &'static Kernel {
+        self.kernel
+    }
+
+    pub(crate) fn panels(&self) -> &Panels {
+        &self.panels
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.data.bytes()
+    }
+}
+
+/// Whether 16-fold sums of this layer fit 32 bits, for activations read as unsigned bytes:
+/// `16·255·Σ|w| < 2^31` for the channel of the largest weights. The same on every ISA, so that all of
+/// them store a layer alike.
+pub(crate) fn sixteen_fold_fits(largest_sum: u64) -> bool {
+    largest_sum < (1 << 31) / (16 * 255)
+}

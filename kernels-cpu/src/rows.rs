@@ -1,0 +1,303 @@
+//! Where a tile finds its activations.
+//!
+//! An output pixel of a convolution reads `kernel_h` stretches of an NHWC image, each `kernel_w · C`
+//! bytes long. A kernel therefore takes, for each row of its tile, a list of pointers to equally long
+//! segments, and most rows need no copy at all. Rows that reach over the border, and all rows where
+//! segments are not whole k-groups or must be widened, are first gathered into a strip of scratch, in
+//! the same order of K: (ky, kx, c).
+
+use core::ops::Range;
+
+use crate::conv::ConvShape;
+use crate::table::{Activations, Kernel};
+
+/// How the rows of one layer are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// A segment for each kernel row.
+    KernelRows,
+    /// A segment for each tap.
+    Taps,
+    /// One segment; every row is gathered.
+    Gathered,
+}
+
+/// The plan by which rows of one layer become pointers.
+#[derive(Clone, Debug)]
+pub(crate) struct RowPlan {
+    shape: ConvShape,
+    form: Form,
+    widen: bool,
+    signed: bool,
+    /// Channels of a group.
+    channels: usize,
+    /// Segments of a row.
+    pub(crate) segments: usize,
+    /// k-groups of a segment.
+    pub(crate) groups: usize,
+    /// Positions along K.
+    pub(crate) depth: usize,
+    /// Positions along K in packed weights and in the strip.
+    pub(crate) padded: usize,
+    /// Bytes of a gathered row.
+    row_bytes: usize,
+    /// Bytes from one image row to the next, and from one image to the next.
+    line: usize,
+    image: usize,
+}
+
+/// Bytes past the strip that a gather may touch.
+const SLACK: usize = 16;
+
+impl RowPlan {
+    pub(crate) fn new(shape: &ConvShape, signed: bool, kernel: &Kernel) -> Self {
+        let channels = shape.in_c / shape.groups;
+        let [kernel_h, kernel_w] = shape.kernel;
+        let depth = kernel_h * kernel_w * channels;
+        let widen = match kernel.activations {
+            Activations::U8 | Activations::I8 => false,
+            Activations::Widened => true,
+        };
+        let run = kernel_w * channels;
+        let contiguous = kernel_w == 1 || (shape.groups == 1 && shape.dilations[1] == 1);
+        let (form, segments, segment) = if widen {
+            (Form::Gathered, 1, depth)
+        } else if contiguous && run.is_multiple_of(kernel.group) {
+            (Form::KernelRows, kernel_h, run)
+        } else if channels.is_multiple_of(kernel.group) {
+            (Form::Taps, kernel_h * kernel_w, channels)
+        } else {
+            (Form::Gathered, 1, depth)
+        };
+        let groups = segment.div_ceil(kernel.group);
+        let padded = segments * groups * kernel.group;
+        RowPlan {
+            shape: *shape,
+            form,
+            widen,
+            signed,
+            channels,
+            segments,
+            groups,
+            depth,
+            padded,
+            row_bytes: padded * kernel.activation_bytes(),
+            line: shape.in_w * shape.in_c,
+            image: shape.in_h * shape.in_w * shape.in_c,
+        }
+    }
+
+    /// Bytes of a row as the kernel reads it, wherever it lies.
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
+    /// Bytes of strip for `rows` rows.
+    pub(crate) fn strip_bytes(&self, rows: usize) -> usize {
+        rows * self.row_bytes + SLACK
+    }
+
+    /// Fills `table` with the pointers of the tile of output rows `rows`, counted over the batch, and
+    /// gathers into `strip` what must be gathered.
+    ///
+    /// `table` takes `segments × rows` pointers, segment-major; `strip` is the tile's part of the strip,
+    /// `strip_bytes(rows)` long or longer. `input` holds all images that `rows` reach into. Each pointer
+    /// is then readable for `groups` k-groups as long as `input` and `strip` are.
+    pub(crate) fn fill(
+        &self,
+        input: &[u8],
+        padding: u8,
+        group: usize,
+        rows: Range<usize>,
+        table: &mut [*const u8],
+        strip: &mut [u8],
+    ) {
+        let shape = &self.shape;
+        let height = rows.len();
+        let first_channel = group * self.channels;
+        let per_image = shape.out_h * shape.out_w;
+        let mut image = rows.start / per_image;
+        let mut oy = rows.start % per_image / shape.out_w;
+        let mut ox = rows.start % shape.out_w;
+        for r in 0..height {
+            // Row and column of the first tap; the border is where they leave the image.
+            let y = (oy * shape.strides[0]) as isize - shape.pads[0] as isize;
+            let x = (ox * shape.strides[1]) as isize - shape.pads[1] as isize;
+            let base = image * self.image + first_channel;
+            if self.form != Form::Gathered && self.inside(y, x) {
+                let start = base + y as usize * self.line + x as usize * shape.in_c;
+                self.point(&input[start..], r, height, table);
+            } else {
+                let at = r * self.row_bytes;
+                if self.widen {
+                    let words: &mut [i16] =
+                        bytemuck::cast_slice_mut(&mut strip[at..at + self.row_bytes]);
+                    let mut sink = Words {
+                        row: words,
+                        signed: self.signed,
+                    };
+                    self.gather(&input[base..], (y, x), padding, &mut sink);
+                } else {
+                    let end = (at + self.row_bytes + SLACK).min(strip.len());
+                    let mut sink = Bytes(&mut strip[at..end]);
+                    self.gather(&input[base..], (y, x), padding, &mut sink);
+                }
+                let segment = self.row_bytes / self.segments;
+                for s in 0..self.segments {
+                    table[s * height + r] = strip[at + s * segment..].as_ptr();
+                }
+            }
+            ox += 1;
+            if ox == shape.out_w {
+                (ox, oy) = (0, oy + 1);
+                if oy == shape.out_h {
+                    (oy, image) = (0, image + 1);
+                }
+            }
+        }
+    }
+
+    /// Whether every tap of the pixel whose first tap is at (y, x) lies in the image.
+    fn inside(&self, y: isize, x: isize) -> bool {
+        let shape = &self.shape;
+        let reach = |axis: usize| ((shape.kernel[axis] - 1) * shape.dilations[axis]) as isize;
+        y >= 0 && x >= 0 && y + reach(0) < shape.in_h as isize && x + reach(1) < shape.in_w as isize
+    }
+
+    /// The pointers of row `r`, whose first tap is at the start of `pixel`.
+    fn point(&self, pixel: &[u8], r: usize, height: usize, table: &mut [*const u8]) {
+        let shape = &self.shape;
+        let down = shape.dilations[0] * self.line;
+        let right = shape.dilations[1] * shape.in_c;
+        match self.form {
+            Form::KernelRows => {
+                for ky in 0..shape.kernel[0] {
+                    table[ky * height + r] = pixel[ky * down..].as_ptr();
+                }
+            }
+            Form::Taps => {
+                for ky in 0..shape.kernel[0] {
+                    for kx in 0..shape.kernel[1] {
+                        let segment = ky * shape.kernel[1] + kx;
+                        table[segment * height + r] = pixel[ky * down + kx * right..].as_ptr();
+                    }
+                }
+            }
+            Form::Gathered => {}
+        }
+    }
+
+    /// Copies the taps of one pixel, those outside the image as padding. `image` starts at the first
+    /// channel of the group in the image's first pixel.
+    fn gather(&self, image: &[u8], (y, x): (isize, isize), padding: u8, sink: &mut impl Sink) {
+        let shape = &self.shape;
+        let [kernel_h, kernel_w] = shape.kernel;
+        let [down, right] = shape.dilations;
+        let run = kernel_w * self.channels;
+        let joined = shape.groups == 1 && right == 1;
+        for ky in 0..kernel_h {
+            let at = ky * run;
+            let y = y + (ky * down) as isize;
+            if y < 0 || y >= shape.in_h as isize {
+                sink.fill(at, run, padding);
+                continue;
+            }
+            let line = y as usize * self.line;
+            if joined {
+                let left = (-x).clamp(0, kernel_w as isize) as usize;
+                let end =
+                    (shape.in_w as isize - x).clamp(left as isize, kernel_w as isize) as usize;
+                sink.fill(at, left * self.channels, padding);
+                if end > left {
+                    let first = (x + left as isize) as usize * shape.in_c;
+                    let source = &image[line + first..];
+                    sink.copy(
+                        at + left * self.channels,
+                        source,
+                        (end - left) * self.channels,
+                    );
+                }
+                sink.fill(at + end * self.channels, run - end * self.channels, padding);
+                continue;
+            }
+            for kx in 0..kernel_w {
+                let at = at + kx * self.channels;
+                let x = x + (kx * right) as isize;
+                if x < 0 || x >= shape.in_w as isize {
+                    sink.fill(at, self.channels, padding);
+                } else {
+                    let source = &image[line + x as usize * shape.in_c..];
+                    sink.copy(at, source, self.channels);
+                }
+            }
+        }
+    }
+}
+
+/// One gathered row, written in ascending order.
+trait Sink {
+    /// `length` elements of padding.
+    fn fill(&mut self, at: usize, length: usize, padding: u8);
+    /// The first `length` elements of `source`.
+    fn copy(&mut self, at: usize, source: &[u8], length: usize);
+}
+
+/// A row of bytes, with room behind it.
+struct Bytes<'a>(&'a mut [u8]);
+
+impl Sink for Bytes<'_> {
+    fn fill(&mut self, at: usize, length: usize, padding: u8) {
+        self.0[at..at + length].fill(padding);
+    }
+
+    fn copy(&mut self, at: usize, source: &[u8], length: usize) {
+        // Short runs go in whole vectors, which write past their end: what follows is written later.
+        let mut done = 0;
+        while length - done <= 2 * SLACK && done < length {
+            let (Some(from), Some(to)) = (
+                source.get(done..done + SLACK),
+                self.0.get_mut(at + done..at + done + SLACK),
+            ) else {
+                break;
+            };
+            to.copy_from_slice(from);
+            done = length.min(done + SLACK);
+        }
+        self.0[at + done..at + length].copy_from_slice(&source[done..length]);
+    }
+}
+
+/// A row of 16-bit words.
+struct Words<'a> {
+    row: &'a mut [i16],
+    signed: bool,
+}
+
+impl Sink for Words<'_> {
+    fn fill(&mut self, at: usize, length: usize, padding: u8) {
+        self.row[at..at + length].fill(widen(padding, self.signed));
+    }
+
+    fn copy(&mut self, at: usize, source: &[u8], length: usize) {
+        let row = &mut self.row[at..at + length];
+        // Two loops, so that neither tests the sign inside.
+        if self.signed {
+            row.iter_mut()
+                .zip(source)
+                .for_each(|(word, &byte)| *word = widen(byte, true));
+        } else {
+            row.iter_mut()
+                .zip(source)
+                .for_each(|(word, &byte)| *word = widen(byte, false));
+        }
+    }
+}
+
+#[inline(always)]
+fn widen(byte: u8, signed: bool) -> i16 {
+    if signed {
+        i16::from(byte as i8)
+    } else {
+        i16::from(byte)
+    }
+}

@@ -1,0 +1,212 @@
+//! The table of matrix kernels: one row each, from which dispatch, tests and benches follow.
+//!
+//! A kernel multiplies a few rows of activations by a panel of packed weights and leaves `i32` sums.
+//! Names read `{isa}-{activations}{weights}-{rows}x{columns}`; the tile is the largest one. A new
+//! kernel is one file under `arch/` and one row here.
+
+use crate::{Isa, KernelError, arch};
+
+/// How a kernel reads activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    /// Unsigned bytes, four along K at a time, straight from the image.
+    U8,
+    /// Signed bytes, four along K at a time, straight from the image.
+    I8,
+    /// Either sign, widened to 16 bits in scratch first, two along K at a time.
+    Widened,
+}
+
+/// How packed weights lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// One byte each.
+    I8,
+    /// One nibble each; a kernel's sums are formed 16 times too large and shifted back.
+    I4,
+    /// Two bytes each.
+    I16,
+}
+
+/// What a tile function reads and writes.
+///
+/// # Contract of a tile function
+/// For a tile of `height` rows and `width` columns, all of this holds at the call:
+/// - `rows` points to `segments × height` pointers, segment-major;
+/// - each of them is readable for `groups` k-groups of activations;
+/// - `weights` is readable for `segments × groups` k-groups of `width` columns;
+/// - `bias` is readable for `width` values; `out` is writable for `height` rows of `width` values,
+///   `stride` values apart; both are aligned to 4 bytes;
+/// - `segments` and `groups` are at least 1;
+/// - the machine has the kernel's ISA.
+#[derive(Debug)]
+pub(crate) struct Tile {
+    pub(crate) rows: *const *const u8,
+    pub(crate) segments: usize,
+    pub(crate) groups: usize,
+    pub(crate) weights: *const u8,
+    pub(crate) bias: *const i32,
+    pub(crate) out: *mut i32,
+    pub(crate) stride: usize,
+}
+
+/// Writes `bias[c] + Σ_k (x[r,k] + offset)·w[k,c]` for each row and column of a tile, modulo 2^32.
+///
+/// # Safety
+/// The contract of [`Tile`].
+pub(crate) type TileFn = unsafe fn(&Tile);
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct Kernel {
+    pub(crate) name: &'static str,
+    pub(crate) isa: Isa,
+    pub(crate) activations: Activations,
+    pub(crate) weights: WeightFormat,
+    /// Constant that the kernel adds to each activation as it reads it; folded into the bias.
+    pub(crate) offset: i32,
+    /// Weights along K that one instruction takes; K is padded to a multiple of it.
+    pub(crate) group: usize,
+    /// Weights in one vector: which nibbles share a byte in the `I4` format.
+    pub(crate) lanes: usize,
+    /// Panel widths in columns, widest first; the others serve the last columns.
+    pub(crate) widths: &'static [usize],
+    /// For each width, one function for each height from 1 to the tallest.
+    pub(crate) tiles: &'static [&'static [TileFn]],
+}
+
+impl Kernel {
+    /// `{isa}-{activations}{weights}-{rows}x{columns}`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The instruction set it needs.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// How it reads activations.
+    pub fn activations(&self) -> Activations {
+        self.activations
+    }
+
+    /// The weights it takes.
+    pub fn weights(&self) -> WeightFormat {
+        self.weights
+    }
+
+    /// Whether it takes activations of this sign.
+    pub fn takes(&self, signed: bool) -> bool {
+        match self.activations {
+            Activations::U8 => !signed,
+            Activations::I8 => signed,
+            Activations::Widened => true,
+        }
+    }
+
+    /// Most rows of a tile.
+    pub(crate) fn tallest(&self) -> usize {
+        self.tiles[0].len()
+    }
+
+    /// Columns of a full panel.
+    pub(crate) fn widest(&self) -> usize {
+        self.widths[0]
+    }
+
+    /// Bytes of one activation as the kernel reads it.
+    pub(crate) fn activation_bytes(&self) -> usize {
+        match self.activations {
+            Activations::U8 | Activations::I8 => 1,
+            Activations::Widened => 2,
+        }
+    }
+
+    /// Bytes of `count` packed weights, a whole number of vectors.
+    pub(crate) fn weight_bytes(&self, count: usize) -> usize {
+        match self.weights {
+            WeightFormat::I8 => count,
+            WeightFormat::I4 => count / 2,
+            WeightFormat::I16 => count * 2,
+        }
+    }
+}
+
+/// Every kernel compiled in for this architecture, those of the best ISA last.
+pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
+    arch::KERNELS.iter().flat_map(|group| group.iter())
+}
+
+/// The kernel for an ISA and operand types: one of the ISA itself, or of a lesser one it includes.
+pub(crate) fn select(
+    isa: Isa,
+    signed: bool,
+    weights: WeightFormat,
+) -> Result<&'static Kernel, KernelError> {
+    if !isa.is_available() {
+        return Err(KernelError::Isa(isa));
+    }
+    let ladder: &[Isa] = match isa {
+        Isa::Scalar => &[Isa::Scalar],
+        Isa::Avx2 => &[Isa::Avx2, Isa::Scalar],
+        Isa::Avx512Vnni => &[Isa::Avx512Vnni, Isa::Avx2, Isa::Scalar],
+        Isa::NeonDot => &[Isa::NeonDot, Isa::Scalar],
+    };
+    ladder
+        .iter()
+        .find_map(|&isa| {
+            kernels().find(|k| k.isa == isa && k.weights == weights && k.takes(signed))
+        })
+        .ok_or(KernelError::NoKernel(isa))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_consistent() {
+        for kernel in kernels() {
+            assert_eq!(kernel.widths.len(), kernel.tiles.len(), "{}", kernel.name);
+            for (width, heights) in kernel.widths.iter().zip(kernel.tiles) {
+                assert_eq!(heights.len(), kernel.tallest(), "{}", kernel.name);
+                let weights = width * kernel.group;
+                assert!(weights.is_multiple_of(kernel.lanes), "{}", kernel.name);
+                if kernel.weights == WeightFormat::I4 {
+                    assert!(weights.is_multiple_of(2 * kernel.lanes), "{}", kernel.name);
+                }
+            }
+            assert!(kernel.widths.is_sorted_by(|a, b| a > b), "{}", kernel.name);
+            assert!(
+                kernel
+                    .name
+                    .ends_with(&format!("{}x{}", kernel.tallest(), kernel.widest())),
+                "{}",
+                kernel.name
+            );
+            assert!(
+                kernel.name.starts_with(kernel.isa.name()),
+                "{}",
+                kernel.name
+            );
+        }
+    }
+
+    #[test]
+    fn every_isa_takes_every_operand() {
+        for isa in Isa::available() {
+            for signed in [false, true] {
+                for weights in [WeightFormat::I8, WeightFormat::I4, WeightFormat::I16] {
+                    select(isa, signed, weights).unwrap();
+                }
+            }
+        }
+        for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
+            assert_eq!(
+                select(isa, true, WeightFormat::I8).err(),
+                Some(KernelError::Isa(isa))
+            );
+        }
+    }
+}
