@@ -89,6 +89,8 @@ pub(crate) struct Place {
     pub(crate) stride: usize,
     pub(crate) rows: usize,
     pub(crate) columns: usize,
+    /// First column of the tile among the packed columns of the layer.
+    pub(crate) column: usize,
     /// First channel of the tile, and channels of a whole output row.
     pub(crate) channel: usize,
     pub(crate) width: usize,
@@ -234,8 +236,20 @@ fn validate(quantized: &Quantized, channels: usize) -> Result<(), KernelError> {
     if entries != 1 {
         exactly(Buffer::Requantize, channels, entries)?;
     }
-    let clamp = match join {
-        Join::None => (requantize.lo, requantize.hi),
+    // A table takes any byte; its input may have the other sign than the output.
+    let stored = match (table.is_some(), dtype.is_quantized()) {
+        (false, _) => *dtype,
+        (true, true) => DType::I16,
+        (true, false) => {
+            return Err(KernelError::DType {
+                buffer: Buffer::Tables,
+                dtype: *dtype,
+            });
+        }
+    };
+    let clamp = (requantize.lo, requantize.hi);
+    match join {
+        Join::None => clamp_in_range(clamp, requantize.zero_point, stored),
         Join::Residual { residual, dtype } => {
             narrow(Buffer::Other, *dtype)?;
             let Scheme::Rhu { .. } = requantize.scheme else {
@@ -245,32 +259,30 @@ fn validate(quantized: &Quantized, channels: usize) -> Result<(), KernelError> {
                 exactly(Buffer::Requantize, channels, residual.m.len())?;
             }
             zero_point_in_range(residual.zero_point, *dtype)?;
-            (requantize.lo, requantize.hi)
+            clamp_in_range(clamp, requantize.zero_point, stored)
         }
         Join::Add { add, dtype, .. } => {
             narrow(Buffer::Other, *dtype)?;
             add.validate()?;
-            (add.lo, add.hi)
+            clamp_in_range(clamp, requantize.zero_point, DType::I16)?;
+            for value in [add.zero_point_a, add.zero_point_b] {
+                zero_point_in_range(value, DType::I16)?;
+            }
+            clamp_in_range((add.lo, add.hi), add.zero_point, stored)
         }
-    };
-    // A table takes any byte; its input may have the other sign than the output.
-    let stored = match (table.is_some(), dtype.is_quantized()) {
-        (true, false) => {
-            return Err(KernelError::DType {
-                buffer: Buffer::Tables,
-                dtype: *dtype,
-            });
-        }
-        (true, true) => Some((-128, 255)),
-        (false, _) => dtype.range(),
-    };
-    match stored {
-        Some((lo, hi)) if i64::from(clamp.0) >= lo && i64::from(clamp.1) <= hi => Ok(()),
-        _ => Err(KernelError::Clamp {
-            lo: clamp.0,
-            hi: clamp.1,
-            dtype: *dtype,
-        }),
+    }
+}
+
+/// Checks that a clamp and a zero point lie in the range of the stored type.
+pub(crate) fn clamp_in_range(
+    (lo, hi): (i32, i32),
+    zero_point: i32,
+    dtype: DType,
+) -> Result<(), KernelError> {
+    zero_point_in_range(zero_point, dtype)?;
+    match dtype.range() {
+        Some((least, most)) if i64::from(lo) >= least && i64::from(hi) <= most => Ok(()),
+        _ => Err(KernelError::Clamp { lo, hi, dtype }),
     }
 }
 

@@ -9,20 +9,33 @@
 //! [`table`] lists every matrix kernel; tests and benches iterate it.
 
 pub mod conv;
+pub mod edge;
+pub mod elementwise;
 pub mod error;
 pub mod isa;
+pub mod lookup;
+pub mod matmul;
 pub mod parallel;
+pub mod pool;
+pub mod table;
+pub mod transpose;
 
+mod arch;
 mod epilogue;
 mod memory;
 mod pack;
 mod rows;
-pub mod table;
-
-mod arch;
+mod tiles;
+mod versions;
 
 pub use conv::{Conv, ConvIo, ConvShape, ConvSpec, Weights};
+pub use edge::{Dequantize, Quantize};
+pub use elementwise::{Binary, BinaryIo, BinaryOp, BinarySpec};
 pub use epilogue::{Join, Output, Quantized};
 pub use error::{Buffer, KernelError};
 pub use isa::Isa;
+pub use lookup::Lookup;
+pub use matmul::{MatMul, MatMulIo, MatMulSpec};
 pub use parallel::{Parallel, Serial};
+pub use pool::{AveragePool, AveragePoolSpec, MaxPool, PoolShape};
+pub use transpose::Transpose;

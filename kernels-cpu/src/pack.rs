@@ -5,6 +5,8 @@
 //! `[k / group][column][k % group]`, zero past K and past the last channel. In the `I4` format two
 //! neighbouring vectors of a k-group share bytes: the first lies in the low nibbles.
 
+use core::ops::Range;
+
 use crate::KernelError;
 use crate::error::product;
 use crate::memory::Aligned;
@@ -82,6 +84,15 @@ impl Panels {
             bytes: offset,
         })
     }
+
+    /// The bytes of one panel among the packed weights.
+    pub(crate) fn place(&self, index: usize) -> Range<usize> {
+        let end = self
+            .list
+            .get(index + 1)
+            .map_or(self.bytes, |next| next.offset);
+        self.list[index].offset..end
+    }
 }
 
 /// Writes one panel; `weight(channel, k)` yields the weights of `channel < panel.used`, counted from
@@ -121,7 +132,6 @@ pub(crate) fn pack_panel(
 #[derive(Clone, Debug)]
 pub(crate) struct PackedWeights {
     kernel: &'static Kernel,
-    panels: Panels,
     data: Aligned,
 }
 
@@ -129,38 +139,26 @@ impl PackedWeights {
     /// Packs `weight(channel, k)`, channels counted over all groups.
     pub(crate) fn new(
         kernel: &'static Kernel,
-        panels: Panels,
+        panels: &Panels,
         depth: usize,
         weight: impl Fn(usize, usize) -> i16,
     ) -> Self {
         let mut data = Aligned::zeroed(panels.bytes);
         let bytes = data.bytes_mut();
         for (index, panel) in panels.list.iter().enumerate() {
-            let end = panels
-                .list
-                .get(index + 1)
-                .map_or(panels.bytes, |next| next.offset);
             pack_panel(
                 kernel,
                 panel,
                 depth,
-                &mut bytes[panel.offset..end],
+                &mut bytes[panels.place(index)],
                 |channel, k| weight(panel.channel + channel, k),
             );
         }
-        PackedWeights {
-            kernel,
-            panels,
-            data,
-        }
+        PackedWeights { kernel, data }
     }
 
     pub(crate) fn kernel(&self) -> &'static Kernel {
         self.kernel
-    }
-
-    pub(crate) fn panels(&self) -> &Panels {
-        &self.panels
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

@@ -87,6 +87,11 @@ impl RowPlan {
         }
     }
 
+    /// Whether activations have a sign.
+    pub(crate) fn signed(&self) -> bool {
+        self.signed
+    }
+
     /// Bytes of a row as the kernel reads it, wherever it lies.
     pub(crate) fn row_bytes(&self) -> usize {
         self.row_bytes

@@ -1,8 +1,24 @@
 //! One file for each instruction set; each lists its kernels.
 
+use requant_numerics::table::Table;
+
+use crate::Isa;
 use crate::table::Kernel;
 
 mod scalar;
 
 /// The kernels of this architecture, worst ISA first.
 pub(crate) static KERNELS: &[&[Kernel]] = &[scalar::KERNELS];
+
+/// The table lookup of an ISA.
+pub(crate) fn lookup(isa: Isa) -> fn(&Table, &[u8], &mut [u8]) {
+    match isa {
+        Isa::Scalar | Isa::Avx2 | Isa::Avx512Vnni | Isa::NeonDot => lookup_bytes,
+    }
+}
+
+fn lookup_bytes(table: &Table, input: &[u8], output: &mut [u8]) {
+    for (output, byte) in output.iter_mut().zip(input) {
+        *output = table[usize::from(*byte)];
+    }
+}

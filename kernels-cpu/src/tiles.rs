@@ -1,0 +1,274 @@
+//! The engine of matrix products and convolutions: a walk over tiles.
+//!
+//! Output pixels of the whole batch are rows, output channels are columns. Rows are taken in blocks
+//! whose activations fit half of a core's L2 cache; inside a block every panel of weights meets every
+//! tile of rows, so a panel is fetched once for a block and stays in L1 or L2. K is never cut: a tile's
+//! sums go from registers to a small buffer and from there through the epilogue to the output.
+//!
+//! Threads share the rows, or the panels where there are few rows. Tiles have balanced heights: 49 rows
+//! are nine tiles of 5 or 6 rows, never eight of 6 and one of 1.
+
+use core::ops::Range;
+
+use crate::KernelError;
+use crate::conv::ConvShape;
+use crate::epilogue::{Epilogue, Place};
+use crate::memory::{Carver, LINE, piece};
+use crate::pack::{Panel, Panels};
+use crate::parallel::{Shared, share};
+use crate::rows::RowPlan;
+use crate::table::{Kernel, Tile};
+
+/// Bytes of activations in a block of rows: half of an L2 cache of 1 MiB, less the panel beside it.
+const BLOCK_BYTES: usize = 448 << 10;
+/// Most rows of a block.
+const BLOCK_ROWS: usize = 384;
+/// Multiply-accumulates below which a second thread costs more than it gives.
+pub(crate) const MACS_PER_PART: usize = 256 << 10;
+
+/// A product's shape, cut up for one kernel.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    kernel: &'static Kernel,
+    plan: RowPlan,
+    panels: Panels,
+    epilogue: Epilogue,
+    /// Channels of an output row.
+    width: usize,
+    block_rows: usize,
+}
+
+impl Walk {
+    pub(crate) fn new(
+        kernel: &'static Kernel,
+        shape: &ConvShape,
+        signed: bool,
+        epilogue: Epilogue,
+    ) -> Result<Self, KernelError> {
+        let plan = RowPlan::new(shape, signed, kernel);
+        let panels = Panels::new(
+            kernel,
+            shape.groups,
+            shape.out_c / shape.groups,
+            plan.padded,
+        )?;
+        let block_rows = (BLOCK_BYTES / plan.row_bytes()).clamp(kernel.tallest(), BLOCK_ROWS);
+        Ok(Walk {
+            kernel,
+            plan,
+            panels,
+            epilogue,
+            width: shape.out_c,
+            block_rows,
+        })
+    }
+
+    pub(crate) fn kernel(&self) -> &'static Kernel {
+        self.kernel
+    }
+
+    pub(crate) fn panels(&self) -> &Panels {
+        &self.panels
+    }
+
+    /// Positions along K.
+    pub(crate) fn depth(&self) -> usize {
+        self.plan.depth
+    }
+
+    /// Bytes of scratch for one part, alignment included.
+    pub(crate) fn part_bytes(&self) -> usize {
+        let pointers = self.block_rows * self.plan.segments * size_of::<*const u8>();
+        LINE + piece(4 * self.kernel.tallest() * self.kernel.widest())
+            + piece(pointers)
+            + piece(self.plan.strip_bytes(self.block_rows))
+            + piece(4 * self.block_rows)
+    }
+}
+
+/// How threads share a product.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Split {
+    pub(crate) parts: usize,
+    by_rows: bool,
+}
+
+impl Split {
+    /// The split of a product with `rows` rows.
+    pub(crate) fn new(rows: usize, walk: &Walk, threads: usize) -> Self {
+        let panels = &walk.panels;
+        let macs = rows
+            .saturating_mul(panels.columns)
+            .saturating_mul(walk.plan.depth);
+        let threads = threads.min(macs / MACS_PER_PART).max(1);
+        // The part that finishes last decides: the share of the longest part in all the work.
+        let tiles = rows.div_ceil(walk.kernel.tallest());
+        let longest = |units: usize| units.div_ceil(threads) as f64 / units.max(1) as f64;
+        let by_rows = longest(tiles) <= longest(panels.list.len());
+        let units = if by_rows { tiles } else { panels.list.len() };
+        Split {
+            parts: threads.min(units).max(1),
+            by_rows,
+        }
+    }
+
+    /// The rows and panels of one part.
+    pub(crate) fn part(
+        self,
+        part: usize,
+        rows: usize,
+        panels: usize,
+    ) -> (Range<usize>, Range<usize>) {
+        if self.by_rows {
+            (share(rows, self.parts, part), 0..panels)
+        } else {
+            (0..rows, share(panels, self.parts, part))
+        }
+    }
+}
+
+/// One product to compute: operands and output.
+///
+/// # Contract of [`Job::run`]
+/// - `input` holds every image that the rows reach into; `weights` was packed by the walk's kernel and
+///   panels; `bias` has a value for each packed column;
+/// - `output` and, where the epilogue has a second operand, `other` hold all rows at the walk's width;
+/// - no other thread runs the same rows and panels on this output at the same time.
+pub(crate) struct Job<'a> {
+    pub(crate) walk: &'a Walk,
+    pub(crate) input: &'a [u8],
+    pub(crate) other: &'a [u8],
+    pub(crate) output: &'a Shared<'a>,
+    /// First output row of the job, counted over the whole output.
+    pub(crate) first_row: usize,
+    pub(crate) weights: &'a [u8],
+    pub(crate) bias: &'a [i32],
+    pub(crate) padding: u8,
+    /// Times the sum of a row's activations, added to all its sums: the share of the weights' zero
+    /// point where that is not folded into the weights. Only for matrix products.
+    pub(crate) row_factor: i32,
+}
+
+impl Job<'_> {
+    /// Computes the outputs of `rows` and `panels`; `scratch` has `part_bytes` bytes.
+    ///
+    /// # Safety
+    /// The contract of [`Job`].
+    pub(crate) unsafe fn run(&self, rows: Range<usize>, panels: Range<usize>, scratch: &mut [u8]) {
+        let walk = self.walk;
+        let mut carver = Carver::new(scratch);
+        let tile = carver.words(walk.kernel.tallest() * walk.kernel.widest());
+        let table = carver.pointers(walk.block_rows * walk.plan.segments);
+        let strip = carver.bytes(walk.plan.strip_bytes(walk.block_rows));
+        let terms = carver.words(walk.block_rows);
+        let panels = &walk.panels.list[panels];
+        let blocks = rows.len().div_ceil(walk.block_rows);
+        for block in 0..blocks {
+            let share = share(rows.len(), blocks, block);
+            let block = rows.start + share.start..rows.start + share.end;
+            let terms = &mut terms[..block.len()];
+            self.row_terms(block.clone(), terms);
+            for group in panels.chunk_by(|left, right| left.group == right.group) {
+                self.fill(group[0].group, block.clone(), table, strip);
+                for panel in group {
+                    // SAFETY: the caller's promise; `fill` has just pointed the table at the block.
+                    unsafe { self.panel(panel, block.clone(), table, terms, tile) };
+                }
+            }
+        }
+    }
+
+    fn row_terms(&self, block: Range<usize>, terms: &mut [i32]) {
+        if self.row_factor == 0 {
+            return;
+        }
+        let (depth, signed) = (self.walk.plan.depth, self.walk.plan.signed());
+        for (row, term) in block.zip(terms) {
+            let row = &self.input[row * depth..(row + 1) * depth];
+            let sum: i32 = if signed {
+                row.iter().map(|&x| i32::from(x as i8)).sum()
+            } else {
+                row.iter().map(|&x| i32::from(x)).sum()
+            };
+            *term = sum.wrapping_mul(self.row_factor);
+        }
+    }
+
+    /// The tiles of a block of rows, counted from the block's first.
+    fn tiles(&self, rows: usize) -> impl Iterator<Item = Range<usize>> {
+        let tiles = rows.div_ceil(self.walk.kernel.tallest());
+        (0..tiles).map(move |tile| share(rows, tiles, tile))
+    }
+
+    /// Points `table` at the rows of a block, tile after tile.
+    fn fill(&self, group: usize, block: Range<usize>, table: &mut [*const u8], strip: &mut [u8]) {
+        let plan = &self.walk.plan;
+        for tile in self.tiles(block.len()) {
+            plan.fill(
+                self.input,
+                self.padding,
+                group,
+                block.start + tile.start..block.start + tile.end,
+                &mut table[tile.start * plan.segments..tile.end * plan.segments],
+                &mut strip[tile.start * plan.row_bytes()..],
+            );
+        }
+    }
+
+    /// Multiplies a block of rows by one panel.
+    ///
+    /// # Safety
+    /// - The contract of [`Job`]; `table` points at the rows of `block`.
+    unsafe fn panel(
+        &self,
+        panel: &Panel,
+        block: Range<usize>,
+        table: &[*const u8],
+        terms: &[i32],
+        tile: &mut [i32],
+    ) {
+        let walk = self.walk;
+        let plan = &walk.plan;
+        let functions = walk.kernel.tiles[panel.width_index];
+        let weights = &self.weights[panel.offset..];
+        let bias = &self.bias[panel.column..panel.column + panel.width];
+        for rows in self.tiles(block.len()) {
+            let pointers = &table[rows.start * plan.segments..rows.end * plan.segments];
+            let call = Tile {
+                rows: pointers.as_ptr(),
+                segments: plan.segments,
+                groups: plan.groups,
+                weights: weights.as_ptr(),
+                bias: bias.as_ptr(),
+                out: tile.as_mut_ptr(),
+                stride: panel.width,
+            };
+            // SAFETY: the contract of `Tile`: every row points at readable activations; the panel
+            // was packed for this kernel, width and depth; bias has the panel's width and the tile
+            // is as large as the kernel's largest; the ISA was checked when the kernel was chosen.
+            unsafe { functions[rows.len() - 1](&call) };
+            if self.row_factor != 0 {
+                let sums = tile.chunks_exact_mut(panel.width);
+                for (sums, term) in sums.zip(&terms[rows.clone()]) {
+                    sums.iter_mut()
+                        .for_each(|sum| *sum = sum.wrapping_add(*term));
+                }
+            }
+            let place = Place {
+                tile: tile.as_mut_ptr(),
+                stride: panel.width,
+                rows: rows.len(),
+                columns: panel.used,
+                column: panel.column,
+                channel: panel.channel,
+                width: walk.width,
+                row: self.first_row + block.start + rows.start,
+                output: self.output.start(),
+                other: self.other.as_ptr(),
+            };
+            // SAFETY: the tile holds `rows × width` sums; the output's places are this call's alone
+            // by the contract of `Job`, and both operands hold all rows.
+            unsafe { walk.epilogue.run(&place) };
+        }
+    }
+}
