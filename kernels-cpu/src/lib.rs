@@ -18,6 +18,7 @@ pub mod matmul;
 pub mod parallel;
 pub mod pool;
 pub mod table;
+pub mod threads;
 pub mod transpose;
 
 mod arch;
