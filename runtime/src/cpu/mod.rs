@@ -1,0 +1,270 @@
+//! The CPU backend: every step of a plan on the SIMD kernels of `requant-kernels-cpu`.
+//!
+//! Compiling resolves each step to a prepared kernel and packs the weights once. Rare steps without
+//! a kernel of their own (see [`prepare`]) run the reference's scalar loops, on the same device.
+
+mod movement;
+mod prepare;
+
+use std::sync::Arc;
+
+use requant_kernels_cpu::threads::ThreadPool;
+use requant_kernels_cpu::{ConvIo, Isa, KernelError, MatMulIo, Parallel};
+
+use crate::arena::Operands;
+use crate::executor::{HostExecutable, Runner};
+use crate::plan::signature::Edge;
+use crate::plan::step::Operand;
+use crate::plan::{BufferId, Plan, Step};
+use crate::{Backend, BackendInfo, CompileError, ExecError, Executable, ports, reference};
+use prepare::{Kernel, PortEdge};
+
+/// How the CPU backend runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Instruction set; the best one that the machine has when absent.
+    pub isa: Option<Isa>,
+    /// Threads that one run may use, shared by all models; the cores granted to the process when 0.
+    pub threads: usize,
+}
+
+/// The CPU backend.
+#[derive(Clone, Debug)]
+pub struct CpuBackend {
+    isa: Isa,
+    pool: Arc<ThreadPool>,
+}
+
+impl CpuBackend {
+    /// Starts the compute threads.
+    ///
+    /// # Errors
+    /// An instruction set that the machine lacks.
+    pub fn new(options: CpuOptions) -> Result<Self, CompileError> {
+        let isa = options.isa.unwrap_or_else(Isa::best);
+        if !isa.is_available() {
+            return Err(CompileError::Isa(isa));
+        }
+        let granted = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if options.threads == 0 {
+            granted()
+        } else {
+            options.threads
+        };
+        let pool = ThreadPool::new(threads).map_err(|error| CompileError::Threads {
+            threads,
+            reason: error.kind(),
+        })?;
+        Ok(CpuBackend {
+            isa,
+            pool: Arc::new(pool),
+        })
+    }
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn info(&self) -> BackendInfo {
+        BackendInfo {
+            backend: "cpu",
+            isa: self.isa.name(),
+            device: "cpu".to_owned(),
+            threads: self.pool.threads(),
+        }
+    }
+
+    fn compile(&self, plan: Arc<Plan>) -> Result<Arc<dyn Executable>, CompileError> {
+        let kernels: Result<Vec<Kernel>, CompileError> = plan
+            .steps
+            .iter()
+            .map(|step| {
+                prepare::step(self.isa, &plan, step).map_err(|source| CompileError::Kernel {
+                    step: step.name.clone(),
+                    source,
+                })
+            })
+            .collect();
+        let runner = CpuRunner {
+            kernels: kernels?,
+            isa: self.isa,
+            pool: Arc::clone(&self.pool),
+        };
+        Ok(Arc::new(HostExecutable {
+            plan,
+            runner: Arc::new(runner),
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct CpuRunner {
+    kernels: Vec<Kernel>,
+    isa: Isa,
+    pool: Arc<ThreadPool>,
+}
+
+impl Runner for CpuRunner {
+    fn step(
+        &self,
+        index: usize,
+        step: &Step,
+        output: usize,
+        operands: Operands<'_>,
+        out: &mut [u8],
+        scratch: &mut [u8],
+    ) -> Result<(), ExecError> {
+        self.kernel(index, step, output, operands, out, scratch)
+            .map_err(|source| ExecError::Kernel {
+                step: step.name.clone(),
+                source,
+            })
+    }
+
+    fn quantize(&self, edge: &Edge, data: &[u8], out: &mut [u8]) {
+        // A port's edge was not prepared with the steps: it is a handful of constants.
+        let done = match PortEdge::quantize(self.isa, edge) {
+            Ok(kernel) => kernel.run(data, out, &*self.pool),
+            Err(error) => Err(error),
+        };
+        if done.is_err() {
+            ports::quantize(edge, data, out);
+        }
+    }
+
+    fn dequantize(&self, edge: &Edge, data: &[u8], out: &mut [u8]) {
+        let done = match PortEdge::dequantize(self.isa, edge) {
+            Ok(kernel) => kernel.run(data, out, &*self.pool),
+            Err(error) => Err(error),
+        };
+        if done.is_err() {
+            ports::dequantize(edge, data, out);
+        }
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.kernels.iter().map(Kernel::packed_bytes).sum()
+    }
+
+    fn scratch_bytes(&self) -> usize {
+        let threads = self.pool.threads();
+        self.kernels
+            .iter()
+            .map(|kernel| kernel.scratch_bytes(threads))
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn kernels(&self) -> Vec<&'static str> {
+        self.kernels.iter().map(Kernel::name).collect()
+    }
+}
+
+impl CpuRunner {
+    fn kernel(
+        &self,
+        index: usize,
+        step: &Step,
+        output: usize,
+        operands: Operands<'_>,
+        out: &mut [u8],
+        scratch: &mut [u8],
+    ) -> Result<(), KernelError> {
+        let pool: &dyn Parallel = &*self.pool;
+        let input = |i: usize| operands.read(step.inputs[i]);
+        let samples = operands.samples();
+        match &self.kernels[index] {
+            Kernel::Conv {
+                conv,
+                images,
+                other,
+                zero_point,
+            } => {
+                let other = other.map(|id: BufferId| operands.read(id));
+                let zero_points = match zero_point {
+                    Operand::Static(_) => {
+                        let batch = images.batch(samples);
+                        let io = ConvIo {
+                            batch,
+                            input: input(0),
+                            other,
+                            output: out,
+                            input_zero_point: None,
+                            scratch,
+                        };
+                        return conv.run(io, pool);
+                    }
+                    Operand::Dynamic(buffer) => operands.read(*buffer),
+                };
+                let (x, y) = (input(0).len() / samples, out.len() / samples);
+                for (sample, out) in out.chunks_exact_mut(y).enumerate() {
+                    let io = ConvIo {
+                        batch: images.batch(1),
+                        input: &input(0)[sample * x..(sample + 1) * x],
+                        other: other.map(|o| &o[sample * y..(sample + 1) * y]),
+                        output: out,
+                        input_zero_point: Some(i32::from(zero_points[sample])),
+                        scratch: &mut *scratch,
+                    };
+                    conv.run(io, pool)?;
+                }
+                Ok(())
+            }
+            Kernel::MatMul {
+                matmul,
+                products,
+                a_index,
+                b_index,
+            } => {
+                // Without lists both operands are dense over all samples.
+                let products = products * if a_index.is_some() { 1 } else { samples };
+                let io = MatMulIo {
+                    products,
+                    a: input(0),
+                    a_index: a_index.as_deref(),
+                    b: input(1),
+                    b_index: b_index.as_deref(),
+                    other: None,
+                    output: out,
+                    a_zero_point: None,
+                    b_zero_point: None,
+                    scratch,
+                };
+                matmul.run(io, pool)
+            }
+            Kernel::Binary { binary, batched } => {
+                let io = requant_kernels_cpu::BinaryIo {
+                    batch: if *batched { samples } else { 1 },
+                    a: input(0),
+                    b: input(1),
+                    output: out,
+                };
+                binary.run(io, pool)
+            }
+            Kernel::Lookup(lookup) => lookup.run(input(0), out, pool),
+            Kernel::MaxPool {
+                pool: kernel,
+                images,
+            } => kernel.run(images.batch(samples), input(0), out, pool),
+            Kernel::AveragePool {
+                pool: kernel,
+                images,
+            } => kernel.run(images.batch(samples), input(0), out, pool),
+            Kernel::Transpose { transpose, batched } => {
+                transpose.run(if *batched { samples } else { 1 }, input(0), out, pool)
+            }
+            Kernel::Quantize(quantize) => quantize.run(input(0), out, pool),
+            Kernel::Dequantize(dequantize) => dequantize.run(input(0), out, pool),
+            Kernel::Move => {
+                movement::run(step, &operands, out);
+                Ok(())
+            }
+            Kernel::Portable => {
+                reference::run(step, output, &operands, out);
+                Ok(())
+            }
+        }
+    }
+}

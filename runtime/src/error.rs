@@ -1,0 +1,108 @@
+//! What can go wrong between a graph and a result.
+
+use requant_kernels_cpu::KernelError;
+use requant_model::{ModelError, NodeError};
+use thiserror::Error;
+
+/// Why a graph has no plan.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum PlanError {
+    /// The graph does not pass validation.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A node's parameters cannot be resolved.
+    #[error("node '{node}': {source}")]
+    Node {
+        /// The node.
+        node: String,
+        /// The fault.
+        source: NodeError,
+    },
+    /// One sample needs more memory than the budget.
+    #[error("one sample needs {bytes} bytes of activations, more than the budget of {budget}")]
+    TooLarge {
+        /// What it needs.
+        bytes: usize,
+        /// The budget.
+        budget: usize,
+    },
+}
+
+/// Why a backend refuses a plan.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum CompileError {
+    /// A step that the backend has no kernel for.
+    #[error("step '{step}': {source}")]
+    Kernel {
+        /// The step.
+        step: String,
+        /// The fault.
+        source: KernelError,
+    },
+    /// The compute threads cannot be started.
+    #[error("cannot start {threads} compute threads: {reason}")]
+    Threads {
+        /// Threads asked for.
+        threads: usize,
+        /// What the system says.
+        reason: std::io::ErrorKind,
+    },
+    /// The machine lacks the instruction set that was asked for.
+    #[error("this machine does not support {0}")]
+    Isa(requant_kernels_cpu::Isa),
+}
+
+/// Why an instance cannot be made or used as asked.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum ExecError {
+    /// A batch of 0, or of more than 1 for a model without a batch dimension.
+    #[error("a batch of {samples} samples is not possible, the most is {limit}")]
+    Batch {
+        /// Samples asked for.
+        samples: usize,
+        /// The most possible.
+        limit: usize,
+    },
+    /// An instance that would need more memory than the budget.
+    #[error("a batch of {samples} needs {bytes} bytes, more than the budget of {budget}")]
+    TooLarge {
+        /// Samples asked for.
+        samples: usize,
+        /// What they need.
+        bytes: usize,
+        /// The budget.
+        budget: usize,
+    },
+    /// A port that the model does not have.
+    #[error("the model has no {what} {index}")]
+    Port {
+        /// `input` or `output`.
+        what: &'static str,
+        /// The index asked for.
+        index: usize,
+    },
+    /// The integer form of a port that has none.
+    #[error("'{name}' has no integer form")]
+    Form {
+        /// The port.
+        name: String,
+    },
+    /// A byte count that does not fit.
+    #[error("'{name}' has {got} bytes, expected {expected}")]
+    Bytes {
+        /// The port.
+        name: String,
+        /// Bytes given.
+        got: usize,
+        /// Bytes expected.
+        expected: usize,
+    },
+    /// A kernel that refuses its buffers: a fault of this program.
+    #[error("step '{step}': {source}")]
+    Kernel {
+        /// The step.
+        step: String,
+        /// The fault.
+        source: KernelError,
+    },
+}

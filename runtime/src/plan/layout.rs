@@ -1,0 +1,195 @@
+//! Where every buffer lies in the arena, decided once.
+//!
+//! Buffers are placed largest first, each in the smallest gap that is free over its whole lifetime
+//! (first write to last read), as XNNPACK's and TFLite Micro's planners do. Sizes are rounded to cache
+//! lines. Batched buffers are laid out for one sample, and all offsets grow with the batch: buffers
+//! that are apart for one sample stay apart for any number.
+
+use super::build::Draft;
+use super::{BufferId, Storage, root};
+
+/// Alignment of every buffer, in bytes.
+pub const ALIGNMENT: usize = 64;
+
+/// Offsets of all buffers: `fixed + per sample × batch`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ArenaLayout {
+    places: Vec<Place>,
+    fixed_bytes: usize,
+    sample_bytes: usize,
+}
+
+/// Where one buffer lies. Buffers outside the arena have an empty place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Place {
+    offset: usize,
+    bytes: usize,
+    batched: bool,
+    first: usize,
+    last: usize,
+}
+
+impl ArenaLayout {
+    /// Bytes of an arena for `samples` samples.
+    pub fn bytes(&self, samples: usize) -> usize {
+        self.fixed_bytes
+            .saturating_add(self.sample_bytes.saturating_mul(samples))
+    }
+
+    /// Bytes that one more sample takes.
+    pub fn sample_bytes(&self) -> usize {
+        self.sample_bytes
+    }
+
+    /// The byte range of a buffer that holds `samples` samples, in an arena laid out for `batch`.
+    pub fn range(&self, id: BufferId, samples: usize, batch: usize) -> core::ops::Range<usize> {
+        let place = self.places[id.0];
+        if place.batched {
+            let start = self.fixed_bytes + place.offset * batch;
+            start..start + place.bytes * samples
+        } else {
+            place.offset..place.offset + place.bytes
+        }
+    }
+
+    /// A picture of the arena for one sample: a line a buffer, by offset.
+    pub fn dump(&self, name: impl Fn(BufferId) -> String) -> String {
+        use std::fmt::Write;
+        let mut rows: Vec<(usize, &Place)> = self
+            .places
+            .iter()
+            .enumerate()
+            .filter(|(_, place)| place.bytes > 0)
+            .collect();
+        rows.sort_by_key(|(index, place)| (place.batched, place.offset, place.first, *index));
+        let mut text = format!(
+            "arena: {} + {} bytes a sample\n",
+            self.fixed_bytes, self.sample_bytes
+        );
+        for (index, place) in rows {
+            let kind = if place.batched { "sample" } else { "fixed" };
+            let Place {
+                offset,
+                bytes,
+                first,
+                last,
+                ..
+            } = place;
+            // Writing to a String cannot fail.
+            let _ = writeln!(
+                text,
+                "{kind:>6} {offset:>10} +{bytes:<10} steps {first:>4}..{last:<4} {}",
+                name(BufferId(index))
+            );
+        }
+        text
+    }
+}
+
+pub(super) fn lay_out(draft: &Draft) -> ArenaLayout {
+    let mut places = lifetimes(draft);
+    let (mut fixed_bytes, mut sample_bytes) = (0, 0);
+    let mut order: Vec<usize> = (0..places.len()).filter(|&i| places[i].bytes > 0).collect();
+    order.sort_by_key(|&i| (core::cmp::Reverse(places[i].bytes), places[i].first, i));
+    let mut placed: Vec<usize> = Vec::new();
+    for index in order {
+        let place = places[index];
+        let mut busy: Vec<(usize, usize)> = placed
+            .iter()
+            .map(|&other: &usize| places[other])
+            .filter(|other| other.batched == place.batched)
+            .filter(|other| other.first <= place.last && place.first <= other.last)
+            .map(|other| (other.offset, other.offset + round_up(other.bytes)))
+            .collect();
+        busy.sort_unstable();
+        let offset = smallest_gap(&busy, round_up(place.bytes));
+        places[index].offset = offset;
+        let end = if place.batched {
+            &mut sample_bytes
+        } else {
+            &mut fixed_bytes
+        };
+        *end = (*end).max(offset + round_up(place.bytes));
+        placed.push(index);
+    }
+    share_views(draft, &mut places);
+    ArenaLayout {
+        places,
+        fixed_bytes,
+        sample_bytes,
+    }
+}
+
+/// First and last step that touch each buffer, views counted with what they show. Step numbers start
+/// at 1; inputs are there from 0, outputs until after the last step.
+fn lifetimes(draft: &Draft) -> Vec<Place> {
+    let mut places = vec![
+        Place {
+            first: usize::MAX,
+            ..Place::default()
+        };
+        draft.buffers.len()
+    ];
+    let mut touch = |id: BufferId, at: usize| {
+        let id = root(&draft.buffers, id);
+        let buffer = &draft.buffers[id.0];
+        if buffer.storage != Storage::Arena {
+            return;
+        }
+        let place = &mut places[id.0];
+        place.bytes = buffer.bytes();
+        place.batched = buffer.batched;
+        place.first = place.first.min(at);
+        place.last = place.last.max(at);
+    };
+    draft.inputs.iter().for_each(|port| touch(port.buffer, 0));
+    for (index, step) in draft.steps.iter().enumerate() {
+        step.reads().for_each(|id| touch(id, index + 1));
+        step.outputs.iter().for_each(|&id| touch(id, index + 1));
+    }
+    draft
+        .outputs
+        .iter()
+        .for_each(|port| touch(port.buffer, draft.steps.len() + 1));
+    places
+}
+
+fn share_views(draft: &Draft, places: &mut [Place]) {
+    for index in 0..places.len() {
+        let source = root(&draft.buffers, BufferId(index));
+        if source.0 != index {
+            places[index] = places[source.0];
+        }
+    }
+}
+
+/// The start of the smallest gap between busy ranges (sorted by start) that holds `bytes`, or the end
+/// of the last.
+fn smallest_gap(busy: &[(usize, usize)], bytes: usize) -> usize {
+    let mut end = 0;
+    let mut best: Option<(usize, usize)> = None;
+    for &(start, stop) in busy {
+        if start >= end + bytes && best.is_none_or(|(gap, _)| start - end < gap) {
+            best = Some((start - end, end));
+        }
+        end = end.max(stop);
+    }
+    best.map_or(end, |(_, offset)| offset)
+}
+
+fn round_up(bytes: usize) -> usize {
+    bytes.next_multiple_of(ALIGNMENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn smallest_gap_is_taken() {
+        assert_eq!(smallest_gap(&[], 64), 0);
+        assert_eq!(smallest_gap(&[(0, 64), (256, 320), (448, 512)], 64), 320);
+        assert_eq!(smallest_gap(&[(64, 128)], 64), 0);
+        assert_eq!(smallest_gap(&[(0, 128), (64, 256)], 64), 256);
+    }
+}

@@ -1,0 +1,212 @@
+//! The reference backend: plain loops over the formulas of `requant-numerics`, one element at a time.
+//!
+//! It is the oracle of every other backend, so nothing in it is clever: no packing, no blocking, no
+//! instruction sets, no threads.
+
+mod edges;
+mod linear;
+mod maps;
+mod movement;
+mod pools;
+
+use std::sync::Arc;
+
+use crate::arena::Operands;
+use crate::executor::{HostExecutable, Runner};
+use crate::plan::signature::Edge;
+use crate::plan::{Plan, Step, StepOp};
+use crate::{Backend, BackendInfo, CompileError, ExecError, Executable, ports};
+
+/// The reference backend.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReferenceBackend;
+
+impl Backend for ReferenceBackend {
+    fn name(&self) -> &'static str {
+        "reference"
+    }
+
+    fn info(&self) -> BackendInfo {
+        BackendInfo {
+            backend: "reference",
+            isa: "none",
+            device: "cpu".to_owned(),
+            threads: 1,
+        }
+    }
+
+    fn compile(&self, plan: Arc<Plan>) -> Result<Arc<dyn Executable>, CompileError> {
+        let runner = Arc::new(Reference {
+            steps: plan.steps.len(),
+        });
+        Ok(Arc::new(HostExecutable { plan, runner }))
+    }
+}
+
+#[derive(Debug)]
+struct Reference {
+    steps: usize,
+}
+
+impl Runner for Reference {
+    fn step(
+        &self,
+        _index: usize,
+        step: &Step,
+        output: usize,
+        operands: Operands<'_>,
+        out: &mut [u8],
+        _scratch: &mut [u8],
+    ) -> Result<(), ExecError> {
+        run(step, output, &operands, out);
+        Ok(())
+    }
+
+    fn quantize(&self, edge: &Edge, data: &[u8], out: &mut [u8]) {
+        ports::quantize(edge, data, out);
+    }
+
+    fn dequantize(&self, edge: &Edge, data: &[u8], out: &mut [u8]) {
+        ports::dequantize(edge, data, out);
+    }
+
+    fn weight_bytes(&self) -> usize {
+        0
+    }
+
+    fn scratch_bytes(&self) -> usize {
+        0
+    }
+
+    fn kernels(&self) -> Vec<&'static str> {
+        vec!["reference"; self.steps]
+    }
+}
+
+/// Computes output `output` of a step.
+pub(crate) fn run(step: &Step, output: usize, operands: &Operands<'_>, out: &mut [u8]) {
+    match &step.op {
+        StepOp::Quantize { scales, rounding } => {
+            edges::quantize(step, operands, out, scales, *rounding);
+        }
+        StepOp::Dequantize { scales } => edges::dequantize(step, operands, out, scales),
+        StepOp::Conv(conv) => linear::conv(step, conv, operands, out),
+        StepOp::MatMul {
+            zero_point_a,
+            zero_point_b,
+            requantize,
+        } => {
+            let zero_points = (*zero_point_a, *zero_point_b);
+            linear::mat_mul(step, operands, out, zero_points, requantize.as_ref());
+        }
+        StepOp::Add(params) => maps::binary(step, operands, out, |a, b| params.apply(a, b)),
+        StepOp::Mul(params) => maps::binary(step, operands, out, |a, b| params.apply(a, b)),
+        StepOp::Table { tables, axis } => maps::table(step, operands, out, tables, *axis),
+        StepOp::Rescale {
+            zero_point,
+            requantize,
+        } => {
+            maps::rescale(step, operands, out, *zero_point, requantize);
+        }
+        StepOp::MaxPool(window) => pools::max_pool(step, operands, out, window),
+        StepOp::AveragePool {
+            window,
+            include_pad,
+            zero_point,
+            requantize,
+        } => {
+            pools::average_pool(
+                step,
+                operands,
+                out,
+                window,
+                *include_pad,
+                *zero_point,
+                requantize,
+            );
+        }
+        StepOp::Mean {
+            axes,
+            zero_point,
+            requantize,
+        } => {
+            pools::mean(step, operands, out, axes, *zero_point, requantize);
+        }
+        StepOp::Concat { axis } => movement::concat(step, operands, out, *axis),
+        StepOp::Slice { starts, steps } => movement::slice(step, operands, out, starts, steps),
+        StepOp::Pad { before, value } => movement::pad(step, operands, out, before, *value),
+        StepOp::Transpose { perm } => movement::transpose(step, operands, out, perm),
+        StepOp::ResizeNearest { rows, columns } => {
+            movement::resize_nearest(step, operands, out, rows, columns);
+        }
+        StepOp::ResizeLinear {
+            rows,
+            columns,
+            zero_point,
+            requantize,
+        } => {
+            pools::resize_linear(
+                step,
+                operands,
+                out,
+                (rows, columns),
+                *zero_point,
+                requantize,
+            );
+        }
+        StepOp::Softmax { axis } => edges::softmax(step, operands, out, *axis),
+        StepOp::QLinearSoftmax {
+            axis,
+            table,
+            inverse_scale,
+            zero_point,
+        } => {
+            maps::softmax(
+                step,
+                operands,
+                out,
+                *axis,
+                (table, *inverse_scale, *zero_point),
+            );
+        }
+        StepOp::ArgMax { axis, last } => edges::arg_max(step, operands, out, *axis, *last),
+        StepOp::DynamicQuantize => edges::dynamic_quantize(step, operands, output, out),
+        StepOp::ScaleAccumulator { scales, bias, relu } => {
+            edges::scale_accumulator(step, operands, out, (scales, bias.as_deref(), *relu));
+        }
+    }
+}
+
+/// Row-major strides of a shape.
+pub(crate) fn strides(dims: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; dims.len()];
+    for axis in (1..dims.len()).rev() {
+        strides[axis - 1] = strides[axis] * dims[axis];
+    }
+    strides
+}
+
+/// Calls `visit(flat index, coordinates)` for every element of a shape, in row-major order.
+pub(crate) fn for_each(dims: &[usize], mut visit: impl FnMut(usize, &[usize])) {
+    let count: usize = dims.iter().product();
+    let mut at = vec![0; dims.len()];
+    for index in 0..count {
+        visit(index, &at);
+        for axis in (0..dims.len()).rev() {
+            at[axis] += 1;
+            if at[axis] < dims[axis] {
+                break;
+            }
+            at[axis] = 0;
+        }
+    }
+}
+
+/// Splits a shape at an axis: elements before it, along it and after it.
+pub(crate) fn around(dims: &[usize], axis: usize) -> (usize, usize, usize) {
+    (
+        dims[..axis].iter().product(),
+        dims[axis],
+        dims[axis + 1..].iter().product(),
+    )
+}
