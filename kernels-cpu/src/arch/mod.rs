@@ -6,9 +6,15 @@ use crate::Isa;
 use crate::table::Kernel;
 
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86_avx512;
 
 /// The kernels of this architecture, worst ISA first.
-pub(crate) static KERNELS: &[&[Kernel]] = &[scalar::KERNELS];
+pub(crate) static KERNELS: &[&[Kernel]] = &[
+    scalar::KERNELS,
+    #[cfg(target_arch = "x86_64")]
+    x86_avx512::KERNELS,
+];
 
 /// The table lookup of an ISA.
 pub(crate) fn lookup(isa: Isa) -> fn(&Table, &[u8], &mut [u8]) {

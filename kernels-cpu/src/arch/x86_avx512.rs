@@ -1,0 +1,252 @@
+//! AVX-512 with VNNI: `vpdpbusd` multiplies 64 unsigned by 64 signed bytes and adds groups of four to
+//! 16 sums.
+//!
+//! The tile is 6 rows by 64 columns: 24 sums, 4 vectors of weights and one of activations stay in
+//! registers. Activations are not packed; four bytes of a row are broadcast from where they lie. Signed
+//! ones are flipped to `x + 128` by a `vpxord` with an embedded broadcast; it is written in assembly
+//! because the compiler takes minutes over the intrinsics' form.
+//!
+//! `I4` weights are unpacked in registers with their nibble in the high half, so products are 16 times
+//! too large until the finished sums are shifted back.
+
+use core::arch::asm;
+use core::arch::x86_64::{
+    __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_slli_epi16,
+    _mm512_srai_epi32, _mm512_storeu_si512,
+};
+
+use crate::Isa;
+use crate::table::{Activations, Kernel, Tile, TileFn, WeightFormat};
+
+const GROUP: usize = 4;
+/// Columns of one vector of sums.
+const LANES: usize = 16;
+/// Weights of one vector.
+const VECTOR: usize = 64;
+
+pub(super) const KERNELS: &[Kernel] = &[
+    Kernel {
+        name: "avx512-vnni-u8s8-6x64",
+        activations: Activations::U8,
+        weights: WeightFormat::I8,
+        offset: 0,
+        widths: &[64, 48, 32, 16],
+        tiles: &U8S8,
+        ..ROW
+    },
+    Kernel {
+        name: "avx512-vnni-s8s8-6x64",
+        activations: Activations::I8,
+        weights: WeightFormat::I8,
+        offset: 128,
+        widths: &[64, 48, 32, 16],
+        tiles: &S8S8,
+        ..ROW
+    },
+    Kernel {
+        name: "avx512-vnni-u8s4-6x64",
+        activations: Activations::U8,
+        weights: WeightFormat::I4,
+        offset: 0,
+        widths: &[64, 32],
+        tiles: &U8S4,
+        ..ROW
+    },
+    Kernel {
+        name: "avx512-vnni-s8s4-6x64",
+        activations: Activations::I8,
+        weights: WeightFormat::I4,
+        offset: 128,
+        widths: &[64, 32],
+        tiles: &S8S4,
+        ..ROW
+    },
+];
+
+/// What the rows have in common.
+const ROW: Kernel = Kernel {
+    name: "",
+    isa: Isa::Avx512Vnni,
+    activations: Activations::U8,
+    weights: WeightFormat::I8,
+    offset: 0,
+    group: GROUP,
+    lanes: VECTOR,
+    widths: &[],
+    tiles: &[],
+};
+
+static U8S8: [&[TileFn]; 4] = [
+    &heights::<Unsigned, Bytes, 4>(),
+    &heights::<Unsigned, Bytes, 3>(),
+    &heights::<Unsigned, Bytes, 2>(),
+    &heights::<Unsigned, Bytes, 1>(),
+];
+static S8S8: [&[TileFn]; 4] = [
+    &heights::<Signed, Bytes, 4>(),
+    &heights::<Signed, Bytes, 3>(),
+    &heights::<Signed, Bytes, 2>(),
+    &heights::<Signed, Bytes, 1>(),
+];
+static U8S4: [&[TileFn]; 2] = [
+    &heights::<Unsigned, Nibbles, 4>(),
+    &heights::<Unsigned, Nibbles, 2>(),
+];
+static S8S4: [&[TileFn]; 2] = [
+    &heights::<Signed, Nibbles, 4>(),
+    &heights::<Signed, Nibbles, 2>(),
+];
+
+const fn heights<A: Sign, W: Format, const VECTORS: usize>() -> [TileFn; 6] {
+    [
+        tile::<A, W, 1, VECTORS>,
+        tile::<A, W, 2, VECTORS>,
+        tile::<A, W, 3, VECTORS>,
+        tile::<A, W, 4, VECTORS>,
+        tile::<A, W, 5, VECTORS>,
+        tile::<A, W, 6, VECTORS>,
+    ]
+}
+
+/// The sign of activations: how four of them are broadcast as unsigned bytes.
+trait Sign {
+    /// # Safety
+    /// - `at` is readable for four bytes.
+    unsafe fn broadcast(at: *const u8, flip: __m512i) -> __m512i;
+}
+
+struct Unsigned;
+struct Signed;
+
+impl Sign for Unsigned {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn broadcast(at: *const u8, _flip: __m512i) -> __m512i {
+        // SAFETY: readable by the caller's promise; the read needs no alignment.
+        _mm512_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() })
+    }
+}
+
+impl Sign for Signed {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn broadcast(at: *const u8, flip: __m512i) -> __m512i {
+        let flipped: __m512i;
+        // SAFETY: reads four bytes at `at`, which the caller promises; writes only the output.
+        unsafe {
+            asm!(
+                "vpxord {out}, {flip}, dword ptr [{at}]{{1to16}}",
+                out = lateout(zmm_reg) flipped,
+                flip = in(zmm_reg) flip,
+                at = in(reg) at,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        flipped
+    }
+}
+
+/// The format of weights: how the vectors of one k-group are loaded.
+trait Format {
+    /// Bytes of one vector of weights in memory.
+    const BYTES: usize;
+    /// Right shift of the finished sums.
+    const SHIFT: u32;
+
+    /// # Safety
+    /// - `at` is readable for `VECTORS · BYTES` bytes.
+    unsafe fn load<const VECTORS: usize>(at: *const u8) -> [__m512i; VECTORS];
+}
+
+struct Bytes;
+struct Nibbles;
+
+impl Format for Bytes {
+    const BYTES: usize = 64;
+    const SHIFT: u32 = 0;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load<const VECTORS: usize>(at: *const u8) -> [__m512i; VECTORS] {
+        let mut weights = [_mm512_setzero_si512(); VECTORS];
+        for (vector, weights) in weights.iter_mut().enumerate() {
+            // SAFETY: readable by the caller's promise; the load needs no alignment.
+            *weights = unsafe { _mm512_loadu_si512(at.add(vector * VECTOR).cast()) };
+        }
+        weights
+    }
+}
+
+impl Format for Nibbles {
+    const BYTES: usize = 32;
+    const SHIFT: u32 = 4;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load<const VECTORS: usize>(at: *const u8) -> [__m512i; VECTORS] {
+        let high = _mm512_set1_epi8(-16);
+        let mut weights = [_mm512_setzero_si512(); VECTORS];
+        for (pair, weights) in weights.chunks_exact_mut(2).enumerate() {
+            // SAFETY: readable by the caller's promise; the load needs no alignment.
+            let both = unsafe { _mm512_loadu_si512(at.add(pair * VECTOR).cast()) };
+            weights[0] = _mm512_and_si512(_mm512_slli_epi16::<4>(both), high);
+            weights[1] = _mm512_and_si512(both, high);
+        }
+        weights
+    }
+}
+
+/// See [`Tile`] for the contract.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn tile<A: Sign, W: Format, const HEIGHT: usize, const VECTORS: usize>(tile: &Tile) {
+    let mut sums = [[_mm512_setzero_si512(); VECTORS]; HEIGHT];
+    let flip = _mm512_set1_epi8(-128);
+    let mut weights = tile.weights;
+    let mut table = tile.rows;
+    let end = tile.rows.wrapping_add(tile.segments * HEIGHT);
+    // Both loops test at their end: a loop that may run zero times costs copies of all sums.
+    loop {
+        let mut rows = [core::ptr::null::<u8>(); HEIGHT];
+        for (r, row) in rows.iter_mut().enumerate() {
+            // SAFETY: `rows` holds `segments × height` pointers.
+            *row = unsafe { *table.add(r) };
+        }
+        let mut at = 0;
+        loop {
+            // SAFETY: `weights` is readable for all k-groups.
+            let panel = unsafe { W::load::<VECTORS>(weights) };
+            weights = weights.wrapping_add(VECTORS * W::BYTES);
+            for (sums, row) in sums.iter_mut().zip(rows) {
+                // SAFETY: each row is readable for `groups` k-groups of four bytes.
+                let x = unsafe { A::broadcast(row.add(at), flip) };
+                for (sum, w) in sums.iter_mut().zip(panel) {
+                    *sum = _mm512_dpbusd_epi32(*sum, x, w);
+                }
+            }
+            at += GROUP;
+            if at == tile.groups * GROUP {
+                break;
+            }
+        }
+        table = table.wrapping_add(HEIGHT);
+        if table == end {
+            break;
+        }
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        for (vector, sum) in sums.iter().enumerate() {
+            // SAFETY: `bias` holds `width` values and `out` `height` rows of them.
+            unsafe {
+                let bias = _mm512_loadu_si512(tile.bias.add(vector * LANES).cast());
+                let sum = if W::SHIFT == 4 {
+                    _mm512_srai_epi32::<4>(*sum)
+                } else {
+                    *sum
+                };
+                let out = tile.out.add(r * tile.stride + vector * LANES);
+                _mm512_storeu_si512(out.cast(), _mm512_add_epi32(sum, bias));
+            }
+        }
+    }
+}
