@@ -1,0 +1,133 @@
+//! Elementwise operators.
+
+use requant_model::ops::{Add, AddSpec, Mul, MulSpec, QLinearSoftmax, Rescale, Table, broadcast};
+use requant_model::{Graph, Op, Tensor, ValueId};
+use requant_numerics::softmax::exp_table;
+use requant_numerics::{DType, Rounding};
+
+use crate::builder::{affine, clamp, random_tensor};
+use crate::{Builder, Rng};
+
+const NARROW: [DType; 4] = [DType::U8, DType::I8, DType::U4, DType::I4];
+
+/// Two operands that broadcast: both computed, or one of them constant; and the result's shape.
+fn operands(b: &mut Builder, rng: &mut Rng, types: &[DType]) -> (ValueId, ValueId, Vec<usize>) {
+    let whole = [
+        1,
+        rng.size(1, 5),
+        rng.size(1, 6),
+        rng.pick(&[1, 3, 16, 33, 70]),
+    ];
+    let other = match rng.size(0, 4) {
+        0 | 1 => whole.to_vec(),
+        2 => vec![1, 1, 1, whole[3]],
+        3 => vec![1, whole[1], 1, 1],
+        _ => vec![1; 4],
+    };
+    let (a_type, b_type) = (rng.pick(types), rng.pick(types));
+    let x = b.input(rng, a_type, &whole);
+    let y = if rng.one_in(3) {
+        let skip = rng.size(0, 3);
+        let tensor = random_tensor(rng, b_type, &other[skip..]).expect("an integer type");
+        let quant = affine(rng, b_type);
+        b.constant(tensor, Some(quant))
+    } else {
+        b.input(rng, b_type, &other)
+    };
+    let (x, y) = if rng.one_in(2) { (x, y) } else { (y, x) };
+    let dims = |id: ValueId| b.graph.value(id).dims.clone();
+    let dims = broadcast(&dims(x), &dims(y)).expect("compatible");
+    (x, y, dims)
+}
+
+pub(super) fn add(rng: &mut Rng) -> Graph {
+    let mut b = Builder::new("add", true);
+    let (x, y, dims) = operands(&mut b, rng, &[DType::U8, DType::I8, DType::I16, DType::U4]);
+    let out_type = rng.pick(&[DType::U8, DType::I8, DType::I16, DType::I4]);
+    let output = b.quantized(rng, out_type, &dims);
+    let scheme = if rng.one_in(2) {
+        AddSpec::F32Fma {
+            subtract: rng.one_in(3),
+        }
+    } else {
+        let m = 1 << rng.size(18, 30);
+        AddSpec::Rhu {
+            m_a: rng.range(-m, m) as i32,
+            m_b: rng.range(-m, m) as i32,
+            s: rng.size(30, 44) as u8,
+        }
+    };
+    let (lo, hi) = clamp(rng, out_type);
+    b.node(Op::Add(Add { scheme, lo, hi }), &[x, y], &[output]);
+    b.finish(&[output])
+}
+
+pub(super) fn mul(rng: &mut Rng) -> Graph {
+    let mut b = Builder::new("mul", true);
+    let (x, y, dims) = operands(&mut b, rng, &NARROW);
+    let out_type = rng.pick(&[DType::U8, DType::I8, DType::I16]);
+    let output = b.quantized(rng, out_type, &dims);
+    let scheme = if rng.one_in(2) {
+        MulSpec::F32
+    } else {
+        MulSpec::Rhu {
+            m: rng.range(0, i64::from(i32::MAX)) as i32,
+            s: rng.size(28, 45) as u8,
+        }
+    };
+    let (lo, hi) = clamp(rng, out_type);
+    b.node(Op::Mul(Mul { scheme, lo, hi }), &[x, y], &[output]);
+    b.finish(&[output])
+}
+
+pub(super) fn table(rng: &mut Rng) -> Graph {
+    let mut b = Builder::new("table", true);
+    let dims = [
+        1,
+        rng.size(1, 9),
+        rng.size(1, 9),
+        rng.pick(&[1, 5, 64, 200]),
+    ];
+    let (in_type, out_type) = (rng.pick(&NARROW), rng.pick(&[DType::U8, DType::I8]));
+    let x = b.input(rng, in_type, &dims);
+    let output = b.quantized(rng, out_type, &dims);
+    let axis = rng.pick(&[None, None, Some(1), Some(3)]);
+    let shape = axis.map_or(vec![256], |axis: usize| vec![dims[axis], 256]);
+    let tables = (0..shape.iter().product::<usize>())
+        .map(|_| rng.range(0, 255))
+        .collect::<Vec<_>>();
+    let table = b.tensor(Tensor::from_integers(DType::U8, shape, &tables));
+    b.node(Op::Table(Table { table, axis }), &[x], &[output]);
+    b.finish(&[output])
+}
+
+pub(super) fn rescale(rng: &mut Rng) -> Graph {
+    let mut b = Builder::new("rescale", true);
+    let dims = [1, rng.size(1, 9), rng.size(1, 40)];
+    let in_type = rng.pick(&[DType::U8, DType::I8, DType::I16, DType::I32]);
+    let out_type = rng.pick(&[DType::U8, DType::I8, DType::I16, DType::U4]);
+    let x = b.input(rng, in_type, &dims);
+    let output = b.quantized(rng, out_type, &dims);
+    let gain = 2f64.powi(in_type.bits() as i32 - 8);
+    let round = rng.pick(&Rounding::ALL);
+    let requantize = b.requantize(rng, round, dims[2], gain, out_type);
+    b.node(Op::Rescale(Rescale { requantize }), &[x], &[output]);
+    b.finish(&[output])
+}
+
+pub(super) fn softmax(rng: &mut Rng) -> Graph {
+    let mut b = Builder::new("softmax", true);
+    let dims = [1, rng.size(1, 6), rng.size(1, 300)];
+    let kind = rng.pick(&[DType::U8, DType::I8]);
+    let axis = rng.size(1, 2);
+    let x = b.input(rng, kind, &dims);
+    let table = exp_table(b.graph.value(x).quant.expect("quantized").scale, dims[axis]);
+    let table = b.tensor(Tensor::from_f32(vec![256], &table));
+    let output = b.quantized(rng, kind, &dims);
+    b.node(
+        Op::QLinearSoftmax(QLinearSoftmax { axis, table }),
+        &[x],
+        &[output],
+    );
+    b.finish(&[output])
+}
