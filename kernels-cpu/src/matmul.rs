@@ -8,7 +8,7 @@ use core::ops::Range;
 use requant_numerics::DType;
 
 use crate::conv::ConvShape;
-use crate::epilogue::{Epilogue, Output};
+use crate::epilogue::Output;
 use crate::error::{at_least, byte_sign, product, zero_point_in_range};
 use crate::memory::{Carver, LINE, piece};
 use crate::pack::pack_panel;
@@ -124,11 +124,10 @@ impl MatMul {
         zero_point_in_range(spec.b_zero_point, spec.b)?;
         let shape = ConvShape::gemm(spec.m, spec.k, spec.n);
         shape.validate()?;
-        let epilogue = Epilogue::new(isa, &spec.output, spec.n)?;
         Ok(MatMul {
             spec: spec.clone(),
             b_shift,
-            walk: Walk::new(kernel, &shape, signed, epilogue)?,
+            walk: Walk::new(isa, kernel, &shape, signed, &spec.output)?,
         })
     }
 

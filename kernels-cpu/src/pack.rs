@@ -85,6 +85,17 @@ impl Panels {
         })
     }
 
+    /// The channel of each packed column, none for padding.
+    pub(crate) fn channels(&self) -> Vec<Option<usize>> {
+        let mut channels = vec![None; self.columns];
+        for panel in &self.list {
+            for c in 0..panel.used {
+                channels[panel.column + c] = Some(panel.channel + c);
+            }
+        }
+        channels
+    }
+
     /// The bytes of one panel among the packed weights.
     pub(crate) fn place(&self, index: usize) -> Range<usize> {
         let end = self

@@ -10,14 +10,14 @@
 
 use core::ops::Range;
 
-use crate::KernelError;
 use crate::conv::ConvShape;
-use crate::epilogue::{Epilogue, Place};
+use crate::epilogue::{Epilogue, Output, Place};
 use crate::memory::{Carver, LINE, piece};
 use crate::pack::{Panel, Panels};
 use crate::parallel::{Shared, share};
 use crate::rows::RowPlan;
 use crate::table::{Kernel, Tile};
+use crate::{Isa, KernelError};
 
 /// Bytes of activations in a block of rows: half of an L2 cache of 1 MiB, less the panel beside it.
 const BLOCK_BYTES: usize = 448 << 10;
@@ -39,11 +39,13 @@ pub(crate) struct Walk {
 }
 
 impl Walk {
+    /// Cuts up a product; the epilogue is compiled for `isa`.
     pub(crate) fn new(
+        isa: Isa,
         kernel: &'static Kernel,
         shape: &ConvShape,
         signed: bool,
-        epilogue: Epilogue,
+        output: &Output,
     ) -> Result<Self, KernelError> {
         let plan = RowPlan::new(shape, signed, kernel);
         let panels = Panels::new(
@@ -52,6 +54,7 @@ impl Walk {
             shape.out_c / shape.groups,
             plan.padded,
         )?;
+        let epilogue = Epilogue::new(isa, output, shape.out_c, &panels.channels())?;
         let block_rows = (BLOCK_BYTES / plan.row_bytes()).clamp(kernel.tallest(), BLOCK_ROWS);
         Ok(Walk {
             kernel,

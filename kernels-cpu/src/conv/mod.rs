@@ -7,7 +7,7 @@
 use requant_numerics::DType;
 use requant_numerics::packing::packed_row_bytes;
 
-use crate::epilogue::{Epilogue, Output};
+use crate::epilogue::Output;
 use crate::error::{at_least, byte_sign, exactly, product, zero_point_in_range};
 use crate::table::{self, Kernel, WeightFormat};
 use crate::{Buffer, Isa, KernelError, Parallel};
@@ -241,14 +241,13 @@ impl Conv {
         spec: &ConvSpec<'_>,
         signed: bool,
     ) -> Result<Conv, KernelError> {
-        let epilogue = Epilogue::new(isa, &spec.output, spec.shape.out_c)?;
         Ok(Conv {
             shape: spec.shape,
             input: spec.input,
             input_zero_point: spec.input_zero_point,
             output_bytes: spec.output.element_bytes(),
             other_bytes: spec.output.other_dtype().map(DType::size_in_memory),
-            engine: Engine::Tiled(Tiled::new(kernel, spec, signed, epilogue)?),
+            engine: Engine::Tiled(Tiled::new(isa, kernel, spec, signed)?),
         })
     }
 

@@ -1,12 +1,11 @@
 //! A convolution on the tile engine: packed weights and biases with the zero points folded in.
 
-use crate::epilogue::Epilogue;
 use crate::memory::{Carver, LINE, piece};
 use crate::pack::PackedWeights;
 use crate::parallel::{MAX_PARTS, Shared, run_parts, usable_threads};
 use crate::table::Kernel;
 use crate::tiles::{Job, Split, Walk};
-use crate::{KernelError, Parallel};
+use crate::{Isa, KernelError, Parallel};
 
 use super::{ConvIo, ConvSpec};
 
@@ -28,12 +27,12 @@ pub(super) struct Tiled {
 
 impl Tiled {
     pub(super) fn new(
+        isa: Isa,
         kernel: &'static Kernel,
         spec: &ConvSpec<'_>,
         signed: bool,
-        epilogue: Epilogue,
     ) -> Result<Self, KernelError> {
-        let walk = Walk::new(kernel, &spec.shape, signed, epilogue)?;
+        let walk = Walk::new(isa, kernel, &spec.shape, signed, &spec.output)?;
         let (panels, depth) = (walk.panels(), walk.depth());
         let weight = |channel, k| spec.weights.get(channel, k, depth);
         let (mut bias, mut sums) = (vec![0i32; panels.columns], vec![0i32; panels.columns]);

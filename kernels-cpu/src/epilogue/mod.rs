@@ -1,5 +1,8 @@
 //! From a tile of accumulators to stored outputs: requantize, join another operand, look up a table,
 //! narrow. One object serves every matrix product, convolution and depthwise convolution.
+//!
+//! Parameters are laid out once for the packed columns of a layer, padding included, so that every row
+//! of a tile is whole vectors.
 
 use requant_numerics::elementwise::AddParams;
 use requant_numerics::table::Table;
@@ -7,6 +10,13 @@ use requant_numerics::{DType, Requantize, Residual, Scheme};
 
 use crate::error::{exactly, zero_point_in_range};
 use crate::{Buffer, Isa, KernelError};
+
+mod finish;
+mod round;
+mod rows;
+
+use finish::Finish;
+use round::Round;
 
 /// What a product writes.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,11 +88,12 @@ impl Output {
 /// Where a tile of accumulators goes.
 ///
 /// # Contract of [`Epilogue::run`]
-/// - `tile` is readable and writable for `rows` rows of `columns` values, `stride` values apart;
+/// - `tile` is readable and writable for `rows` rows of `stride` values;
 /// - output element `(r, c)` lies at `output + ((row + r) · width + channel + c) · element_bytes` and is
 ///   this caller's alone to write, for every `r < rows`, `c < columns`;
 /// - the second operand's element lies at the same index of `other`, readable, where the output has a
-///   second operand.
+///   second operand;
+/// - `columns ≤ stride`, and `column + stride` is at most the layer's number of packed columns.
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) tile: *mut i32,
@@ -103,20 +114,49 @@ pub(crate) struct Place {
 /// A prepared [`Output`].
 #[derive(Clone, Debug)]
 pub(crate) struct Epilogue {
-    output: Output,
+    stages: Option<Stages>,
+    element_bytes: usize,
+    other_bytes: Option<usize>,
+}
+
+/// What happens to a row of a tile, one function after the other.
+#[derive(Clone, Debug)]
+struct Stages {
+    round: Round,
+    finish: Finish,
+    run: rows::RowFn,
+    lookup: Option<Box<Table>>,
 }
 
 impl Epilogue {
-    /// Checks an output of `channels` channels and prepares it.
-    pub(crate) fn new(isa: Isa, output: &Output, channels: usize) -> Result<Self, KernelError> {
+    /// Checks an output of `channels` channels and prepares it; `columns` gives the channel of each packed
+    /// column, or none for padding.
+    pub(crate) fn new(
+        isa: Isa,
+        output: &Output,
+        channels: usize,
+        columns: &[Option<usize>],
+    ) -> Result<Self, KernelError> {
         if !isa.is_available() {
             return Err(KernelError::Isa(isa));
         }
-        if let Output::Quantized(quantized) = output {
-            validate(quantized, channels)?;
-        }
+        let stages = match output {
+            Output::Accumulator => None,
+            Output::Quantized(quantized) => {
+                validate(quantized, channels)?;
+                let finish = Finish::new(quantized);
+                Some(Stages {
+                    round: Round::new(quantized, columns),
+                    run: rows::select(isa, &finish),
+                    finish,
+                    lookup: quantized.table.clone(),
+                })
+            }
+        };
         Ok(Epilogue {
-            output: output.clone(),
+            stages,
+            element_bytes: output.element_bytes(),
+            other_bytes: output.other_dtype().map(DType::size_in_memory),
         })
     }
 
@@ -125,13 +165,13 @@ impl Epilogue {
     /// # Safety
     /// The contract of [`Place`].
     pub(crate) unsafe fn run(&self, place: &Place) {
+        let size = self.element_bytes;
         for r in 0..place.rows {
             let index = (place.row + r) * place.width + place.channel;
             // SAFETY: the contract's first bullet.
             let row = unsafe {
-                core::slice::from_raw_parts_mut(place.tile.add(r * place.stride), place.columns)
+                core::slice::from_raw_parts_mut(place.tile.add(r * place.stride), place.stride)
             };
-            let size = self.output.element_bytes();
             // SAFETY: the contract's second bullet.
             let output = unsafe {
                 core::slice::from_raw_parts_mut(
@@ -139,74 +179,31 @@ impl Epilogue {
                     place.columns * size,
                 )
             };
-            let other = match self.output.other_dtype() {
+            let other = match self.other_bytes {
                 None => &[],
-                Some(dtype) => {
-                    let size = dtype.size_in_memory();
-                    // SAFETY: the contract's third bullet.
-                    unsafe {
-                        core::slice::from_raw_parts(
-                            place.other.add(index * size),
-                            place.columns * size,
-                        )
-                    }
-                }
+                // SAFETY: the contract's third bullet.
+                Some(size) => unsafe {
+                    core::slice::from_raw_parts(place.other.add(index * size), place.columns * size)
+                },
             };
-            self.store_row(row, place.channel, output, other);
-        }
-    }
-
-    fn store_row(&self, row: &mut [i32], channel: usize, output: &mut [u8], other: &[u8]) {
-        let quantized = match &self.output {
-            Output::Accumulator => {
+            let Some(stages) = &self.stages else {
                 for (bytes, value) in output.chunks_exact_mut(4).zip(row) {
                     bytes.copy_from_slice(&value.to_le_bytes());
                 }
-                return;
-            }
-            Output::Quantized(quantized) => quantized,
-        };
-        let requantize = &quantized.requantize;
-        match &quantized.join {
-            Join::None => {
-                for (c, value) in row.iter_mut().enumerate() {
-                    *value = requantize.apply(*value, channel + c);
+                continue;
+            };
+            (stages.run)(
+                &stages.round,
+                &stages.finish,
+                place.column,
+                row,
+                other,
+                output,
+            );
+            if let Some(table) = &stages.lookup {
+                for byte in output {
+                    *byte = table[usize::from(*byte)];
                 }
-            }
-            Join::Residual { residual, dtype } => {
-                for (c, value) in row.iter_mut().enumerate() {
-                    let other = element(*dtype, other, c);
-                    *value = requantize.apply_residual(*value, other, residual, channel + c);
-                }
-            }
-            Join::Add {
-                add,
-                dtype,
-                product_first,
-            } => {
-                for (c, value) in row.iter_mut().enumerate() {
-                    let product = requantize.apply(*value, channel + c);
-                    let other = element(*dtype, other, c);
-                    *value = if *product_first {
-                        add.apply(product, other)
-                    } else {
-                        add.apply(other, product)
-                    };
-                }
-            }
-        }
-        if quantized.dtype == DType::I16 {
-            for (bytes, value) in output.chunks_exact_mut(2).zip(row) {
-                bytes.copy_from_slice(&(*value as i16).to_le_bytes());
-            }
-            return;
-        }
-        for (byte, value) in output.iter_mut().zip(row) {
-            *byte = *value as u8;
-        }
-        if let Some(table) = &quantized.table {
-            for byte in output {
-                *byte = table[usize::from(*byte)];
             }
         }
     }

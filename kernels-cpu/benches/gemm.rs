@@ -1,0 +1,311 @@
+//! Speed of the matrix kernels, as a share of what the machine's dot product instruction can do.
+//!
+//! `cargo bench -p requant-kernels-cpu -- [--json FILE] [--isa NAME] [--threads N] [--filter TEXT]`.
+//! The peak is a loop of the instruction on registers alone. It is measured between the repetitions of
+//! each kernel, in slices of the same length, so that other load on the machine touches both alike;
+//! both are medians. 2·M·N·K operations; convolutions count their taps as K.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use requant_kernels_cpu::threads::ThreadPool;
+use requant_kernels_cpu::{Conv, ConvIo, ConvShape, ConvSpec, Isa, Output, Parallel, Quantized};
+use requant_kernels_cpu::{Join, Weights};
+use requant_numerics::{DType, Dyadic, Requantize, Scheme};
+use serde_json::json;
+
+/// M, N, K of plain products.
+const PRODUCTS: [[usize; 3]; 11] = [
+    [1, 1024, 1024],
+    [32, 384, 384],
+    [128, 384, 1536],
+    [128, 1536, 384],
+    [512, 512, 512],
+    [1024, 1024, 1024],
+    [2048, 2048, 2048],
+    [3136, 64, 576],
+    [784, 128, 1152],
+    [196, 256, 2304],
+    [49, 512, 4608],
+];
+
+/// Size, input channels, output channels, kernel, stride, groups of square convolutions.
+const CONVOLUTIONS: [[usize; 6]; 9] = [
+    [56, 64, 64, 3, 1, 1],
+    [28, 128, 128, 3, 1, 1],
+    [14, 256, 256, 3, 1, 1],
+    [7, 512, 512, 3, 1, 1],
+    [56, 64, 256, 1, 1, 1],
+    [224, 3, 64, 7, 2, 1],
+    [56, 128, 128, 3, 1, 32],
+    [56, 96, 96, 3, 1, 96],
+    [28, 192, 192, 3, 2, 192],
+];
+
+struct Arguments {
+    json: Option<String>,
+    isa: Isa,
+    threads: usize,
+    filter: String,
+}
+
+fn main() {
+    let Some(arguments) = arguments() else {
+        eprintln!("usage: gemm [--json FILE] [--isa NAME] [--threads N] [--filter TEXT]");
+        std::process::exit(2);
+    };
+    let pool = ThreadPool::new(arguments.threads).expect("threads start");
+    let mut shapes: Vec<(String, ConvShape)> = PRODUCTS
+        .iter()
+        .map(|&[m, n, k]| (format!("{m}x{n}x{k}"), ConvShape::gemm(m, k, n)))
+        .collect();
+    shapes.extend(
+        CONVOLUTIONS
+            .iter()
+            .map(|&[size, in_c, out_c, kernel, stride, groups]| {
+                let out = size.div_ceil(stride);
+                let shape = ConvShape {
+                    in_h: size,
+                    in_w: size,
+                    in_c,
+                    out_h: out,
+                    out_w: out,
+                    out_c,
+                    kernel: [kernel; 2],
+                    strides: [stride; 2],
+                    pads: [kernel / 2; 2],
+                    dilations: [1; 2],
+                    groups,
+                };
+                let name = format!("conv{size}-{in_c}-{out_c}-k{kernel}-s{stride}-g{groups}");
+                (name, shape)
+            }),
+    );
+    let mut results = Vec::new();
+    println!(
+        "{:<28} {:>5} {:<24} {:>8} {:>8} {:>6}",
+        "shape", "prec", "kernel", "GOP/s", "peak", "share"
+    );
+    for (name, shape) in &shapes {
+        for precision in ["w8a8", "w4a8"] {
+            if !format!("{name} {precision}").contains(&arguments.filter) {
+                continue;
+            }
+            let (kernel, gops, peak) = measure(shape, precision, arguments.isa, &pool);
+            let share = peak.map(|peak| gops / peak);
+            println!(
+                "{name:<28} {precision:>5} {kernel:<24} {gops:>8.1} {:>8.1} {:>6.3}",
+                peak.unwrap_or(f64::NAN),
+                share.unwrap_or(f64::NAN)
+            );
+            results.push(json!({
+                "name": name,
+                "shape": [shape.out_h * shape.out_w, shape.out_c, shape.depth()],
+                "precision": precision,
+                "threads": arguments.threads,
+                "gops": gops,
+                "share_of_peak": share,
+                "kernel": kernel,
+            }));
+        }
+    }
+    if let Some(path) = arguments.json {
+        let text = serde_json::to_string_pretty(&results).unwrap_or_default();
+        if let Err(error) = std::fs::write(&path, text + "\n") {
+            eprintln!("cannot write {path}: {error}");
+            std::process::exit(2);
+        }
+    }
+}
+
+fn arguments() -> Option<Arguments> {
+    let mut parsed = Arguments {
+        json: None,
+        isa: Isa::best(),
+        threads: 1,
+        filter: String::new(),
+    };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--bench" => {}
+            "--json" => parsed.json = Some(words.next()?),
+            "--isa" => {
+                parsed.isa = words
+                    .next()?
+                    .parse()
+                    .ok()
+                    .filter(|isa: &Isa| isa.is_available())?
+            }
+            "--threads" => parsed.threads = words.next()?.parse().ok().filter(|&n| n > 0)?,
+            "--filter" => parsed.filter = words.next()?,
+            _ => return None,
+        }
+    }
+    Some(parsed)
+}
+
+/// Kernel, GOP/s, and GOP/s of the peak.
+fn measure(
+    shape: &ConvShape,
+    precision: &str,
+    isa: Isa,
+    pool: &ThreadPool,
+) -> (&'static str, f64, Option<f64>) {
+    let weights = vec![3i8; shape.out_c * shape.depth()];
+    let packed = vec![0x3du8; shape.out_c * shape.depth().div_ceil(2)];
+    let dyadic: Vec<Dyadic> = (0..shape.out_c)
+        .map(|c| Dyadic::from_f64(1e-3 + 1e-6 * c as f64).expect("a small positive scale"))
+        .collect();
+    let spec = ConvSpec {
+        shape: *shape,
+        input: DType::U8,
+        input_zero_point: 7,
+        weights: match precision {
+            "w4a8" => Weights::I4(&packed),
+            _ => Weights::I8(&weights),
+        },
+        bias: &vec![11; shape.out_c],
+        output: Output::Quantized(Box::new(Quantized {
+            requantize: Requantize {
+                scheme: Scheme::Rhu {
+                    m: dyadic.iter().map(|d| d.m).collect(),
+                    s: dyadic.iter().map(|d| d.s).collect(),
+                },
+                zero_point: 3,
+                lo: 0,
+                hi: 255,
+            },
+            dtype: DType::U8,
+            join: Join::None,
+            table: None,
+        })),
+    };
+    let conv = Conv::new(isa, &spec).expect("a valid convolution");
+    let input: Vec<u8> = (0..shape.input_elements())
+        .map(|i| (i * 31 % 251) as u8)
+        .collect();
+    let mut output = vec![0u8; shape.output_elements()];
+    let mut scratch = vec![0u8; conv.scratch_bytes(pool.threads())];
+    let mut run = |times: usize| {
+        for _ in 0..times {
+            let io = ConvIo {
+                batch: 1,
+                input: black_box(&input),
+                other: None,
+                output: &mut output,
+                input_zero_point: None,
+                scratch: &mut scratch,
+            };
+            conv.run(io, pool).expect("buffers that fit");
+        }
+    };
+    const SLICE: Duration = Duration::from_micros(1500);
+    let times = repetitions(SLICE, &mut run);
+    let mut peak_run = peak_loop(isa).map(|(kernel, operations)| {
+        let mut peak = move |rounds: usize| {
+            pool.run(pool.threads(), &|_| kernel(rounds));
+        };
+        let rounds = repetitions(SLICE, &mut peak);
+        (peak, rounds, operations * pool.threads() as f64)
+    });
+    let (mut ours, mut peaks) = (Vec::new(), Vec::new());
+    let start = Instant::now();
+    while ours.len() < 15 || (ours.len() < 400 && start.elapsed() < Duration::from_millis(1200)) {
+        if let Some((peak, rounds, operations)) = &mut peak_run {
+            peaks.push(*operations * *rounds as f64 / seconds(|| peak(*rounds)) * 1e-9);
+        }
+        ours.push(2.0 * shape.macs() as f64 * times as f64 / seconds(|| run(times)) * 1e-9);
+    }
+    let peak = (!peaks.is_empty()).then(|| median(peaks));
+    (conv.kernel(), median(ours), peak)
+}
+
+fn seconds(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// How often `work` runs in `slice`, at least once.
+fn repetitions(slice: Duration, work: &mut impl FnMut(usize)) -> usize {
+    let mut times = 1;
+    loop {
+        let start = Instant::now();
+        work(times);
+        let taken = start.elapsed();
+        if taken >= slice / 4 || times > 1 << 24 {
+            let share = slice.as_secs_f64() / taken.as_secs_f64();
+            return ((times as f64 * share) as usize).max(1);
+        }
+        times *= 2;
+    }
+}
+
+/// A loop of the ISA's dot product on registers, and the operations of one round.
+#[cfg(target_arch = "x86_64")]
+fn peak_loop(isa: Isa) -> Option<(fn(usize), f64)> {
+    match isa {
+        Isa::Scalar | Isa::NeonDot => None,
+        Isa::Avx2 => Some((peaks::avx2, 12.0 * 16.0 * 2.0)),
+        Isa::Avx512Vnni => Some((peaks::avx512, 24.0 * 64.0 * 2.0)),
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn peak_loop(_isa: Isa) -> Option<(fn(usize), f64)> {
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+mod peaks {
+    use core::arch::x86_64::*;
+    use std::hint::black_box;
+
+    pub(super) fn avx512(rounds: usize) {
+        #[target_feature(enable = "avx512f,avx512vnni")]
+        fn copy(rounds: usize) {
+            let x = _mm512_set1_epi32(black_box(0x01020304));
+            let w = _mm512_set1_epi32(black_box(0x04030201));
+            let mut sums = [_mm512_setzero_si512(); 24];
+            for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = _mm512_dpbusd_epi32(*sum, x, w);
+                }
+            }
+            black_box(sums);
+        }
+        // SAFETY: chosen only where the ISA is available.
+        unsafe { copy(rounds) }
+    }
+
+    pub(super) fn avx2(rounds: usize) {
+        #[target_feature(enable = "avx2")]
+        fn copy(rounds: usize) {
+            let x = _mm256_set1_epi32(black_box(0x01020304));
+            let mut w = _mm256_set1_epi32(black_box(0x04030201));
+            let mut sums = [_mm256_setzero_si256(); 12];
+            for _ in 0..rounds {
+                // The products must be formed anew each time.
+                // SAFETY: an empty statement that claims to change its operand.
+                unsafe { core::arch::asm!("/* {0} */", inout(ymm_reg) w, options(nomem, nostack)) };
+                for sum in &mut sums {
+                    let mut product = _mm256_madd_epi16(x, w);
+                    // SAFETY: as above.
+                    unsafe {
+                        core::arch::asm!("/* {0} */", inout(ymm_reg) product, options(nomem, nostack));
+                    }
+                    *sum = _mm256_add_epi32(*sum, product);
+                }
+            }
+            black_box(sums);
+        }
+        // SAFETY: chosen only where the ISA is available.
+        unsafe { copy(rounds) }
+    }
+}

@@ -1,0 +1,209 @@
+//! The first stage: sums become rounded values, before the zero point.
+//!
+//! Each rounding of `requant-numerics` is written again as operations on 32-bit lanes where it can be.
+//! `rhu` with s ≥ 33 takes the high word of the product first: with `s' = s − 32 ≥ 1`,
+//! `((acc·m) >> 32 + 2^(s'−1)) >> s'` is the same number, because the rounding constant is a whole number
+//! of high words and a floor of a floor is one floor. `(m, 32)` with m < 2^30 is `(2m, 33)`.
+
+use requant_numerics::requantize::index;
+use requant_numerics::rounding;
+use requant_numerics::{Residual, Scheme};
+
+use super::{Join, Quantized};
+
+/// A rounding with one set of parameters for each packed column.
+#[derive(Clone, Debug)]
+pub(super) enum Round {
+    /// `rhu` by high words: mantissa, rounding constant and shift of the high word.
+    High {
+        m: Vec<i32>,
+        constant: Vec<i32>,
+        shift: Vec<u32>,
+    },
+    /// `rhu` in 64 bits: mantissa, rounding constant and shift.
+    Wide {
+        m: Vec<i32>,
+        constant: Vec<i64>,
+        shift: Vec<u64>,
+    },
+    /// `rhu` with a residual: also its mantissa and zero point.
+    Residual {
+        m: Vec<i32>,
+        constant: Vec<i64>,
+        shift: Vec<u64>,
+        other: Vec<i32>,
+        zero_point: i32,
+    },
+    /// `shift`: the shift, the shift less 1, and 1 where the shift is not 0.
+    Shift {
+        shift: Vec<u32>,
+        before: Vec<u32>,
+        bit: Vec<i32>,
+    },
+    /// `f32_rne`; the limits are those of the output less its zero point.
+    Float { scale: Vec<f32>, lo: f32, hi: f32 },
+    /// `tflite_double`.
+    Double { m: Vec<i32>, e: Vec<i8> },
+    /// `f64_away`.
+    Away { scale: Vec<f64> },
+}
+
+impl Round {
+    /// `columns` gives the channel of each packed column; padding takes harmless parameters.
+    pub(super) fn new(quantized: &Quantized, columns: &[Option<usize>]) -> Self {
+        let requantize = &quantized.requantize;
+        match &requantize.scheme {
+            Scheme::Rhu { m, s } => match &quantized.join {
+                Join::Residual { residual, .. } => with_residual(m, s, residual, columns),
+                Join::None | Join::Add { .. } => rhu(m, s, columns),
+            },
+            Scheme::Shift { k } => {
+                let shift = spread(columns, 0, |c| u32::from(k[index(k.len(), c)]));
+                Round::Shift {
+                    before: shift.iter().map(|k| k.saturating_sub(1)).collect(),
+                    bit: shift.iter().map(|&k| i32::from(k > 0)).collect(),
+                    shift,
+                }
+            }
+            Scheme::F32Rne { scale } => Round::Float {
+                scale: spread(columns, 0.0, |c| scale[index(scale.len(), c)]),
+                lo: (requantize.lo - requantize.zero_point) as f32,
+                hi: (requantize.hi - requantize.zero_point) as f32,
+            },
+            Scheme::TfliteDouble { m, e } => Round::Double {
+                m: spread(columns, 0, |c| m[index(m.len(), c)]),
+                e: spread(columns, 0, |c| e[index(e.len(), c)]),
+            },
+            Scheme::F64Away { scale } => Round::Away {
+                scale: spread(columns, 0.0, |c| scale[index(scale.len(), c)]),
+            },
+        }
+    }
+}
+
+fn spread<T: Copy>(columns: &[Option<usize>], padding: T, of: impl Fn(usize) -> T) -> Vec<T> {
+    columns
+        .iter()
+        .map(|channel| channel.map_or(padding, &of))
+        .collect()
+}
+
+fn rhu(m: &[i32], s: &[u8], columns: &[Option<usize>]) -> Round {
+    let pair = |c: usize| {
+        let i = index(m.len(), c);
+        if s[i] == 32 && m[i] < 1 << 30 {
+            (2 * m[i], 33)
+        } else {
+            (m[i], s[i])
+        }
+    };
+    if columns.iter().flatten().all(|&c| pair(c).1 >= 33) {
+        return Round::High {
+            m: spread(columns, 0, |c| pair(c).0),
+            constant: spread(columns, 0, |c| 1 << (pair(c).1 - 33)),
+            shift: spread(columns, 0, |c| u32::from(pair(c).1 - 32)),
+        };
+    }
+    Round::Wide {
+        m: spread(columns, 0, |c| pair(c).0),
+        constant: spread(columns, 0, |c| 1 << (pair(c).1 - 1)),
+        shift: spread(columns, 0, |c| u64::from(pair(c).1)),
+    }
+}
+
+fn with_residual(m: &[i32], s: &[u8], residual: &Residual, columns: &[Option<usize>]) -> Round {
+    let shift = |c: usize| s[index(s.len(), c)];
+    Round::Residual {
+        m: spread(columns, 0, |c| m[index(m.len(), c)]),
+        constant: spread(columns, 0, |c| 1 << (shift(c) - 1)),
+        shift: spread(columns, 0, |c| u64::from(shift(c))),
+        other: spread(columns, 0, |c| residual.m[index(residual.m.len(), c)]),
+        zero_point: residual.zero_point,
+    }
+}
+
+/// Rounds a row of sums in place, of packed columns from `column` on. `other` yields the residual's
+/// elements; only `Residual` reads them.
+#[inline(always)]
+pub(super) fn round_row(
+    round: &Round,
+    column: usize,
+    row: &mut [i32],
+    other: impl Fn(usize) -> i32,
+) {
+    let place = column..column + row.len();
+    match round {
+        Round::High { m, constant, shift } => {
+            let (m, constant) = (&m[place.clone()], &constant[place.clone()]);
+            let shift = &shift[place];
+            for (i, value) in row.iter_mut().enumerate() {
+                let high = ((i64::from(*value) * i64::from(m[i])) >> 32) as i32;
+                *value = high.wrapping_add(constant[i]) >> (shift[i] & 31);
+            }
+        }
+        Round::Wide { m, constant, shift } => {
+            let (m, constant) = (&m[place.clone()], &constant[place.clone()]);
+            let shift = &shift[place];
+            for (i, value) in row.iter_mut().enumerate() {
+                let product = i64::from(*value) * i64::from(m[i]);
+                *value = rounding::saturate(product.wrapping_add(constant[i]) >> (shift[i] & 63));
+            }
+        }
+        Round::Residual {
+            m,
+            constant,
+            shift,
+            other: residual,
+            zero_point,
+        } => {
+            let (m, constant) = (&m[place.clone()], &constant[place.clone()]);
+            let (shift, residual) = (&shift[place.clone()], &residual[place]);
+            for (i, value) in row.iter_mut().enumerate() {
+                let product = i64::from(*value) * i64::from(m[i]);
+                let aligned = i64::from(other(i) - zero_point) << 8;
+                let sum = product + aligned * i64::from(residual[i]);
+                *value = rounding::saturate(sum.wrapping_add(constant[i]) >> (shift[i] & 63));
+            }
+        }
+        Round::Shift { shift, before, bit } => {
+            let (shift, before) = (&shift[place.clone()], &before[place.clone()]);
+            let bit = &bit[place];
+            for (i, value) in row.iter_mut().enumerate() {
+                // The last bit shifted out rounds half up; nothing is added to the sum itself.
+                let half = (*value >> (before[i] & 31)) & bit[i];
+                *value = (*value >> (shift[i] & 31)) + half;
+            }
+        }
+        Round::Float { scale, lo, hi } => {
+            let scale = &scale[place];
+            for (i, value) in row.iter_mut().enumerate() {
+                let scaled = (*value as f32 * scale[i]).max(*lo).min(*hi);
+                *value = to_integer(scaled.round_ties_even());
+            }
+        }
+        Round::Double { m, e } => {
+            let (m, e) = (&m[place.clone()], &e[place]);
+            for (i, value) in row.iter_mut().enumerate() {
+                *value = rounding::tflite_double(*value, m[i], e[i]);
+            }
+        }
+        Round::Away { scale } => {
+            let scale = &scale[place];
+            for (i, value) in row.iter_mut().enumerate() {
+                *value = rounding::f64_away(*value, scale[i]);
+            }
+        }
+    }
+}
+
+/// A float of magnitude at most 2^24 as an integer. `as` would also order it against the limits of
+/// `i32`, which costs as much as the rounding.
+#[inline(always)]
+pub(super) fn to_integer(value: f32) -> i32 {
+    if value.abs() <= 16_777_216.0 {
+        // SAFETY: finite and in range.
+        unsafe { value.to_int_unchecked() }
+    } else {
+        0
+    }
+}
