@@ -96,11 +96,17 @@ pub enum ModelError {
     NoPorts(&'static str),
     /// A port that does not follow the graph's batching.
     #[error(
-        "'{name}' does not have a leading batch dimension of 1 a sample, but the model is batched"
+        "'{name}' has the shape {dims:?}, batched = {value}, in a model with batched = {graph}"
     )]
     PortBatch {
         /// The port.
         name: String,
+        /// Its shape; the leading dimension of a batched port is 1.
+        dims: Vec<usize>,
+        /// Whether it is batched.
+        value: bool,
+        /// Whether the model is.
+        graph: bool,
     },
     /// The same value twice among the inputs or outputs.
     #[error("'{name}' is listed twice among the model's {what}")]

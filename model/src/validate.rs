@@ -135,6 +135,9 @@ fn check_ports(graph: &Graph, ids: &[ValueId], what: &'static str) -> Result<(),
         if value.batched != graph.batched || !leads {
             return Err(ModelError::PortBatch {
                 name: value.name.clone(),
+                dims: value.dims.clone(),
+                value: value.batched,
+                graph: graph.batched,
             });
         }
     }
