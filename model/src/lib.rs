@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod artifact;
+pub mod builtin;
 pub mod error;
 pub mod graph;
 pub mod limits;

@@ -1,0 +1,58 @@
+//! The model that every build carries, so that a server started with nothing serves something real.
+
+/// The artefact of `fashion`: a residual CNN that names the garment in an image of Fashion-MNIST, its
+/// first and last layer with 8-bit weights, the layers between with 4-bit ones.
+///
+/// Input `input`, `f32 [N, 1, 28, 28]`: `(byte/255 − 0.2860)/0.3530`; its integer form is the image's
+/// bytes. Output `logits`, `f32 [N, 10]`, one score a class. `model/builtin` holds the script that
+/// made it; the graph's provenance names its sources. Read it with [`crate::artifact::read`].
+pub const FASHION: &[u8] = include_bytes!("../builtin/fashion.safetensors");
+
+#[cfg(test)]
+mod tests {
+    use requant_numerics::{DType, ModelPrecision};
+
+    use super::FASHION;
+    use crate::artifact;
+
+    #[test]
+    fn fashion_is_small_and_mixed() {
+        assert!(FASHION.len() < 100_000, "{} bytes", FASHION.len());
+        let graph = artifact::read(FASHION).unwrap();
+        assert_eq!(graph.name, "fashion");
+        assert_eq!(graph.precision(), ModelPrecision::Mixed);
+        for key in ["source", "licence", "data", "tool", "calibration", "layers"] {
+            assert!(graph.provenance.contains_key(key), "{key}");
+        }
+        let layers = graph.layers();
+        let weights = |bits: &[u32]| -> u64 {
+            let of = |layer: &&crate::LayerInfo| {
+                let width = layer.precision.map(|precision| precision.weight_bits());
+                width.is_some_and(|width| bits.contains(&width))
+            };
+            layers.iter().filter(of).map(|layer| layer.weights).sum()
+        };
+        assert_eq!(weights(&[4, 8]), 42_256);
+        assert!(2 * weights(&[4]) >= weights(&[4, 8]), "{}", weights(&[4]));
+    }
+
+    #[test]
+    fn fashion_declares_its_edges() {
+        let graph = artifact::read(FASHION).unwrap();
+        let port = |id: crate::ValueId| {
+            let value = graph.value(id);
+            (value.name.as_str(), value.dtype, value.dims.as_slice())
+        };
+        let inputs: Vec<_> = graph.inputs.iter().map(|&id| port(id)).collect();
+        let outputs: Vec<_> = graph.outputs.iter().map(|&id| port(id)).collect();
+        assert!(graph.batched);
+        assert_eq!(inputs, [("input", DType::F32, &[1, 1, 28, 28][..])]);
+        assert_eq!(outputs, [("logits", DType::F32, &[1, 10][..])]);
+    }
+
+    #[test]
+    fn fashion_is_in_the_canonical_form() {
+        let graph = artifact::read(FASHION).unwrap();
+        assert!(artifact::write(&graph).unwrap() == FASHION);
+    }
+}
