@@ -1,0 +1,177 @@
+//! The seam to the inference engine: the only file that names the backends, the importer and the
+//! model's artefact. Everything above it (repository, batcher, protocol) is written, and tested,
+//! against two small traits and the runtime's plain data.
+
+use std::{error::Error, fmt, num::NonZeroUsize, path::Path, sync::Arc};
+
+use requant_model::{Graph, artifact};
+use requant_numerics::ModelPrecision;
+use requant_runtime::{
+    Backend, CpuBackend, CpuOptions, Executable, Plan, PlanOptions, ReferenceBackend,
+};
+
+pub use requant_runtime::{
+    BackendInfo, ExecError, Footprint, Form, Instance, PrecisionStats, QuantizedForm, RunStats,
+    Signature, TensorInfo, contains_nan,
+};
+
+use crate::options::BackendChoice;
+
+/// Loads networks for one backend.
+pub trait Engine: Send + Sync + fmt::Debug {
+    /// The backend, for metadata and metrics.
+    fn info(&self) -> BackendInfo;
+
+    /// Reads and compiles a model file.
+    ///
+    /// # Errors
+    /// Whatever the reader, the planner or the backend refuse.
+    fn load(&self, file: &Path) -> Result<Arc<dyn Network>, EngineError>;
+
+    /// Compiles the model that is built into the server.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    fn built_in(&self) -> Result<Arc<dyn Network>, EngineError>;
+}
+
+/// A compiled network, shared by its instances.
+pub trait Network: Send + Sync + fmt::Debug {
+    /// Names, types and shapes of the edges.
+    fn signature(&self) -> &Signature;
+
+    /// The precision label of the whole model.
+    fn precision(&self) -> ModelPrecision;
+
+    /// Memory needed with batches up to `max_batch` samples.
+    fn footprint(&self, max_batch: usize) -> Footprint;
+
+    /// The state that one compute thread owns.
+    ///
+    /// # Errors
+    /// When the arena cannot be made.
+    fn instance(&self, max_batch: usize) -> Result<Box<dyn Instance>, ExecError>;
+}
+
+/// Why the engine refused a model: the error of the stage that did.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Reading, planning or compiling failed.
+    #[error("{0}")]
+    Refused(Box<dyn Error + Send + Sync>),
+    /// A file that is neither an artefact nor ONNX by its name.
+    #[error("'{name}' is not a model file: expected .safetensors or .onnx")]
+    Format {
+        /// The file's name.
+        name: String,
+    },
+    /// An arena could not be made.
+    #[error(transparent)]
+    Instance(#[from] ExecError),
+}
+
+impl EngineError {
+    /// Wraps the error of a stage.
+    pub fn refused(error: impl Error + Send + Sync + 'static) -> Self {
+        EngineError::Refused(Box::new(error))
+    }
+}
+
+/// Opens the engine on a backend; `threads` bounds the CPU backend's compute threads.
+///
+/// # Errors
+/// When the backend cannot run on this machine.
+pub fn open(
+    choice: BackendChoice,
+    threads: Option<NonZeroUsize>,
+) -> Result<Arc<dyn Engine>, EngineError> {
+    let backend: Box<dyn Backend> = match choice {
+        BackendChoice::Auto | BackendChoice::Cpu => {
+            let options = CpuOptions {
+                isa: None,
+                threads: threads.map_or(0, NonZeroUsize::get),
+            };
+            Box::new(CpuBackend::new(options).map_err(EngineError::refused)?)
+        }
+        BackendChoice::Reference => Box::new(ReferenceBackend),
+    };
+    Ok(Arc::new(RuntimeEngine { backend }))
+}
+
+struct RuntimeEngine {
+    backend: Box<dyn Backend>,
+}
+
+impl RuntimeEngine {
+    fn compile(&self, graph: Graph) -> Result<Arc<dyn Network>, EngineError> {
+        let plan = Plan::new(graph, &PlanOptions::default()).map_err(EngineError::refused)?;
+        let executable = self
+            .backend
+            .compile(Arc::new(plan))
+            .map_err(EngineError::refused)?;
+        Ok(Arc::new(Compiled { executable }))
+    }
+}
+
+impl fmt::Debug for RuntimeEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RuntimeEngine")
+            .field("backend", &self.backend.info())
+            .finish()
+    }
+}
+
+impl Engine for RuntimeEngine {
+    fn info(&self) -> BackendInfo {
+        self.backend.info()
+    }
+
+    fn load(&self, file: &Path) -> Result<Arc<dyn Network>, EngineError> {
+        let graph = match file.extension().and_then(|extension| extension.to_str()) {
+            Some("safetensors") => artifact::read_file(file).map_err(EngineError::refused)?,
+            _ => {
+                let name = file
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
+                return Err(EngineError::Format { name });
+            }
+        };
+        self.compile(graph)
+    }
+
+    fn built_in(&self) -> Result<Arc<dyn Network>, EngineError> {
+        Err(EngineError::Format { name: "fashion".to_owned() })
+    }
+}
+
+struct Compiled {
+    executable: Arc<dyn Executable>,
+}
+
+impl fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compiled")
+            .field("signature", self.signature())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Network for Compiled {
+    fn signature(&self) -> &Signature {
+        self.executable.plan().signature()
+    }
+
+    fn precision(&self) -> ModelPrecision {
+        self.executable.plan().precision()
+    }
+
+    fn footprint(&self, max_batch: usize) -> Footprint {
+        self.executable.footprint(max_batch)
+    }
+
+    fn instance(&self, max_batch: usize) -> Result<Box<dyn Instance>, ExecError> {
+        self.executable.instance(max_batch)
+    }
+}
