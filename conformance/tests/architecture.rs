@@ -1,4 +1,5 @@
 //! The arrows between the crates, and which crates use the libraries that the project is built on.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -12,11 +13,23 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("requant-model", &["requant-numerics"]),
     ("requant-import", &["requant-model", "requant-numerics"]),
     ("requant-kernels-cpu", &["requant-numerics"]),
-    ("requant-runtime", &["requant-model", "requant-kernels-cpu", "requant-numerics"]),
-    ("requant-conformance", &["requant-runtime", "requant-model", "requant-numerics"]),
+    (
+        "requant-runtime",
+        &["requant-model", "requant-kernels-cpu", "requant-numerics"],
+    ),
+    (
+        "requant-conformance",
+        &["requant-runtime", "requant-model", "requant-numerics"],
+    ),
     (
         "requant-server",
-        &["requant-proto", "requant-import", "requant-runtime", "requant-model", "requant-numerics"],
+        &[
+            "requant-proto",
+            "requant-import",
+            "requant-runtime",
+            "requant-model",
+            "requant-numerics",
+        ],
     ),
     ("requant-client", &["requant-proto"]),
 ];
@@ -24,8 +37,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
 /// Who depends directly on what the project is built on. Nobody else may.
 const BUILT_ON: &[(&str, &[&str])] = &[
     ("tokio", &["requant-client", "requant-server"]),
-    ("tonic", &["requant-client", "requant-proto", "requant-server"]),
-    ("prost", &["requant-import", "requant-proto", "requant-server"]),
+    (
+        "tonic",
+        &["requant-client", "requant-proto", "requant-server"],
+    ),
+    (
+        "prost",
+        &["requant-import", "requant-proto", "requant-server"],
+    ),
     ("tracing", &["requant-server"]),
     ("metrics", &["requant-server"]),
     ("dashmap", &["requant-server"]),
@@ -35,18 +54,37 @@ const BUILT_ON: &[(&str, &[&str])] = &[
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path", manifest])
+        .args([
+            "metadata",
+            "--no-deps",
+            "--format-version",
+            "1",
+            "--manifest-path",
+            manifest,
+        ])
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
     let package = |package: &Value| {
         let kept = package["dependencies"].as_array().unwrap().iter();
         let kept = kept.filter(|dependency| dependency["kind"].as_str() != Some("dev"));
         let names = kept.map(|dependency| dependency["name"].as_str().unwrap().to_owned());
-        (package["name"].as_str().unwrap().to_owned(), names.collect())
+        (
+            package["name"].as_str().unwrap().to_owned(),
+            names.collect(),
+        )
     };
-    metadata["packages"].as_array().unwrap().iter().map(package).collect()
+    metadata["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(package)
+        .collect()
 }
 
 #[test]
@@ -54,11 +92,19 @@ fn arrows_point_one_way() {
     let dependencies = dependencies();
     let listed: BTreeSet<&str> = MAY_USE.iter().map(|(name, _)| *name).collect();
     let present: BTreeSet<&str> = dependencies.keys().map(String::as_str).collect();
-    assert_eq!(listed, present, "every crate of the workspace has its row above");
+    assert_eq!(
+        listed, present,
+        "every crate of the workspace has its row above"
+    );
     for (name, allowed) in MAY_USE {
-        let ours = dependencies[*name].iter().filter(|other| other.starts_with("requant-"));
+        let ours = dependencies[*name]
+            .iter()
+            .filter(|other| other.starts_with("requant-"));
         for other in ours {
-            assert!(allowed.contains(&other.as_str()), "{name} must not depend on {other}");
+            assert!(
+                allowed.contains(&other.as_str()),
+                "{name} must not depend on {other}"
+            );
         }
     }
 }

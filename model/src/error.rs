@@ -124,7 +124,7 @@ pub enum ModelError {
         /// Its operator.
         op: &'static str,
         /// The fault.
-        source: NodeError,
+        source: Box<NodeError>,
     },
 }
 

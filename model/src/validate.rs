@@ -52,7 +52,7 @@ pub(crate) fn validate(graph: &Graph) -> Result<(), ModelError> {
         let fault = |source| ModelError::Node {
             node: node.name.clone(),
             op: node.op.name(),
-            source,
+            source: Box::new(source),
         };
         check_node(graph, node).map_err(fault)?;
     }

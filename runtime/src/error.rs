@@ -16,7 +16,7 @@ pub enum PlanError {
         /// The node.
         node: String,
         /// The fault.
-        source: NodeError,
+        source: Box<NodeError>,
     },
     /// One sample needs more memory than the budget.
     #[error("one sample needs {bytes} bytes of activations, more than the budget of {budget}")]

@@ -23,7 +23,11 @@ fn every_isa_equals_the_reference() {
             continue;
         }
         for threads in [1, 2] {
-            let backend = CpuBackend::new(CpuOptions { isa: Some(isa), threads }).unwrap();
+            let backend = CpuBackend::new(CpuOptions {
+                isa: Some(isa),
+                threads,
+            })
+            .unwrap();
             for (seed, case) in cases.iter().enumerate() {
                 check(case, &backend, seed as u64);
             }

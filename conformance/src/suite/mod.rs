@@ -9,9 +9,12 @@ mod pools;
 
 use crate::{Case, Rng};
 
+/// Makes a random graph of one kind.
+type Make = fn(&mut Rng) -> requant_model::Graph;
+
 /// Every case of every suite, `rounds` random ones of each kind.
 pub fn all(rounds: usize, seed: u64) -> Vec<Case> {
-    let kinds: [(&str, fn(&mut Rng) -> requant_model::Graph); 21] = [
+    let kinds: [(&str, Make); 21] = [
         ("conv", linear::conv),
         ("depthwise", linear::depthwise),
         ("gemm", linear::gemm),

@@ -2,16 +2,18 @@
 
 use crate::arena::Operands;
 use crate::plan::{Step, StepOp};
-use crate::reference::{self, around, for_each, strides};
+use crate::reference::{around, for_each, strides};
 
 /// Runs a concat, slice, pad or nearest resize.
 pub(super) fn run(step: &Step, operands: &Operands<'_>, out: &mut [u8]) {
-    match &step.op {
-        StepOp::Concat { axis } => concat(step, operands, out, *axis),
-        StepOp::Slice { starts, steps } => slice(step, operands, out, starts, steps),
-        StepOp::Pad { before, value } => pad(step, operands, out, before, *value),
-        StepOp::ResizeNearest { rows, columns } => resize(step, operands, out, rows, columns),
-        _ => reference::run(step, 0, operands, out),
+    if let StepOp::Concat { axis } = &step.op {
+        concat(step, operands, out, *axis);
+    } else if let StepOp::Slice { starts, steps } = &step.op {
+        slice(step, operands, out, starts, steps);
+    } else if let StepOp::Pad { before, value } = &step.op {
+        pad(step, operands, out, before, *value);
+    } else if let StepOp::ResizeNearest { rows, columns } = &step.op {
+        resize(step, operands, out, rows, columns);
     }
 }
 

@@ -22,14 +22,14 @@ use crate::plan::{BufferId, Plan, Step, StepOp};
 pub(super) enum Kernel {
     /// Convolution or product with constant weights.
     Conv {
-        conv: Conv,
+        conv: Box<Conv>,
         images: Images,
         other: Option<BufferId>,
         zero_point: Operand,
     },
     /// Product of two activations.
     MatMul {
-        matmul: MatMul,
+        matmul: Box<MatMul>,
         products: usize,
         a_index: Option<Vec<usize>>,
         b_index: Option<Vec<usize>>,
@@ -306,7 +306,7 @@ fn conv(
         output: epilogue(plan, &conv.epilogue, output.dtype),
     };
     Ok(Kernel::Conv {
-        conv: Conv::new(isa, &spec)?,
+        conv: Box::new(Conv::new(isa, &spec)?),
         images: Images {
             each,
             batched: input.batched,
@@ -392,7 +392,7 @@ fn mat_mul(
     let products: usize = lead.iter().product();
     let dense = a_lead == b_lead;
     // Samples that are rows of a, or share matrices, need lists that grow with the batch.
-    if (a.batched && (a_lead.is_empty() || !b.batched)) || (a.batched && !dense) {
+    if a.batched && (a_lead.is_empty() || !b.batched || !dense) {
         return Ok(Kernel::Portable);
     }
     let index = |own: &[usize]| {
@@ -425,7 +425,7 @@ fn mat_mul(
         output,
     };
     Ok(Kernel::MatMul {
-        matmul: MatMul::new(isa, &spec)?,
+        matmul: Box::new(MatMul::new(isa, &spec)?),
         products,
         a_index,
         b_index,

@@ -48,24 +48,13 @@ pub(super) fn draft(graph: &Graph) -> Result<Draft, PlanError> {
             continue;
         }
         let cx = Context::new(graph, node);
-        match &node.op {
-            Op::Reshape(_) => {
-                draft.buffers[node.outputs[0].index()].storage = Storage::View(id(node.inputs[0]));
-            }
-            Op::Constant(op) => {
-                if let Some(tensor) = graph.tensors.get(&op.tensor) {
-                    draft.buffers[node.outputs[0].index()].storage =
-                        Storage::Constant(in_memory(tensor));
-                }
-            }
-            op => {
-                let fault = |source| PlanError::Node {
-                    node: node.name.clone(),
-                    source,
-                };
-                let kind = resolve(op, node, &cx).map_err(fault)?;
-                draft.steps.push(step(node, kind, &cx));
-            }
+        let fault = |source| PlanError::Node {
+            node: node.name.clone(),
+            source: Box::new(source),
+        };
+        match resolve(&node.op, node, &cx).map_err(fault)? {
+            Made::Step(op) => draft.steps.push(step(node, op, &cx)),
+            Made::Storage(storage) => draft.buffers[node.outputs[0].index()].storage = storage,
         }
     }
     Ok(draft)
@@ -73,11 +62,13 @@ pub(super) fn draft(graph: &Graph) -> Result<Draft, PlanError> {
 
 fn step(node: &Node, op: StepOp, cx: &Context<'_>) -> Step {
     let (macs, precision) = node.op.work(cx).unzip();
-    let used = match &op {
-        // Residuals and dynamic zero points are not plain inputs of the step.
-        StepOp::Conv(conv) if conv.weights.is_some() => 1,
-        StepOp::Conv(_) | StepOp::MatMul { .. } => 2,
-        _ => node.inputs.len(),
+    // Residuals and dynamic zero points are not plain inputs of the step.
+    let used = if let StepOp::Conv(conv) = &op {
+        if conv.weights.is_some() { 1 } else { 2 }
+    } else if matches!(op, StepOp::MatMul { .. }) {
+        2
+    } else {
+        node.inputs.len()
     };
     Step {
         name: node.name.clone(),
@@ -112,10 +103,18 @@ fn in_memory(tensor: &Tensor) -> Arc<[u8]> {
     }
 }
 
-/// What a node computes, with every tensor looked up.
-fn resolve(op: &Op, node: &Node, cx: &Context<'_>) -> Result<StepOp, NodeError> {
+/// What a node becomes.
+enum Made {
+    /// Something to compute.
+    Step(StepOp),
+    /// A place where its output already is.
+    Storage(Storage),
+}
+
+/// What a node becomes, with every tensor looked up.
+fn resolve(op: &Op, node: &Node, cx: &Context<'_>) -> Result<Made, NodeError> {
     let zero_point = cx.inputs.first().map_or(0, |x| x.zero_point());
-    Ok(match op {
+    Ok(Made::Step(match op {
         Op::Quantize(op) => {
             let scales = edge_scales(cx, op.blocks.as_ref(), cx.outputs[0])?;
             StepOp::Quantize {
@@ -237,9 +236,13 @@ fn resolve(op: &Op, node: &Node, cx: &Context<'_>) -> Result<StepOp, NodeError> 
                 relu: op.relu,
             }
         }
-        // The caller turns these into storage.
-        Op::Reshape(_) | Op::Constant(_) => StepOp::Concat { axis: 0 },
-    })
+        Op::Reshape(_) => return Ok(Made::Storage(Storage::View(id(node.inputs[0])))),
+        Op::Constant(op) => {
+            return Ok(Made::Storage(Storage::Constant(in_memory(
+                cx.tensor(&op.tensor)?,
+            ))));
+        }
+    }))
 }
 
 fn conv_step(

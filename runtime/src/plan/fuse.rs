@@ -46,20 +46,16 @@ fn consumer(draft: &Draft, index: usize, uses: &[usize]) -> Option<usize> {
         + draft.steps[after..]
             .iter()
             .position(|s| s.reads().any(|r| r == output))?;
-    let fits = match &draft.steps[next].op {
-        StepOp::Table { axis, .. } => axis.is_none(),
-        StepOp::Add(_) => {
-            let same = |id: &BufferId| {
-                let (a, b) = (&draft.buffers[id.0], &draft.buffers[output.0]);
-                a.dims == b.dims
-                    && a.batched == b.batched
-                    && !matches!(a.storage, Storage::Constant(_))
-            };
-            conv.epilogue.join.is_none() && draft.steps[next].inputs.iter().all(same)
-        }
-        _ => false,
+    let same = |id: &BufferId| {
+        let (a, b) = (&draft.buffers[id.0], &draft.buffers[output.0]);
+        let constant = matches!(a.storage, Storage::Constant(_));
+        a.dims == b.dims && a.batched == b.batched && !constant
     };
-    fits.then_some(next)
+    let step = &draft.steps[next];
+    let is_table = matches!(step.op, StepOp::Table { axis: None, .. });
+    let is_sum = matches!(step.op, StepOp::Add(_));
+    let joins = is_sum && conv.epilogue.join.is_none() && step.inputs.iter().all(same);
+    (is_table || joins).then_some(next)
 }
 
 fn take_over(draft: &mut Draft, index: usize, next: usize) {
@@ -72,20 +68,16 @@ fn take_over(draft: &mut Draft, index: usize, next: usize) {
     } = draft.steps.remove(next - 1);
     let made = product.outputs[0];
     if let StepOp::Conv(conv) = &mut product.op {
-        match op {
-            StepOp::Table { tables, .. } => {
-                conv.epilogue.table = tables.try_into().ok().map(std::sync::Arc::new);
-            }
-            StepOp::Add(params) => {
-                let first = inputs[0] == made;
-                let buffer = inputs[usize::from(first)];
-                conv.epilogue.join = Some(Join::Add {
-                    buffer,
-                    params,
-                    first,
-                });
-            }
-            _ => {}
+        if let StepOp::Table { tables, .. } = op {
+            conv.epilogue.table = tables.try_into().ok().map(std::sync::Arc::new);
+        } else if let StepOp::Add(params) = op {
+            let first = inputs[0] == made;
+            let buffer = inputs[usize::from(first)];
+            conv.epilogue.join = Some(Join::Add {
+                buffer,
+                params,
+                first,
+            });
         }
     }
     product.outputs = outputs;

@@ -46,10 +46,12 @@ impl Step {
 
     /// The buffer of a dynamic zero point.
     fn zero_point(&self) -> Option<BufferId> {
-        let operand = match &self.op {
-            StepOp::Conv(conv) => conv.zero_point,
-            StepOp::MatMul { zero_point_a, .. } => *zero_point_a,
-            _ => return None,
+        let operand = if let StepOp::Conv(conv) = &self.op {
+            conv.zero_point
+        } else if let StepOp::MatMul { zero_point_a, .. } = &self.op {
+            *zero_point_a
+        } else {
+            return None;
         };
         match operand {
             Operand::Dynamic(buffer) => Some(buffer),

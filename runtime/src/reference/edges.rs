@@ -94,9 +94,10 @@ pub(crate) fn arg_max(
     for (which, out) in chunks.iter_mut().enumerate().take(outer * inner) {
         let start = which / inner * extent * inner + which % inner;
         let at = |i: usize| start + if last { extent - 1 - i } else { i } * inner;
-        let best = match dtype {
-            DType::F32 => edge::argmax((0..extent).map(|i| read_f32(x, at(i)))),
-            _ => edge::argmax((0..extent).map(|i| read_int(dtype, x, at(i)))),
+        let best = if dtype == DType::F32 {
+            edge::argmax((0..extent).map(|i| read_f32(x, at(i))))
+        } else {
+            edge::argmax((0..extent).map(|i| read_int(dtype, x, at(i))))
         };
         let best = best.map_or(0, |i| if last { extent - 1 - i } else { i });
         *out = (best as i64).to_le_bytes();
