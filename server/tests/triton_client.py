@@ -13,148 +13,24 @@ import argparse
 import asyncio
 import json
 import pathlib
-import shutil
 import sys
 
 import grpc
 import numpy as np
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from google.protobuf import unknown_fields
-from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.utils import np_to_triton_dtype
+
+from triton_session import QUANTIZED, Session, expect, refused, same, same_bytes
 
 CHECKS = []
-QUANTIZED = {"UINT8": np.uint8, "INT8": np.int8}
 
 
 def check(function):
     """Registers a check; its docstring is what it shows."""
     CHECKS.append(function)
     return function
-
-
-def expect(condition, message):
-    """Fails the running check unless `condition` holds."""
-    if not condition:
-        raise AssertionError(message)
-
-
-def same(got, wanted, what):
-    """Fails the running check unless both are equal."""
-    expect(got == wanted, f"{what}: got {got!r}, expected {wanted!r}")
-
-
-def same_bytes(got, wanted, what):
-    """Fails the running check unless two arrays agree in every bit."""
-    same((got.dtype, got.shape), (wanted.dtype, wanted.shape), f"{what}: type and shape")
-    differing = int((got.view(np.uint8) != wanted.view(np.uint8)).sum())
-    expect(differing == 0, f"{what}: {differing} bytes differ")
-
-
-def refused(code, call, *names):
-    """Fails the running check unless `call` is refused with `code` and a message naming `names`."""
-    try:
-        call()
-    except InferenceServerException as error:
-        got, text = error.status().removeprefix("StatusCode."), error.message()
-    except grpc.RpcError as error:
-        got, text = error.code().name, error.details()
-    else:
-        raise AssertionError(f"accepted, expected {code}")
-    same(got, code, f"code of {text!r}")
-    for name in names:
-        expect(name in text, f"message {text!r} does not name {name!r}")
-
-
-class Session:
-    """The connection, the model under test and what earlier checks learnt about it."""
-
-    def __init__(self, server, repository, model):
-        self.client = triton.InferenceServerClient(server)
-        self.channel = grpc.insecure_channel(server, [("grpc.max_receive_message_length", -1)])
-        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
-        self.server, self.repository, self.model = server, repository, model
-        self.random = np.random.default_rng(7)
-        self.input, self.output, self.sample, self.max_batch = None, None, None, None
-        self.quantized = None
-
-    def learn(self):
-        """Reads names and shapes from the server's description of the model."""
-        metadata = self.client.get_model_metadata(self.model)
-        config = self.client.get_model_config(self.model).config
-        self.input, self.output = metadata.inputs[0].name, metadata.outputs[0].name
-        self.sample = [max(extent, 1) for extent in metadata.inputs[0].shape[1:]]
-        self.max_batch = config.max_batch_size
-
-    def array(self, batch=1):
-        """A random batch as FP32."""
-        return self.random.normal(size=[batch, *self.sample]).astype(np.float32)
-
-    def wrap(self, array, name=None, datatype=None):
-        """An array as the client's input."""
-        datatype = datatype or np_to_triton_dtype(array.dtype)
-        tensor = triton.InferInput(name or self.input, list(array.shape), datatype)
-        tensor.set_data_from_numpy(array)
-        return tensor
-
-    def infer(self, array, model=None, **options):
-        """Runs the model through the client and gives back its result object."""
-        return self.client.infer(model or self.model, [self.wrap(array)], **options)
-
-    def values(self, array, **options):
-        """Runs the model through the client and gives back the first output."""
-        return self.infer(array, **options).as_numpy(self.output)
-
-    def request(self, array, datatype, raw=True):
-        """A protocol message with the array in raw or typed form, for what the client cannot say."""
-        message = service_pb2.ModelInferRequest(model_name=self.model)
-        tensor = message.inputs.add(name=self.input, datatype=datatype, shape=array.shape)
-        if raw:
-            message.raw_input_contents.append(array.tobytes())
-        elif datatype == "FP32":
-            tensor.contents.fp32_contents.extend(array.ravel().tolist())
-        elif datatype == "INT8":
-            tensor.contents.int_contents.extend(array.ravel().tolist())
-        else:
-            tensor.contents.uint_contents.extend(array.ravel().tolist())
-        return message
-
-    def answer(self, message):
-        """Sends a protocol message and gives back the first output."""
-        response = self.stub.ModelInfer(message)
-        output = response.outputs[0]
-        dtype = {"FP32": np.float32, **QUANTIZED}[output.datatype]
-        return np.frombuffer(response.raw_output_contents[0], dtype).reshape(output.shape)
-
-    def states(self):
-        """State and reason of every model by name and version."""
-        index = self.client.get_model_repository_index()
-        return {(row.name, row.version): (row.state, row.reason) for row in index.models}
-
-    def counts(self):
-        """Samples, executions, successes and the success time of the model."""
-        model = self.client.get_inference_statistics(self.model).model_stats[0]
-        success = model.inference_stats.success
-        return model.inference_count, model.execution_count, success.count, success.ns
-
-    def temporary(self, name):
-        """A fresh folder for a temporary model."""
-        folder = self.repository / f"requant-check-{name}"
-        shutil.rmtree(folder, ignore_errors=True)
-        return folder
-
-    def properties(self):
-        """The free facts of the model's description, which the client's descriptors lack."""
-        fields = unknown_fields.UnknownFieldSet(self.client.get_model_metadata(self.model))
-        entry = model_config_pb2.ModelConfig.MetricTagsEntry  # as well a map of text to text
-        entries = [entry.FromString(field.data) for field in fields if field.field_number == 6]
-        return {entry.key: entry.value for entry in entries}
-
-    def newest(self):
-        """The folder of the highest version of the model under test."""
-        folders = [path for path in (self.repository / self.model).iterdir() if path.name.isdigit()]
-        return max(folders, key=lambda path: int(path.name))
 
 
 # ---------------------------------------------------------------- the server
@@ -172,7 +48,7 @@ def server_metadata(s):
     """server metadata has name, version and extensions"""
     metadata = s.client.get_server_metadata()
     expect(metadata.name and metadata.version, f"name or version is empty: {metadata}")
-    for extension in ("binary_tensor_data", "model_configuration", "model_repository", "statistics"):
+    for extension in ("model_configuration", "model_repository", "statistics"):
         expect(extension in metadata.extensions, f"no {extension} in {metadata.extensions}")
 
 
@@ -213,11 +89,11 @@ def before_the_load(s):
 def load(s):
     """load makes it ready"""
     s.client.load_model(s.model)
+    s.learn()
     expect(s.client.is_model_ready(s.model), "not ready")
     expect(s.client.is_server_ready(), "the server is not ready")
     states = {state for (name, _), (state, _) in s.states().items() if name == s.model}
     same(states, {"READY"}, "state in the index")
-    s.learn()
 
 
 @check
@@ -507,7 +383,9 @@ def wrong_messages(s):
 def reserved_parameters(s):
     """parameters of a wrong type or with a reserved name are refused, others pass"""
     array = s.array()
-    refused("INVALID_ARGUMENT", lambda: s.infer(array, parameters={"triton_x": 1}), "triton_x")
+    message = s.request(array, "FP32")
+    message.parameters["triton_x"].bool_param = True
+    refused("INVALID_ARGUMENT", lambda: s.stub.ModelInfer(message), "triton_x")
     message = s.request(array, "FP32")
     message.parameters["timeout"].string_param = "soon"
     refused("INVALID_ARGUMENT", lambda: s.stub.ModelInfer(message), "timeout")
@@ -517,9 +395,22 @@ def reserved_parameters(s):
 
 @check
 def deadlines(s):
-    """a deadline that has passed is DEADLINE_EXCEEDED"""
-    refused("DEADLINE_EXCEEDED", lambda: s.infer(s.array(), client_timeout=1e-6))
-    s.values(s.array(), client_timeout=60)
+    """deadlines of the caller are DEADLINE_EXCEEDED, however long the queue would wait"""
+    config = """
+        max_batch_size: 4
+        dynamic_batching {
+          preferred_batch_size: 4
+          max_queue_delay_microseconds: 60000000
+          default_queue_policy { allow_timeout_override: true }
+        }
+    """
+    with s.temporary("deadlines", config, ["1"]) as folder:
+        s.client.load_model(folder.name)
+        one, four = s.array(), s.array(4)
+        infer = lambda array, **options: s.values(array, model=folder.name, **options)
+        refused("DEADLINE_EXCEEDED", lambda: infer(one, client_timeout=0.05))
+        refused("DEADLINE_EXCEEDED", lambda: infer(one, timeout=50_000, client_timeout=30))
+        same_bytes(infer(four, client_timeout=30), s.values(four), "a full batch")
 
 
 @check
@@ -562,61 +453,57 @@ def load_missing(s):
 @check
 def load_broken(s):
     """a broken model is FAILED_PRECONDITION, has its reason in the index, and stops no other"""
-    folder = s.temporary("broken")
-    (folder / "1").mkdir(parents=True)
-    (folder / "1" / "model.onnx").write_bytes(b"this is no model")
-    refused("FAILED_PRECONDITION", lambda: s.client.load_model(folder.name), folder.name)
-    entries = [value for (name, _), value in s.states().items() if name == folder.name]
-    same([state for state, _ in entries], ["UNAVAILABLE"], "state in the index")
-    expect(entries[0][1], "no reason in the index")
-    expect(not s.client.is_server_ready(), "the server is ready with a broken model")
-    s.values(s.array())
-    s.client.unload_model(folder.name)
+    with s.temporary("broken") as folder:
+        (folder / "1").mkdir()
+        (folder / "1" / "model.safetensors").write_bytes(b"this is no model")
+        refused("FAILED_PRECONDITION", lambda: s.client.load_model(folder.name), folder.name)
+        entries = [value for (name, _), value in s.states().items() if name == folder.name]
+        same([state for state, _ in entries], ["UNAVAILABLE"], "state in the index")
+        expect(entries[0][1], "no reason in the index")
+        expect(not s.client.is_server_ready(), "the server is ready with a broken model")
+        s.values(s.array())
     expect(s.client.is_server_ready(), "the server is not ready after the unload")
 
 
 @check
 def reload_broken(s):
     """a reload that fails leaves the old version serving"""
-    folder = s.temporary("reload")
-    shutil.copytree(s.newest(), folder / "1")
-    s.client.load_model(folder.name)
-    array = s.array()
-    wanted = s.values(array)
-    same_bytes(s.values(array, model=folder.name), wanted, "before")
-    (folder / "config.pbtxt").write_text("max_batchsize: 4\n")
-    refused("FAILED_PRECONDITION", lambda: s.client.load_model(folder.name), "max_batchsize")
-    same_bytes(s.values(array, model=folder.name), wanted, "after")
-    s.client.unload_model(folder.name)
+    with s.temporary("reload", versions=["1"]) as folder:
+        s.client.load_model(folder.name)
+        array = s.array()
+        wanted = s.values(array)
+        same_bytes(s.values(array, model=folder.name), wanted, "before")
+        (folder / "config.pbtxt").write_text("max_batchsize: 4\n")
+        refused("FAILED_PRECONDITION", lambda: s.client.load_model(folder.name), "max_batchsize")
+        same_bytes(s.values(array, model=folder.name), wanted, "after")
+        expect(s.client.is_server_ready(), "the server is not ready")
 
 
 @check
 def versions(s):
     """version policies and a configuration given with the load are followed"""
-    folder = s.temporary("versions")
-    for version in ("1", "2", "10"):
-        shutil.copytree(s.newest(), folder / version)
-    served = lambda: list(s.client.get_model_metadata(folder.name).versions)
-    (folder / "config.pbtxt").write_text(
-        "max_batch_size: 4\n"
-        "dynamic_batching { max_queue_delay_microseconds: 100 }\n"
-        "instance_group [ { count: 1 kind: KIND_CPU } ]\n"
-    )
-    s.client.load_model(folder.name)
-    same(served(), ["10"], "latest version")
-    config = s.client.get_model_config(folder.name).config
-    same(config.max_batch_size, 4, "max_batch_size")
-    same(config.dynamic_batching.max_queue_delay_microseconds, 100, "queue delay")
-    given = {"max_batch_size": 4, "version_policy": {"specific": {"versions": [1, 2]}}}
-    s.client.load_model(folder.name, config=json.dumps(given))
-    same(served(), ["1", "2"], "specific versions")
-    array = s.array()
-    response = s.infer(array, model=folder.name).get_response()
-    same(response.model_version, "2", "version chosen")
-    response = s.infer(array, model=folder.name, model_version="1").get_response()
-    same(response.model_version, "1", "version asked for")
-    refused("NOT_FOUND", lambda: s.infer(array, model=folder.name, model_version="10"), "10")
-    s.client.unload_model(folder.name)
+    config = """
+        max_batch_size: 4
+        dynamic_batching { max_queue_delay_microseconds: 100 }
+        instance_group [ { count: 1 kind: KIND_CPU } ]
+    """
+    with s.temporary("versions", config, ["1", "2", "10"]) as folder:
+        served = lambda: list(s.client.get_model_metadata(folder.name).versions)
+        s.client.load_model(folder.name)
+        same(served(), ["10"], "latest version")
+        config = s.client.get_model_config(folder.name).config
+        same(config.max_batch_size, 4, "max_batch_size")
+        same(config.dynamic_batching.max_queue_delay_microseconds, 100, "queue delay")
+        given = {"max_batch_size": 4, "version_policy": {"specific": {"versions": [1, 2]}}}
+        s.client.load_model(folder.name, config=json.dumps(given))
+        same(served(), ["1", "2"], "specific versions")
+        array = s.array()
+        response = s.infer(array, model=folder.name).get_response()
+        same(response.model_version, "2", "version chosen")
+        response = s.infer(array, model=folder.name, model_version="1").get_response()
+        same(response.model_version, "1", "version asked for")
+        late = lambda: s.infer(array, model=folder.name, model_version="10")
+        refused("NOT_FOUND", late, "10")
 
 
 @check
@@ -643,18 +530,14 @@ def main():
         sys.exit(f"no model in {options.repository}")
     session = Session(options.server, options.repository, options.model or models[0])
     failed = 0
-    try:
-        for function in CHECKS:
-            try:
-                function(session)
-                print(f"PASS {function.__doc__}", flush=True)
-            except Exception as error:  # whatever goes wrong is this check's result
-                failed += 1
-                text = " ".join(f"{type(error).__name__}: {error}".split())
-                print(f"FAIL {function.__doc__}: {text}", flush=True)
-    finally:
-        for folder in options.repository.glob("requant-check-*"):
-            shutil.rmtree(folder)
+    for function in CHECKS:
+        try:
+            function(session)
+            print(f"PASS {function.__doc__}", flush=True)
+        except Exception as error:  # whatever goes wrong is this check's result
+            failed += 1
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"FAIL {function.__doc__}: {text}", flush=True)
     print(f"{len(CHECKS) - failed} passed, {failed} failed")
     sys.exit(1 if failed else 0)
 
