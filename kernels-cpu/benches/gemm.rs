@@ -288,17 +288,21 @@ mod peaks {
         #[target_feature(enable = "avx2")]
         fn copy(rounds: usize) {
             let x = _mm256_set1_epi32(black_box(0x01020304));
-            let mut w = _mm256_set1_epi32(black_box(0x04030201));
+            let w = _mm256_set1_epi32(black_box(0x04030201));
             let mut sums = [_mm256_setzero_si256(); 12];
             for _ in 0..rounds {
-                // The products must be formed anew each time.
-                // SAFETY: an empty statement that claims to change its operand.
-                unsafe { core::arch::asm!("/* {0} */", inout(ymm_reg) w, options(nomem, nostack)) };
                 for sum in &mut sums {
-                    let mut product = _mm256_madd_epi16(x, w);
-                    // SAFETY: as above.
+                    let product: __m256i;
+                    // In assembly, so that each product is formed anew.
+                    // SAFETY: touches registers only.
                     unsafe {
-                        core::arch::asm!("/* {0} */", inout(ymm_reg) product, options(nomem, nostack));
+                        core::arch::asm!(
+                            "vpmaddwd {p}, {x}, {w}",
+                            p = out(ymm_reg) product,
+                            x = in(ymm_reg) x,
+                            w = in(ymm_reg) w,
+                            options(nomem, nostack),
+                        );
                     }
                     *sum = _mm256_add_epi32(*sum, product);
                 }

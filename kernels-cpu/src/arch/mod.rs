@@ -7,11 +7,15 @@ use crate::table::Kernel;
 
 mod scalar;
 #[cfg(target_arch = "x86_64")]
+mod x86_avx2;
+#[cfg(target_arch = "x86_64")]
 mod x86_avx512;
 
 /// The kernels of this architecture, worst ISA first.
 pub(crate) static KERNELS: &[&[Kernel]] = &[
     scalar::KERNELS,
+    #[cfg(target_arch = "x86_64")]
+    x86_avx2::KERNELS,
     #[cfg(target_arch = "x86_64")]
     x86_avx512::KERNELS,
 ];
