@@ -53,7 +53,8 @@ def facts(message, field):
     if field.HasField("oneof_index"):
         oneof = message.oneof_decl[field.oneof_index].name
     type_name = field.type_name.lstrip(".")
-    return field.number, Field.Type.Name(field.type), Field.Label.Name(field.label), type_name, oneof
+    kind, label = Field.Type.Name(field.type), Field.Label.Name(field.label)
+    return field.number, kind, label, type_name, oneof
 
 
 def compare(ours, theirs):
@@ -80,9 +81,8 @@ def compare(ours, theirs):
             if match is None:
                 differences.append(f"{name}.{field.name}: field does not exist there")
             elif facts(message, field) != facts(other, match):
-                differences.append(
-                    f"{name}.{field.name}: {facts(message, field)} here, {facts(other, match)} there"
-                )
+                here, there = facts(message, field), facts(other, match)
+                differences.append(f"{name}.{field.name}: {here} here, {there} there")
         our_names = {field.name for field in message.field}
         for missing in sorted(set(their_fields) - our_names):
             differences.append(f"{name}.{missing}: field is missing here")

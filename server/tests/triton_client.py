@@ -3,7 +3,7 @@
 
 The server must serve the folder given as --repository with `--model-control explicit`. The folder
 holds one model or more in Triton's layout; the checks run on the first one (or --model NAME), which
-must take one batch of FP32 samples with integers of its own behind it, and give at least one output.
+must take batches of one FP32 input with integers of its own behind it.
 Temporary models named `requant-check-*` are put beside it and removed again.
 
 Prints a line for each check and `N passed, N failed` at the end; exits with 1 if any failed.

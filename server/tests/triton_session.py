@@ -90,7 +90,7 @@ class Session:
         return self.infer(array, **options).as_numpy(self.output)
 
     def request(self, array, datatype, raw=True):
-        """A protocol message with the array in raw or typed form, for what the client cannot say."""
+        """A protocol message with the array in raw or typed form."""
         message = service_pb2.ModelInferRequest(model_name=self.model)
         tensor = message.inputs.add(name=self.input, datatype=datatype, shape=array.shape)
         if raw:

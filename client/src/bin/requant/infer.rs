@@ -108,14 +108,17 @@ async fn explain(client: &Client, infer: &Infer, inputs: &[Tensor], error: Error
     let text = error.to_string();
     if error.code() == Some(Code::InvalidArgument)
         && let Ok(metadata) = client.model_metadata(&infer.model, &infer.version).await
-        && let Some(hint) = inputs.iter().find_map(|tensor| hint(tensor, &metadata))
+        && let Some(hint) = inputs
+            .iter()
+            .find_map(|tensor| hint(tensor, &metadata, &text))
     {
         return Failure::Server(format!("{text} (hint: {hint})"));
     }
     error.into()
 }
 
-fn hint(tensor: &Tensor, metadata: &ModelMetadataResponse) -> Option<String> {
+/// What to do about a tensor that was refused with the words `refusal`.
+fn hint(tensor: &Tensor, metadata: &ModelMetadataResponse, refusal: &str) -> Option<String> {
     let Tensor {
         name,
         datatype,
@@ -128,7 +131,8 @@ fn hint(tensor: &Tensor, metadata: &ModelMetadataResponse) -> Option<String> {
             .iter()
             .map(|input| input.name.as_str())
             .collect();
-        return Some(format!("the model's inputs are {names:?}"));
+        let told = names.iter().all(|name| refusal.contains(name));
+        return (!told).then(|| format!("the model's inputs are {names:?}"));
     };
     if lacks_batch(shape, wanted) {
         return Some(format!(
@@ -226,11 +230,20 @@ mod tests {
 
     #[test]
     fn an_unknown_name_is_answered_with_the_known_ones() {
-        let metadata = ModelMetadataResponse::default();
+        let input = TensorMetadata {
+            name: "image".to_owned(),
+            ..Default::default()
+        };
+        let metadata = ModelMetadataResponse {
+            inputs: vec![input],
+            ..Default::default()
+        };
         let tensor = Tensor::from_slice("x", &[1], &[0.0f32]).unwrap();
+        let hint = |refusal| hint(&tensor, &metadata, refusal);
         assert_eq!(
-            hint(&tensor, &metadata).unwrap(),
-            "the model's inputs are []"
+            hint("unexpected input 'x'").unwrap(),
+            "the model's inputs are [\"image\"]"
         );
+        assert_eq!(hint("unexpected input 'x', not 'image'"), None);
     }
 }
