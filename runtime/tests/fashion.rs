@@ -1,6 +1,9 @@
 //! The built-in model on real images: the same bytes as the numpy program that stands beside it, and
 //! an accuracy that is at most 1.0 point under the float model's.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use requant_conformance::npz::{self, Array};
 use requant_conformance::run;
 use requant_model::{artifact, builtin};
@@ -8,6 +11,8 @@ use requant_runtime::{Backend, CpuBackend, CpuOptions, Isa, ReferenceBackend};
 
 const CLASSES: usize = 10;
 const BATCH: usize = 100;
+/// Of the 200 committed images.
+const RIGHT: usize = 182;
 
 /// Images `[N, 28, 28]` of bytes as the model's float input.
 fn normalise(images: &[u8]) -> Vec<u8> {
@@ -35,21 +40,16 @@ fn logits(backend: &dyn Backend, images: &Array) -> Vec<f32> {
 /// How many rows have their largest score, the first of equals, at the label.
 fn right(logits: &[f32], labels: &[u8]) -> usize {
     let rows = logits.chunks_exact(CLASSES).zip(labels);
-    let named = |(row, &label): &(&[f32], &u8)| {
+    let named = |&(row, &label): &(&[f32], &u8)| {
         let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         row.iter().position(|&score| score == largest) == Some(usize::from(label))
     };
     rows.filter(named).count()
 }
 
-fn committed() -> std::collections::BTreeMap<String, Array> {
-    npz::read(
-        concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../model/builtin/fashion-sample.npz"
-        )
-        .as_ref(),
-    )
+fn committed() -> BTreeMap<String, Array> {
+    let builtin = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/builtin");
+    npz::read(&builtin.join("fashion-sample.npz"))
 }
 
 fn check_sample(what: &str, backend: &dyn Backend) {
@@ -67,9 +67,6 @@ fn check_sample(what: &str, backend: &dyn Backend) {
     }
     assert_eq!(right(&got, sample["y"].u8s()), RIGHT, "{what}");
 }
-
-/// Of the 200 committed images.
-const RIGHT: usize = 182;
 
 #[test]
 fn reference_gives_the_bytes_of_the_numpy_program() {
