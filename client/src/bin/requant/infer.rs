@@ -205,6 +205,7 @@ mod tests {
         hint(
             &Tensor::new("image", datatype, shape, data).unwrap(),
             &metadata,
+            "",
         )
     }
 
