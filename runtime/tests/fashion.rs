@@ -1,5 +1,6 @@
 //! The built-in model on real images: the same bytes as the numpy program that stands beside it, and
 //! an accuracy that is at most 1.0 point under the float model's.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::path::Path;
