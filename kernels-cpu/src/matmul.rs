@@ -104,12 +104,8 @@ impl MatMul {
     /// As [`MatMul::new`], and [`KernelError::NoKernel`] when the kernel does not take these operands.
     pub fn with_kernel(kernel: &'static Kernel, spec: &MatMulSpec) -> Result<Self, KernelError> {
         let signed = byte_sign(Buffer::Input, spec.a)?;
-        if !kernel.isa.is_available() {
-            return Err(KernelError::Isa(kernel.isa));
-        }
-        if kernel.weights != WeightFormat::I8 || !kernel.takes(signed) {
-            return Err(KernelError::NoKernel(kernel.isa));
-        }
+        let takes = kernel.weights == WeightFormat::I8 && kernel.takes(signed);
+        table::usable(kernel.isa, takes)?;
         MatMul::prepare(kernel.isa, kernel, spec)
     }
 

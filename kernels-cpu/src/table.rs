@@ -144,21 +144,124 @@ pub(crate) fn select(
     signed: bool,
     weights: WeightFormat,
 ) -> Result<&'static Kernel, KernelError> {
-    if !isa.is_available() {
-        return Err(KernelError::Isa(isa));
-    }
-    let ladder: &[Isa] = match isa {
-        Isa::Scalar => &[Isa::Scalar],
-        Isa::Avx2 => &[Isa::Avx2, Isa::Scalar],
-        Isa::Avx512Vnni => &[Isa::Avx512Vnni, Isa::Avx2, Isa::Scalar],
-        Isa::NeonDot => &[Isa::NeonDot, Isa::Scalar],
-    };
-    ladder
+    usable(isa, true)?;
+    ladder(isa)
         .iter()
         .find_map(|&isa| {
             kernels().find(|k| k.isa == isa && k.weights == weights && k.takes(signed))
         })
         .ok_or(KernelError::NoKernel(isa))
+}
+
+/// What a depthwise function reads and writes: some output pixels of one chunk of channels.
+///
+/// # Contract of a depthwise function
+/// All of this holds at the call:
+/// - `taps` points to `pixels × taps_padded` pointers, pixel-major; each of them is readable for
+///   `channels` bytes from `channel` on;
+/// - `taps_padded` is a positive multiple of the kernel's `group`;
+/// - `channels` is between 1 and the kernel's `lanes`;
+/// - `weights` is one packed chunk, `taps_padded × lanes` weights; `bias` is readable for `lanes` values;
+/// - `out` is writable for `pixels` rows of `lanes` values;
+/// - the machine has the kernel's ISA.
+#[derive(Debug)]
+pub(crate) struct DepthwiseTile {
+    pub(crate) taps: *const *const u8,
+    pub(crate) taps_padded: usize,
+    pub(crate) pixels: usize,
+    pub(crate) channel: usize,
+    pub(crate) channels: usize,
+    pub(crate) weights: *const u8,
+    pub(crate) bias: *const i32,
+    pub(crate) out: *mut i32,
+}
+
+/// Writes `bias[c] + Σ_t (x[t,c] + offset)·w[t,c]` for each pixel and channel, modulo 2^32; columns past
+/// `channels` may hold anything.
+///
+/// # Safety
+/// The contract of [`DepthwiseTile`].
+pub(crate) type DepthwiseFn = unsafe fn(&DepthwiseTile);
+
+/// One row of the table of depthwise kernels.
+#[derive(Debug)]
+pub struct DepthwiseKernel {
+    pub(crate) name: &'static str,
+    pub(crate) isa: Isa,
+    /// Whether activations have a sign.
+    pub(crate) signed: bool,
+    /// Whether it takes weights of 16 bits, which it then also stores for 8-bit ones.
+    pub(crate) wide: bool,
+    /// Constant that the kernel adds to each activation as it reads it.
+    pub(crate) offset: i32,
+    /// Taps that one instruction takes; their number is padded to a multiple of it.
+    pub(crate) group: usize,
+    /// Channels of a chunk.
+    pub(crate) lanes: usize,
+    /// Index in a packed chunk of the weight of a tap group's `tap` for `channel`.
+    pub(crate) place: fn(channel: usize, tap: usize) -> usize,
+    pub(crate) run: DepthwiseFn,
+}
+
+impl DepthwiseKernel {
+    /// `{isa}-dw-{activations}{weights}-{channels}`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The instruction set it needs.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Whether it takes these operands.
+    pub(crate) fn takes(&self, signed: bool, wide: bool) -> bool {
+        self.signed == signed && (self.wide || !wide)
+    }
+
+    /// Bytes of a packed weight.
+    pub(crate) fn weight_bytes(&self) -> usize {
+        if self.wide { 2 } else { 1 }
+    }
+}
+
+/// Every depthwise kernel compiled in for this architecture, those of the best ISA last.
+pub fn depthwise_kernels() -> impl Iterator<Item = &'static DepthwiseKernel> {
+    arch::DEPTHWISE.iter().flat_map(|group| group.iter())
+}
+
+/// The depthwise kernel for an ISA and operand types.
+pub(crate) fn select_depthwise(
+    isa: Isa,
+    signed: bool,
+    wide: bool,
+) -> Result<&'static DepthwiseKernel, KernelError> {
+    usable(isa, true)?;
+    ladder(isa)
+        .iter()
+        .find_map(|&isa| depthwise_kernels().find(|k| k.isa == isa && k.takes(signed, wide)))
+        .ok_or(KernelError::NoKernel(isa))
+}
+
+/// Whether a kernel of `isa` may be used: the machine has the ISA, and the operands suit it.
+pub(crate) fn usable(isa: Isa, takes: bool) -> Result<(), KernelError> {
+    if !isa.is_available() {
+        Err(KernelError::Isa(isa))
+    } else if !takes {
+        Err(KernelError::NoKernel(isa))
+    } else {
+        Ok(())
+    }
+}
+
+/// An ISA and the lesser ones it includes, best first.
+fn ladder(isa: Isa) -> &'static [Isa] {
+    match isa {
+        Isa::Scalar => &[Isa::Scalar],
+        Isa::Avx2 => &[Isa::Avx2, Isa::Scalar],
+        Isa::Avx512Vnni => &[Isa::Avx512Vnni, Isa::Avx2, Isa::Scalar],
+        Isa::NeonDot => &[Isa::NeonDot, Isa::Scalar],
+    }
 }
 
 #[cfg(test)]
@@ -199,6 +302,9 @@ mod tests {
             for signed in [false, true] {
                 for weights in [WeightFormat::I8, WeightFormat::I4, WeightFormat::I16] {
                     select(isa, signed, weights).unwrap();
+                }
+                for wide in [false, true] {
+                    select_depthwise(isa, signed, wide).unwrap();
                 }
             }
         }

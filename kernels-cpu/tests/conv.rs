@@ -162,6 +162,12 @@ impl Case {
                 Err(error) => assert_eq!(error, KernelError::NoKernel(kernel.isa())),
             }
         }
+        for kernel in table::depthwise_kernels().filter(|kernel| kernel.isa().is_available()) {
+            match Conv::with_depthwise_kernel(kernel, &self.spec(self.zero_point)) {
+                Ok(conv) => self.check(&conv, false),
+                Err(error) => assert_eq!(error, KernelError::NoKernel(kernel.isa())),
+            }
+        }
         let (lo, _) = self.input_type.range().unwrap();
         for &isa in isas {
             let conv = Conv::new(isa, &self.spec(lo as i32)).unwrap();
@@ -235,6 +241,20 @@ fn random_convolutions() {
     for _ in 0..600 {
         let shape = random_shape(&mut rng);
         let batch = rng.pick(&[1, 1, 2, 3, 7]);
+        let format = rng.pick(&FORMATS);
+        Case::new(&mut rng, shape, batch, format).check_all(&isas);
+    }
+}
+
+#[test]
+fn random_depthwise_convolutions() {
+    let isas = isas();
+    let mut rng = Rng(4);
+    for _ in 0..300 {
+        let mut shape = random_shape(&mut rng);
+        let channels = rng.pick(&[2, 3, 8, 15, 16, 17, 24, 63, 64, 65, 96, 144]);
+        (shape.in_c, shape.out_c, shape.groups) = (channels, channels, channels);
+        let batch = rng.pick(&[1, 1, 2, 5]);
         let format = rng.pick(&FORMATS);
         Case::new(&mut rng, shape, batch, format).check_all(&isas);
     }

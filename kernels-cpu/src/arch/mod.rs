@@ -3,13 +3,18 @@
 use requant_numerics::table::Table;
 
 use crate::Isa;
-use crate::table::Kernel;
+use crate::table::{DepthwiseKernel, Kernel};
 
 mod scalar;
+mod scalar_depthwise;
 #[cfg(target_arch = "x86_64")]
 mod x86_avx2;
 #[cfg(target_arch = "x86_64")]
+mod x86_avx2_depthwise;
+#[cfg(target_arch = "x86_64")]
 mod x86_avx512;
+#[cfg(target_arch = "x86_64")]
+mod x86_avx512_depthwise;
 
 /// The kernels of this architecture, worst ISA first.
 pub(crate) static KERNELS: &[&[Kernel]] = &[
@@ -18,6 +23,15 @@ pub(crate) static KERNELS: &[&[Kernel]] = &[
     x86_avx2::KERNELS,
     #[cfg(target_arch = "x86_64")]
     x86_avx512::KERNELS,
+];
+
+/// The depthwise kernels of this architecture, worst ISA first.
+pub(crate) static DEPTHWISE: &[&[DepthwiseKernel]] = &[
+    scalar_depthwise::KERNELS,
+    #[cfg(target_arch = "x86_64")]
+    x86_avx2_depthwise::KERNELS,
+    #[cfg(target_arch = "x86_64")]
+    x86_avx512_depthwise::KERNELS,
 ];
 
 /// The table lookup of an ISA.

@@ -9,11 +9,14 @@ use requant_numerics::packing::packed_row_bytes;
 
 use crate::epilogue::Output;
 use crate::error::{at_least, byte_sign, exactly, product, zero_point_in_range};
-use crate::table::{self, Kernel, WeightFormat};
+use crate::table::{self, DepthwiseKernel, Kernel, WeightFormat};
 use crate::{Buffer, Isa, KernelError, Parallel};
 
+mod depthwise;
+mod fold;
 mod tiled;
 
+use depthwise::Depthwise;
 use tiled::Tiled;
 
 /// The shape of a convolution. Pads below and to the right follow from the output's size: every tap
@@ -65,6 +68,11 @@ impl ConvShape {
     /// Weights that one output value sees.
     pub const fn depth(&self) -> usize {
         self.kernel[0] * self.kernel[1] * (self.in_c / self.groups)
+    }
+
+    /// Whether each channel is convolved with a kernel of its own.
+    pub const fn is_depthwise(&self) -> bool {
+        self.groups > 1 && self.groups == self.in_c && self.groups == self.out_c
     }
 
     /// Elements of one input image.
@@ -192,6 +200,7 @@ pub struct Conv {
 #[derive(Debug)]
 enum Engine {
     Tiled(Tiled),
+    Depthwise(Depthwise),
 }
 
 impl Conv {
@@ -201,6 +210,10 @@ impl Conv {
     /// Everything that is wrong with the shape, the buffers' lengths or the parameters.
     pub fn new(isa: Isa, spec: &ConvSpec<'_>) -> Result<Conv, KernelError> {
         let signed = check(spec)?;
+        if spec.shape.is_depthwise() {
+            let kernel = table::select_depthwise(isa, signed, spec.weights.are_wide())?;
+            return Conv::depthwise(isa, kernel, spec);
+        }
         let format = match spec.weights {
             Weights::I8(_) => WeightFormat::I8,
             Weights::I4(_) if fits_sixteen_fold(spec) => WeightFormat::I4,
@@ -208,7 +221,8 @@ impl Conv {
             Weights::I16(_) => WeightFormat::I16,
         };
         let kernel = table::select(isa, signed, format)?;
-        Conv::prepare(isa, kernel, spec, signed)
+        let engine = Engine::Tiled(Tiled::new(isa, kernel, spec, signed)?);
+        Ok(Conv::prepared(spec, engine))
     }
 
     /// Prepares a convolution for one row of the kernel table; the epilogue takes the kernel's ISA.
@@ -226,35 +240,50 @@ impl Conv {
             },
             Weights::I16(_) => kernel.weights == WeightFormat::I16,
         };
-        if !kernel.isa.is_available() {
-            return Err(KernelError::Isa(kernel.isa));
-        }
-        if !takes || !kernel.takes(signed) {
-            return Err(KernelError::NoKernel(kernel.isa));
-        }
-        Conv::prepare(kernel.isa, kernel, spec, signed)
+        table::usable(kernel.isa, takes && kernel.takes(signed))?;
+        let engine = Engine::Tiled(Tiled::new(kernel.isa, kernel, spec, signed)?);
+        Ok(Conv::prepared(spec, engine))
     }
 
-    fn prepare(
-        isa: Isa,
-        kernel: &'static Kernel,
+    /// Prepares a depthwise convolution for one row of the depthwise table.
+    ///
+    /// # Errors
+    /// As [`Conv::with_kernel`]; the shape must be depthwise.
+    pub fn with_depthwise_kernel(
+        kernel: &'static DepthwiseKernel,
         spec: &ConvSpec<'_>,
-        signed: bool,
     ) -> Result<Conv, KernelError> {
-        Ok(Conv {
+        let signed = check(spec)?;
+        let takes = kernel.takes(signed, spec.weights.are_wide()) && spec.shape.is_depthwise();
+        table::usable(kernel.isa, takes)?;
+        Conv::depthwise(kernel.isa, kernel, spec)
+    }
+
+    fn depthwise(
+        isa: Isa,
+        kernel: &'static DepthwiseKernel,
+        spec: &ConvSpec<'_>,
+    ) -> Result<Conv, KernelError> {
+        let engine = Engine::Depthwise(Depthwise::new(isa, kernel, spec)?);
+        Ok(Conv::prepared(spec, engine))
+    }
+
+    fn prepared(spec: &ConvSpec<'_>, engine: Engine) -> Conv {
+        Conv {
             shape: spec.shape,
             input: spec.input,
             input_zero_point: spec.input_zero_point,
             output_bytes: spec.output.element_bytes(),
             other_bytes: spec.output.other_dtype().map(DType::size_in_memory),
-            engine: Engine::Tiled(Tiled::new(isa, kernel, spec, signed)?),
-        })
+            engine,
+        }
     }
 
     /// The kernel's name.
     pub fn kernel(&self) -> &'static str {
         match &self.engine {
             Engine::Tiled(tiled) => tiled.kernel().name,
+            Engine::Depthwise(depthwise) => depthwise.kernel().name,
         }
     }
 
@@ -262,6 +291,7 @@ impl Conv {
     pub fn packed_bytes(&self) -> usize {
         match &self.engine {
             Engine::Tiled(tiled) => tiled.packed_bytes(),
+            Engine::Depthwise(depthwise) => depthwise.packed_bytes(),
         }
     }
 
@@ -269,6 +299,7 @@ impl Conv {
     pub fn scratch_bytes(&self, threads: usize) -> usize {
         match &self.engine {
             Engine::Tiled(tiled) => tiled.scratch_bytes(threads),
+            Engine::Depthwise(depthwise) => depthwise.scratch_bytes(threads),
         }
     }
 
@@ -296,6 +327,7 @@ impl Conv {
         )?;
         match &self.engine {
             Engine::Tiled(tiled) => tiled.run(io, zero_point, pool),
+            Engine::Depthwise(depthwise) => depthwise.run(io, zero_point, pool),
         }
         Ok(())
     }
@@ -335,6 +367,14 @@ fn fits_sixteen_fold(spec: &ConvSpec<'_>) -> bool {
 }
 
 impl Weights<'_> {
+    /// Whether there are weights that may not fit 8 bits.
+    fn are_wide(&self) -> bool {
+        match self {
+            Weights::I8(_) | Weights::I4(_) => false,
+            Weights::I16(_) => true,
+        }
+    }
+
     /// The weight of an output channel at `k < depth`.
     fn get(&self, channel: usize, k: usize, depth: usize) -> i16 {
         match self {

@@ -7,6 +7,7 @@ use crate::table::Kernel;
 use crate::tiles::{Job, Split, Walk};
 use crate::{Isa, KernelError, Parallel};
 
+use super::fold::Folded;
 use super::{ConvIo, ConvSpec};
 
 /// A convolution prepared for tiles.
@@ -14,15 +15,9 @@ use super::{ConvIo, ConvSpec};
 pub(super) struct Tiled {
     walk: Walk,
     weights: PackedWeights,
+    bias: Folded,
     /// Output pixels of an image.
     pixels: usize,
-    /// Biases without the zero point's share, one for each packed column.
-    bias: Vec<i32>,
-    /// Sum of the weights of each packed column.
-    sums: Vec<i32>,
-    /// Biases with the zero point of the specification.
-    folded: Vec<i32>,
-    zero_point: i32,
 }
 
 impl Tiled {
@@ -35,27 +30,23 @@ impl Tiled {
         let walk = Walk::new(isa, kernel, &spec.shape, signed, &spec.output)?;
         let (panels, depth) = (walk.panels(), walk.depth());
         let weight = |channel, k| spec.weights.get(channel, k, depth);
-        let (mut bias, mut sums) = (vec![0i32; panels.columns], vec![0i32; panels.columns]);
-        for panel in &panels.list {
-            for c in 0..panel.used {
-                let channel = panel.channel + c;
-                sums[panel.column + c] = (0..depth).fold(0, |sum: i32, k| {
-                    sum.wrapping_add(i32::from(weight(channel, k)))
-                });
-                bias[panel.column + c] = spec.bias.get(channel).copied().unwrap_or(0);
-            }
-        }
-        let mut folded = vec![0i32; panels.columns];
-        fold(&bias, &sums, spec.input_zero_point, kernel, &mut folded);
+        let channels = panels.channels();
+        let bias = Folded::new(
+            panels.columns,
+            spec.input_zero_point,
+            kernel.offset,
+            |column| {
+                let channel = channels[column]?;
+                let bias = spec.bias.get(channel).copied().unwrap_or(0);
+                Some((bias, (0..depth).map(move |k| weight(channel, k))))
+            },
+        );
         let weights = PackedWeights::new(kernel, panels, depth, weight);
         Ok(Tiled {
             walk,
             weights,
-            pixels: spec.shape.out_h * spec.shape.out_w,
             bias,
-            sums,
-            folded,
-            zero_point: spec.input_zero_point,
+            pixels: spec.shape.out_h * spec.shape.out_w,
         })
     }
 
@@ -69,19 +60,13 @@ impl Tiled {
 
     pub(super) fn scratch_bytes(&self, threads: usize) -> usize {
         let threads = threads.clamp(1, MAX_PARTS);
-        LINE + piece(4 * self.folded.len()) + threads * piece(self.walk.part_bytes())
+        LINE + piece(4 * self.bias.columns()) + threads * piece(self.walk.part_bytes())
     }
 
     /// Runs on buffers whose lengths were checked.
     pub(super) fn run(&self, io: ConvIo<'_>, zero_point: i32, pool: &dyn Parallel) {
         let mut carver = Carver::new(io.scratch);
-        let dynamic = carver.words(self.folded.len());
-        let bias: &[i32] = if zero_point == self.zero_point {
-            &self.folded
-        } else {
-            fold(&self.bias, &self.sums, zero_point, self.kernel(), dynamic);
-            dynamic
-        };
+        let bias = self.bias.get(zero_point, carver.words(self.bias.columns()));
         let rows = io.batch * self.pixels;
         let split = Split::new(rows, &self.walk, usable_threads(pool));
         let part_bytes = piece(self.walk.part_bytes());
@@ -106,13 +91,5 @@ impl Tiled {
             // were packed by this walk, and parts have disjoint rows or panels.
             unsafe { job.run(rows, panels, scratch) };
         });
-    }
-}
-
-/// `bias − (zero_point + offset)·sum`, modulo 2^32: the sums of the products it corrects fit 32 bits.
-fn fold(bias: &[i32], sums: &[i32], zero_point: i32, kernel: &Kernel, folded: &mut [i32]) {
-    let factor = zero_point + kernel.offset;
-    for ((folded, bias), sum) in folded.iter_mut().zip(bias).zip(sums) {
-        *folded = bias.wrapping_sub(sum.wrapping_mul(factor));
     }
 }
