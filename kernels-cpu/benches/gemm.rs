@@ -4,6 +4,7 @@
 //! The peak is a loop of the instruction on registers alone. It is measured between the repetitions of
 //! each kernel, in slices of the same length, so that other load on the machine touches both alike;
 //! both are medians. 2·M·N·K operations; convolutions count their taps as K.
+#![allow(clippy::expect_used)]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -260,10 +260,10 @@ mod tests {
         let pool = ThreadPool::new(3).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (0..500).for_each(|round| drop(sum_of(&pool, round % 7))));
+                scope.spawn(|| (0..500).for_each(|round| _ = sum_of(&pool, round % 7)));
             }
         });
-        pool.run(4, &|_| drop(sum_of(&pool, 3)));
+        pool.run(4, &|_| _ = sum_of(&pool, 3));
     }
 
     #[test]

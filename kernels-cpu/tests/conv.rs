@@ -1,5 +1,6 @@
 //! Every row of the kernel table, and every ISA's own choice of rows, against convolution by its
 //! definition: random shapes and the awkward ones, all roundings and outputs, one and two threads.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
@@ -37,7 +38,7 @@ impl Case {
             DType::I4,
         ]);
         let (lo, hi) = input_type.range().unwrap();
-        let zero_point = match rng.next() % 3 {
+        let zero_point = match rng.bits() % 3 {
             0 => lo,
             1 => hi,
             _ => rng.int(lo, hi),
@@ -51,7 +52,7 @@ impl Case {
             WeightFormat::I4 => (-8, 7),
             WeightFormat::I16 => (-limit, limit),
         };
-        let (lo, hi) = match rng.next() % 10 {
+        let (lo, hi) = match rng.bits() % 10 {
             0 => (lo, lo),
             1 => (hi, hi),
             _ => (lo, hi),
@@ -189,7 +190,7 @@ fn random_shape(rng: &mut Rng) -> ConvShape {
     let pads = [rng.size(0, kernel[0] - 1), rng.size(0, kernel[1])];
     let after = [rng.size(0, kernel[0]), rng.size(0, kernel[1] - 1)];
     let (in_h, in_w) = (rng.size(1, 9), rng.size(1, 11));
-    let (groups, in_g, out_g) = match rng.next() % 6 {
+    let (groups, in_g, out_g) = match rng.bits() % 6 {
         0 => (rng.size(2, 5), rng.size(1, 6), rng.size(1, 6)),
         1 => (1, rng.size(1, 5), rng.pick(&[1, 8, 16, 64, 70])),
         2 => (

@@ -6,10 +6,10 @@ use requant_numerics::elementwise::{AddParams, AddScheme};
 use requant_numerics::{DType, Requantize, Residual, Rounding, Scheme};
 
 /// SplitMix64.
-pub struct Rng(pub u64);
+pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -18,31 +18,31 @@ impl Rng {
     }
 
     /// Uniform in `lo..=hi`.
-    pub fn int(&mut self, lo: i64, hi: i64) -> i64 {
-        lo + (self.next() % (hi - lo + 1) as u64) as i64
+    pub(crate) fn int(&mut self, lo: i64, hi: i64) -> i64 {
+        lo + (self.bits() % (hi - lo + 1) as u64) as i64
     }
 
-    pub fn size(&mut self, lo: usize, hi: usize) -> usize {
+    pub(crate) fn size(&mut self, lo: usize, hi: usize) -> usize {
         self.int(lo as i64, hi as i64) as usize
     }
 
-    pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.size(0, choices.len() - 1)]
     }
 
-    pub fn chance(&mut self, one_in: u64) -> bool {
-        self.next().is_multiple_of(one_in)
+    pub(crate) fn chance(&mut self, one_in: u64) -> bool {
+        self.bits().is_multiple_of(one_in)
     }
 
     /// A positive real of the given magnitude, within a factor of 4.
-    pub fn near(&mut self, magnitude: f64) -> f64 {
-        magnitude * 2f64.powf((self.next() >> 11) as f64 / (1u64 << 53) as f64 * 4.0 - 2.0)
+    pub(crate) fn near(&mut self, magnitude: f64) -> f64 {
+        magnitude * 2f64.powf((self.bits() >> 11) as f64 / (1u64 << 53) as f64 * 4.0 - 2.0)
     }
 
     /// Values of a type, stored as bytes; now and then all at one end.
-    pub fn tensor(&mut self, dtype: DType, elements: usize) -> Vec<u8> {
+    pub(crate) fn tensor(&mut self, dtype: DType, elements: usize) -> Vec<u8> {
         let (lo, hi) = dtype.range().unwrap();
-        let (lo, hi) = match self.next() % 12 {
+        let (lo, hi) = match self.bits() % 12 {
             0 => (lo, lo),
             1 => (hi, hi),
             _ => (lo, hi),
@@ -53,24 +53,24 @@ impl Rng {
 }
 
 /// Values as the bytes of a tensor.
-pub fn store(dtype: DType, values: impl Iterator<Item = i32>) -> Vec<u8> {
+pub(crate) fn store(dtype: DType, values: impl Iterator<Item = i32>) -> Vec<u8> {
     values
         .flat_map(|value| value.to_le_bytes()[..dtype.size_in_memory()].to_vec())
         .collect()
 }
 
 /// Element `index` of a tensor.
-pub fn load(dtype: DType, bytes: &[u8], index: usize) -> i32 {
+pub(crate) fn load(dtype: DType, bytes: &[u8], index: usize) -> i32 {
     match dtype {
         DType::U2 | DType::U4 | DType::U8 => i32::from(bytes[index]),
         DType::I2 | DType::I4 | DType::I8 => i32::from(bytes[index] as i8),
         DType::I16 => i32::from(i16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]])),
-        other => panic!("{other}"),
+        DType::I32 | DType::I64 | DType::F32 | DType::F64 => panic!("{dtype}"),
     }
 }
 
 /// A pool that starts its threads for every run.
-pub struct Threads(pub usize);
+pub(crate) struct Threads(pub(crate) usize);
 
 impl Parallel for Threads {
     fn threads(&self) -> usize {
@@ -88,7 +88,7 @@ impl Parallel for Threads {
 }
 
 /// The instruction sets to test; says which are left out.
-pub fn isas() -> Vec<Isa> {
+pub(crate) fn isas() -> Vec<Isa> {
     for isa in Isa::ALL {
         if !isa.is_available() {
             println!("{isa}: skipped, this machine does not have it");
@@ -98,7 +98,7 @@ pub fn isas() -> Vec<Isa> {
 }
 
 /// Parameters of one rounding that spread sums of about `magnitude` over the range of `dtype`.
-pub fn requantize(
+pub(crate) fn requantize(
     rng: &mut Rng,
     rounding: Rounding,
     dtype: DType,
@@ -125,7 +125,7 @@ pub fn requantize(
                 .map(|&scale| {
                     let d = requant_numerics::Dyadic::from_f64(scale).unwrap();
                     // Every pair in the ranges is legal, not only the native form.
-                    match (small, rng.next() % 16) {
+                    match (small, rng.bits() % 16) {
                         (true, 0) => (rng.int(0, i64::from(i32::MAX)) as i32, rng.int(1, 62) as u8),
                         (true, 1) => (i32::MAX, rng.int(30, 34) as u8),
                         _ => (d.m, d.s),
@@ -182,7 +182,7 @@ fn clamp(rng: &mut Rng, dtype: DType) -> (i32, i32) {
     }
 }
 
-pub const NARROW: [DType; 7] = [
+pub(crate) const NARROW: [DType; 7] = [
     DType::I8,
     DType::U8,
     DType::I16,
@@ -191,7 +191,7 @@ pub const NARROW: [DType; 7] = [
     DType::I2,
     DType::U2,
 ];
-pub const BYTES: [DType; 6] = [
+pub(crate) const BYTES: [DType; 6] = [
     DType::I8,
     DType::U8,
     DType::I4,
@@ -201,7 +201,7 @@ pub const BYTES: [DType; 6] = [
 ];
 
 /// Parameters of a sum.
-pub fn add_params(rng: &mut Rng, a: DType, b: DType, output: DType) -> AddParams {
+pub(crate) fn add_params(rng: &mut Rng, a: DType, b: DType, output: DType) -> AddParams {
     let range = |dtype: DType| dtype.range().unwrap();
     let span = |dtype: DType| (range(dtype).1 - range(dtype).0) as f64;
     let (zero_point_a, zero_point_b, zero_point) = (
@@ -237,7 +237,7 @@ pub fn add_params(rng: &mut Rng, a: DType, b: DType, output: DType) -> AddParams
 }
 
 /// An output for sums of about `magnitude`: any rounding, type, join and table.
-pub fn output(rng: &mut Rng, channels: usize, magnitude: f64) -> Output {
+pub(crate) fn output(rng: &mut Rng, channels: usize, magnitude: f64) -> Output {
     if rng.chance(8) {
         return Output::Accumulator;
     }
@@ -266,7 +266,7 @@ pub fn output(rng: &mut Rng, channels: usize, magnitude: f64) -> Output {
     let entries = if rng.chance(4) { 1 } else { channels };
     let other = rng.pick(&NARROW);
     let mut requantize_ = requantize(rng, rounding, dtype, entries, magnitude);
-    let join = match rng.next() % 4 {
+    let join = match rng.bits() % 4 {
         0 if rounding == Rounding::Rhu => {
             let (lo, hi) = other.range().unwrap();
             Join::Residual {
@@ -296,7 +296,7 @@ pub fn output(rng: &mut Rng, channels: usize, magnitude: f64) -> Output {
     };
     let table = (dtype.is_quantized() && rng.chance(3)).then(|| {
         let mut table = Box::new([0u8; 256]);
-        table.iter_mut().for_each(|entry| *entry = rng.next() as u8);
+        table.iter_mut().for_each(|entry| *entry = rng.bits() as u8);
         table
     });
     Output::Quantized(Box::new(Quantized {
@@ -308,7 +308,7 @@ pub fn output(rng: &mut Rng, channels: usize, magnitude: f64) -> Output {
 }
 
 /// What an output stores for one accumulator; `other` is its second operand's element.
-pub fn store_one(output: &Output, acc: i32, channel: usize, other: i32) -> Vec<u8> {
+pub(crate) fn store_one(output: &Output, acc: i32, channel: usize, other: i32) -> Vec<u8> {
     let quantized = match output {
         Output::Accumulator => return acc.to_le_bytes().to_vec(),
         Output::Quantized(quantized) => quantized,
@@ -336,7 +336,7 @@ pub fn store_one(output: &Output, acc: i32, channel: usize, other: i32) -> Vec<u
 }
 
 /// Element type of an output's second operand.
-pub fn other_dtype(output: &Output) -> Option<DType> {
+pub(crate) fn other_dtype(output: &Output) -> Option<DType> {
     match output {
         Output::Accumulator => None,
         Output::Quantized(quantized) => match &quantized.join {
@@ -348,7 +348,7 @@ pub fn other_dtype(output: &Output) -> Option<DType> {
 
 /// The accumulators of a convolution: the definition, loop by loop. `weight(o, k)` counts k over
 /// (ky, kx, c) of the group.
-pub fn naive_conv(
+pub(crate) fn naive_conv(
     shape: &ConvShape,
     batch: usize,
     input: impl Fn(usize) -> i32,
@@ -393,7 +393,7 @@ pub fn naive_conv(
 }
 
 /// Panics where two outputs differ, with the place.
-pub fn assert_same(got: &[u8], want: &[u8], what: impl Fn() -> String) {
+pub(crate) fn assert_same(got: &[u8], want: &[u8], what: impl Fn() -> String) {
     if got != want {
         let at = got.iter().zip(want).position(|(a, b)| a != b);
         let at = at.unwrap_or(got.len().min(want.len()));
