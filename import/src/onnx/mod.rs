@@ -1,0 +1,147 @@
+//! ONNX: QDQ and QOperator models, opsets 9 to 25, to the integer graph.
+//!
+//! `decode → check → fold constants → lower`. The file is the only thing that is opened; external data
+//! is refused. Everything that cannot be computed in integers is refused by node name, operator and
+//! reason, all of it at once.
+
+mod constant;
+mod elem;
+mod error;
+mod fold;
+mod functions;
+mod lower;
+mod model;
+mod proto;
+mod tensor;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use bytes::Bytes;
+use prost::Message as _;
+use requant_model::{Graph, ModelError, NodeError};
+
+pub use elem::Elem;
+pub use error::{ImportError, PortFault, Reason, Refusal, TensorFault};
+use lower::Failure;
+use model::Model;
+
+/// What an import may do.
+#[derive(Clone, Debug)]
+pub struct ImportOptions {
+    /// Largest file in bytes.
+    pub max_file_bytes: u64,
+    /// Sizes for symbolic dimensions by name. A size given to the batch makes it fixed.
+    pub fixed_dims: BTreeMap<String, usize>,
+}
+
+impl Default for ImportOptions {
+    /// Files up to 2 GiB (protobuf's own limit), no dimension fixed.
+    fn default() -> Self {
+        ImportOptions {
+            max_file_bytes: 1 << 31,
+            fixed_dims: BTreeMap::new(),
+        }
+    }
+}
+
+/// Imports an ONNX file. The model is named after the file.
+///
+/// # Errors
+/// See [`ImportError`].
+pub fn import_file(path: &Path, options: &ImportOptions) -> Result<Graph, ImportError> {
+    let io = |source| ImportError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = File::open(path).map_err(io)?;
+    let stated = file.metadata().map_err(io)?.len();
+    let limit = options.max_file_bytes;
+    if stated > limit {
+        return Err(ImportError::TooLarge {
+            bytes: stated,
+            limit,
+        });
+    }
+    let mut buffer = Vec::new();
+    // The file may grow while it is read.
+    file.by_ref()
+        .take(limit + 1)
+        .read_to_end(&mut buffer)
+        .map_err(io)?;
+    let name = path
+        .file_stem()
+        .map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+    let mut graph = import(Bytes::from(buffer), &name, options)?;
+    if let Some(file) = path.file_name() {
+        graph
+            .provenance
+            .insert("file".to_owned(), file.to_string_lossy().into_owned());
+    }
+    Ok(graph)
+}
+
+/// Imports an ONNX model from memory under a name.
+///
+/// # Errors
+/// See [`ImportError`].
+pub fn import_bytes(
+    bytes: &[u8],
+    name: &str,
+    options: &ImportOptions,
+) -> Result<Graph, ImportError> {
+    import(Bytes::copy_from_slice(bytes), name, options)
+}
+
+fn import(bytes: Bytes, name: &str, options: &ImportOptions) -> Result<Graph, ImportError> {
+    let (size, limit) = (bytes.len() as u64, options.max_file_bytes);
+    if size > limit {
+        return Err(ImportError::TooLarge { bytes: size, limit });
+    }
+    let model = Model::read(proto::ModelProto::decode(bytes)?, options)?;
+    let mut graph = graph_of(&model)?;
+    if !name.is_empty() {
+        name.clone_into(&mut graph.name);
+    }
+    for (key, value) in [
+        ("format", "onnx".to_owned()),
+        ("producer", model.producer.trim().to_owned()),
+        ("opset", model.opset.to_string()),
+    ] {
+        graph.provenance.insert(key.to_owned(), value);
+    }
+    Ok(graph)
+}
+
+/// Lowers with a symbolic batch where the model has one, and with a batch of one where samples would mix.
+fn graph_of(model: &Model) -> Result<Graph, ImportError> {
+    if model.symbolic_batch {
+        match validated(lower::lower(model, true)) {
+            Err(Failure::MixesSamples) => {}
+            Err(Failure::Import(error)) => return Err(error),
+            Ok(graph) => return Ok(graph),
+        }
+    }
+    match validated(lower::lower(model, false)) {
+        Ok(graph) => Ok(graph),
+        Err(Failure::Import(error)) => Err(error),
+        // Nothing is batched, so nothing can mix.
+        Err(Failure::MixesSamples) => Err(ImportError::NoPorts("batch")),
+    }
+}
+
+fn validated(graph: Result<Graph, Failure>) -> Result<Graph, Failure> {
+    let graph = graph?;
+    match graph.validate() {
+        Ok(()) => Ok(graph),
+        Err(ModelError::Node { source, .. })
+            if graph.batched && *source == NodeError::MixesSamples =>
+        {
+            Err(Failure::MixesSamples)
+        }
+        Err(ModelError::PortBatch { .. }) if graph.batched => Err(Failure::MixesSamples),
+        Err(error) => Err(Failure::Import(error.into())),
+    }
+}
