@@ -82,9 +82,34 @@ impl Lowering<'_> {
             steps.push(value as i64);
         }
         debug_assert!(scales.len() == 1 || scales.len() == channels);
+        self.leave_room(linear, &mut steps);
         let tensor =
             Tensor::from_integers(DType::I32, vec![channels], &steps).ok_or(Reason::Fold)?;
         Ok(Some(self.builder.tensor(&format!("{node}.bias"), tensor)))
+    }
+
+    /// Moves biases that all but fill 32 bits to where the accumulator's bound holds, by at most one
+    /// part in 2^10.
+    ///
+    /// ONNX Runtime's quantizer widens the scale of a nearly dead channel until its bias just fits
+    /// `i32`; the products then have no room left, although they are a few steps of billions. What
+    /// needs a larger change is refused when the graph is validated.
+    fn leave_room(&self, linear: &Linear, steps: &mut [i64]) {
+        let Weights::Constant(constant) = &linear.weights else {
+            return;
+        };
+        let nearly_full = |&step: &i64| step.abs() > i64::from(i32::MAX) / 2;
+        if !steps.iter().any(nearly_full) {
+            return;
+        }
+        let activations = (1i64 << self.builder.get(linear.source.id).dtype.bits().min(16)) - 1;
+        let sums = super::weights::magnitudes(constant, &linear.kernel, steps.len());
+        for (step, sum) in steps.iter_mut().zip(sums) {
+            let room = i64::from(i32::MAX) - activations.saturating_mul(sum);
+            if step.abs() > room && step.abs() - room <= step.abs() >> 10 {
+                *step = room * step.signum();
+            }
+        }
     }
 
     /// The node itself.

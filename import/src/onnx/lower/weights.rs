@@ -163,10 +163,7 @@ fn conv_layout(values: &Constant) -> Option<Constant> {
 fn channel_scales(constant: &QuantConstant, kernel: &LinearKernel) -> Lowered<ChannelScales> {
     let dims = &constant.values.dims;
     let (scales, zero_points) = (&constant.scales, &constant.zero_points);
-    let channel_axis = match kernel {
-        LinearKernel::Conv { .. } | LinearKernel::Gemm { transposed: true } => 0,
-        LinearKernel::Gemm { transposed: false } | LinearKernel::MatMul => dims.len() - 1,
-    };
+    let channel_axis = channel_axis(kernel, dims.len());
     let wrong_axis = |axis| Reason::WeightAxis {
         tensor: constant.name.clone(),
         axis,
@@ -195,6 +192,46 @@ fn channel_scales(constant: &QuantConstant, kernel: &LinearKernel) -> Lowered<Ch
         zero_points: zero_points.to_vec(),
         groups: None,
     })
+}
+
+/// The sum of magnitudes of each output channel's weights, the larger of that with and without zero
+/// points; block multipliers do not count.
+pub(super) fn magnitudes(
+    constant: &QuantConstant,
+    kernel: &LinearKernel,
+    channels: usize,
+) -> Vec<i64> {
+    let dims = &constant.values.dims;
+    let axis = channel_axis(kernel, dims.len());
+    let inner: usize = dims[axis + 1..].iter().product();
+    let (mut centred, mut plain) = (vec![0i64; channels], vec![0i64; channels]);
+    for (index, w) in constant
+        .values
+        .ints()
+        .unwrap_or_default()
+        .into_iter()
+        .enumerate()
+    {
+        let zero = constant.zero_points[constant.layout.index(dims, index)];
+        let channel = index / inner % dims[axis];
+        if let (Some(a), Some(b)) = (centred.get_mut(channel), plain.get_mut(channel)) {
+            *a += (w - i64::from(zero)).abs();
+            *b += w.abs();
+        }
+    }
+    centred
+        .into_iter()
+        .zip(plain)
+        .map(|(a, b)| a.max(b))
+        .collect()
+}
+
+/// The axis of a layer's output channels in its ONNX weights.
+fn channel_axis(kernel: &LinearKernel, rank: usize) -> usize {
+    match kernel {
+        LinearKernel::Conv { .. } | LinearKernel::Gemm { transposed: true } => 0,
+        LinearKernel::Gemm { transposed: false } | LinearKernel::MatMul => rank - 1,
+    }
 }
 
 /// Block scales as one scale a channel times integers, where they are that exactly.
