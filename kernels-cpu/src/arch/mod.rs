@@ -3,6 +3,9 @@
 use requant_numerics::table::Table;
 
 use crate::Isa;
+use crate::epilogue::BlockFn;
+use crate::epilogue::finish::Finish;
+use crate::epilogue::round::Round;
 use crate::table::{DepthwiseKernel, Kernel};
 
 mod scalar;
@@ -15,6 +18,10 @@ mod x86_avx2_depthwise;
 mod x86_avx512;
 #[cfg(target_arch = "x86_64")]
 mod x86_avx512_depthwise;
+#[cfg(target_arch = "x86_64")]
+mod x86_avx512_epilogue;
+#[cfg(target_arch = "x86_64")]
+mod x86_vbmi;
 
 /// The kernels of this architecture, worst ISA first.
 pub(crate) static KERNELS: &[&[Kernel]] = &[
@@ -34,15 +41,43 @@ pub(crate) static DEPTHWISE: &[&[DepthwiseKernel]] = &[
     x86_avx512_depthwise::KERNELS,
 ];
 
-/// The table lookup of an ISA.
-pub(crate) fn lookup(isa: Isa) -> fn(&Table, &[u8], &mut [u8]) {
+/// The epilogue written for an ISA, where there is one for these parameters.
+pub(crate) fn epilogue(isa: Isa, round: &Round, finish: &Finish) -> Option<BlockFn> {
     match isa {
-        Isa::Scalar | Isa::Avx2 | Isa::Avx512Vnni | Isa::NeonDot => lookup_bytes,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => x86_avx512_epilogue::select(round, finish),
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx512Vnni => None,
+        Isa::Scalar | Isa::Avx2 | Isa::NeonDot => None,
     }
 }
 
-fn lookup_bytes(table: &Table, input: &[u8], output: &mut [u8]) {
-    for (output, byte) in output.iter_mut().zip(input) {
-        *output = table[usize::from(*byte)];
+/// The table lookup of an ISA.
+pub(crate) fn lookup(isa: Isa) -> fn(&Table, &[u8], &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512Vnni && x86_vbmi::is_available() {
+        return x86_vbmi::lookup;
+    }
+    match isa {
+        Isa::Scalar | Isa::Avx2 | Isa::Avx512Vnni | Isa::NeonDot => |table, input, output| {
+            for (output, byte) in output.iter_mut().zip(input) {
+                *output = table[usize::from(*byte)];
+            }
+        },
+    }
+}
+
+/// The same, over the bytes it reads.
+pub(crate) fn lookup_in_place(isa: Isa) -> fn(&Table, &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512Vnni && x86_vbmi::is_available() {
+        return x86_vbmi::lookup_in_place;
+    }
+    match isa {
+        Isa::Scalar | Isa::Avx2 | Isa::Avx512Vnni | Isa::NeonDot => |table, bytes| {
+            for byte in bytes {
+                *byte = table[usize::from(*byte)];
+            }
+        },
     }
 }

@@ -8,19 +8,18 @@ use super::{Join, Quantized};
 
 /// What follows the rounding.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Finish {
+pub(crate) struct Finish {
     /// Zero point of the requantized value, and its limits less the zero point.
-    zero_point: i32,
-    lo: i32,
-    hi: i32,
-    pub(super) join: FinishJoin,
-    /// Two bytes an element instead of one.
-    pub(super) wide: bool,
+    pub(crate) zero_point: i32,
+    pub(crate) lo: i32,
+    pub(crate) hi: i32,
+    pub(crate) join: FinishJoin,
+    pub(crate) store: Store,
 }
 
 /// A second operand after the rounding.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum FinishJoin {
+pub(crate) enum FinishJoin {
     None,
     /// The operand belongs to the rounding; its element type.
     Residual(DType),
@@ -31,9 +30,22 @@ pub(super) enum FinishJoin {
     },
 }
 
+/// How finished values, all inside their limits, become bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Store {
+    /// One byte; all values lie in [-128, 127].
+    Signed,
+    /// One byte; all values lie in [0, 255].
+    Unsigned,
+    /// The low byte.
+    Low,
+    /// Two bytes.
+    Word,
+}
+
 /// [`AddParams`] with the product as the first operand.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Sum {
+pub(crate) enum Sum {
     /// `rne(fma(a, r_a, fma(b, r_b, offset)))`, where `a` is the sum's own first operand.
     Float {
         product_first: bool,
@@ -58,30 +70,41 @@ pub(super) enum Sum {
 impl Finish {
     pub(super) fn new(quantized: &Quantized) -> Self {
         let requantize = &quantized.requantize;
-        let join = match &quantized.join {
-            Join::None => FinishJoin::None,
-            Join::Residual { dtype, .. } => FinishJoin::Residual(*dtype),
+        let (join, (lo, hi)) = match &quantized.join {
+            Join::None => (FinishJoin::None, (requantize.lo, requantize.hi)),
+            Join::Residual { dtype, .. } => {
+                (FinishJoin::Residual(*dtype), (requantize.lo, requantize.hi))
+            }
             Join::Add {
                 add,
                 dtype,
                 product_first,
-            } => FinishJoin::Add {
-                dtype: *dtype,
-                sum: Sum::new(add, *product_first),
-            },
+            } => {
+                let sum = Sum::new(add, *product_first);
+                (FinishJoin::Add { dtype: *dtype, sum }, (add.lo, add.hi))
+            }
+        };
+        let store = if quantized.dtype == DType::I16 {
+            Store::Word
+        } else if lo >= -128 && hi <= 127 {
+            Store::Signed
+        } else if lo >= 0 && hi <= 255 {
+            Store::Unsigned
+        } else {
+            Store::Low
         };
         Finish {
             zero_point: requantize.zero_point,
             lo: requantize.lo - requantize.zero_point,
             hi: requantize.hi - requantize.zero_point,
             join,
-            wide: quantized.dtype == DType::I16,
+            store,
         }
     }
 
     /// The requantized value of a rounded one.
     #[inline(always)]
-    pub(super) fn requantized(&self, rounded: i32) -> i32 {
+    pub(crate) fn requantized(&self, rounded: i32) -> i32 {
         // Clamped first: the sum with the zero point cannot overflow then.
         rounded.max(self.lo).min(self.hi) + self.zero_point
     }

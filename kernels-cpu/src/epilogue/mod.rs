@@ -9,10 +9,10 @@ use requant_numerics::table::Table;
 use requant_numerics::{DType, Requantize, Residual, Scheme};
 
 use crate::error::{exactly, zero_point_in_range};
-use crate::{Buffer, Isa, KernelError};
+use crate::{Buffer, Isa, KernelError, arch};
 
-mod finish;
-mod round;
+pub(crate) mod finish;
+pub(crate) mod round;
 mod rows;
 
 use finish::Finish;
@@ -119,14 +119,30 @@ pub(crate) struct Epilogue {
     other_bytes: Option<usize>,
 }
 
-/// What happens to a row of a tile, one function after the other.
+/// What happens to a tile, one stage after the other.
 #[derive(Clone, Debug)]
 struct Stages {
     round: Round,
     finish: Finish,
-    run: rows::RowFn,
-    lookup: Option<Box<Table>>,
+    run: Run,
+    lookup: Option<(Box<Table>, LookupFn)>,
 }
+
+/// Looks up every byte in place.
+type LookupFn = fn(&Table, &mut [u8]);
+
+/// Both stages: in plain Rust row by row, or written for an ISA tile by tile.
+#[derive(Clone, Copy, Debug)]
+enum Run {
+    Rows(rows::RowFn),
+    Block(BlockFn),
+}
+
+/// Rounds, finishes and stores one tile.
+///
+/// # Safety
+/// The contract of [`Place`].
+pub(crate) type BlockFn = unsafe fn(&Round, &Finish, &Place);
 
 impl Epilogue {
     /// Checks an output of `channels` channels and prepares it; `columns` gives the channel of each packed
@@ -145,11 +161,20 @@ impl Epilogue {
             Output::Quantized(quantized) => {
                 validate(quantized, channels)?;
                 let finish = Finish::new(quantized);
+                let round = Round::new(quantized, columns);
+                let run = match arch::epilogue(isa, &round, &finish) {
+                    Some(block) => Run::Block(block),
+                    None => Run::Rows(rows::select(isa, &finish)),
+                };
+                let lookup = quantized
+                    .table
+                    .as_ref()
+                    .map(|table| (table.clone(), arch::lookup_in_place(isa)));
                 Some(Stages {
-                    round: Round::new(quantized, columns),
-                    run: rows::select(isa, &finish),
+                    round,
                     finish,
-                    lookup: quantized.table.clone(),
+                    run,
+                    lookup,
                 })
             }
         };
@@ -165,46 +190,91 @@ impl Epilogue {
     /// # Safety
     /// The contract of [`Place`].
     pub(crate) unsafe fn run(&self, place: &Place) {
-        let size = self.element_bytes;
-        for r in 0..place.rows {
-            let index = (place.row + r) * place.width + place.channel;
-            // SAFETY: the contract's first bullet.
-            let row = unsafe {
-                core::slice::from_raw_parts_mut(place.tile.add(r * place.stride), place.stride)
-            };
-            // SAFETY: the contract's second bullet.
-            let output = unsafe {
-                core::slice::from_raw_parts_mut(
-                    place.output.add(index * size),
-                    place.columns * size,
-                )
-            };
-            let other = match self.other_bytes {
-                None => &[],
-                // SAFETY: the contract's third bullet.
-                Some(size) => unsafe {
-                    core::slice::from_raw_parts(place.other.add(index * size), place.columns * size)
-                },
-            };
-            let Some(stages) = &self.stages else {
+        let Some(stages) = &self.stages else {
+            for r in 0..place.rows {
+                // SAFETY: the caller's promise.
+                let (row, output) = unsafe { (place.sums(r), place.output_row(r, 4)) };
                 for (bytes, value) in output.chunks_exact_mut(4).zip(row) {
                     bytes.copy_from_slice(&value.to_le_bytes());
                 }
-                continue;
-            };
-            (stages.run)(
-                &stages.round,
-                &stages.finish,
-                place.column,
-                row,
-                other,
-                output,
-            );
-            if let Some(table) = &stages.lookup {
-                for byte in output {
-                    *byte = table[usize::from(*byte)];
+            }
+            return;
+        };
+        match stages.run {
+            // SAFETY: the caller's promise.
+            Run::Block(block) => unsafe { block(&stages.round, &stages.finish, place) },
+            Run::Rows(run) => {
+                for r in 0..place.rows {
+                    let size = self.other_bytes.unwrap_or(0);
+                    // SAFETY: the caller's promise.
+                    let (row, output, other) = unsafe {
+                        (
+                            place.sums(r),
+                            place.output_row(r, self.element_bytes),
+                            place.other_row(r, size),
+                        )
+                    };
+                    run(
+                        &stages.round,
+                        &stages.finish,
+                        place.column,
+                        row,
+                        other,
+                        output,
+                    );
                 }
             }
+        }
+        if let Some((table, lookup)) = &stages.lookup {
+            for r in 0..place.rows {
+                // SAFETY: the caller's promise.
+                lookup(table, unsafe { place.output_row(r, 1) });
+            }
+        }
+    }
+}
+
+impl Place {
+    /// Index of the first element of row `r` in the output.
+    pub(crate) fn index(&self, r: usize) -> usize {
+        (self.row + r) * self.width + self.channel
+    }
+
+    /// A row of the tile.
+    ///
+    /// # Safety
+    /// - The contract's first bullet, `r < rows`, and no other borrow of the row.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn sums(&self, r: usize) -> &mut [i32] {
+        // SAFETY: the caller's promise.
+        unsafe { core::slice::from_raw_parts_mut(self.tile.add(r * self.stride), self.stride) }
+    }
+
+    /// The output of row `r`, elements of `size` bytes.
+    ///
+    /// # Safety
+    /// - The contract's second bullet, `r < rows`, and no other borrow of the row.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn output_row(&self, r: usize, size: usize) -> &mut [u8] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let start = self.output.add(self.index(r) * size);
+            core::slice::from_raw_parts_mut(start, self.columns * size)
+        }
+    }
+
+    /// The second operand of row `r`, elements of `size` bytes; empty for 0.
+    ///
+    /// # Safety
+    /// - The contract's third bullet, and `r < rows`.
+    unsafe fn other_row(&self, r: usize, size: usize) -> &[u8] {
+        if size == 0 {
+            return &[];
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            let start = self.other.add(self.index(r) * size);
+            core::slice::from_raw_parts(start, self.columns * size)
         }
     }
 }

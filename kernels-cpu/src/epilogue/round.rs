@@ -13,24 +13,19 @@ use super::{Join, Quantized};
 
 /// A rounding with one set of parameters for each packed column.
 #[derive(Clone, Debug)]
-pub(super) enum Round {
+pub(crate) enum Round {
     /// `rhu` by high words: mantissa, rounding constant and shift of the high word.
     High {
         m: Vec<i32>,
         constant: Vec<i32>,
         shift: Vec<u32>,
     },
-    /// `rhu` in 64 bits: mantissa, rounding constant and shift.
-    Wide {
-        m: Vec<i32>,
-        constant: Vec<i64>,
-        shift: Vec<u64>,
-    },
+    /// `rhu` in 64 bits: mantissa and shift.
+    Wide { m: Vec<i32>, shift: Vec<u32> },
     /// `rhu` with a residual: also its mantissa and zero point.
     Residual {
         m: Vec<i32>,
-        constant: Vec<i64>,
-        shift: Vec<u64>,
+        shift: Vec<u32>,
         other: Vec<i32>,
         zero_point: i32,
     },
@@ -106,8 +101,7 @@ fn rhu(m: &[i32], s: &[u8], columns: &[Option<usize>]) -> Round {
     }
     Round::Wide {
         m: spread(columns, 0, |c| pair(c).0),
-        constant: spread(columns, 0, |c| 1 << (pair(c).1 - 1)),
-        shift: spread(columns, 0, |c| u64::from(pair(c).1)),
+        shift: spread(columns, 1, |c| u32::from(pair(c).1)),
     }
 }
 
@@ -115,8 +109,7 @@ fn with_residual(m: &[i32], s: &[u8], residual: &Residual, columns: &[Option<usi
     let shift = |c: usize| s[index(s.len(), c)];
     Round::Residual {
         m: spread(columns, 0, |c| m[index(m.len(), c)]),
-        constant: spread(columns, 0, |c| 1 << (shift(c) - 1)),
-        shift: spread(columns, 0, |c| u64::from(shift(c))),
+        shift: spread(columns, 1, |c| u32::from(shift(c))),
         other: spread(columns, 0, |c| residual.m[index(residual.m.len(), c)]),
         zero_point: residual.zero_point,
     }
@@ -141,28 +134,25 @@ pub(super) fn round_row(
                 *value = high.wrapping_add(constant[i]) >> (shift[i] & 31);
             }
         }
-        Round::Wide { m, constant, shift } => {
-            let (m, constant) = (&m[place.clone()], &constant[place.clone()]);
-            let shift = &shift[place];
+        Round::Wide { m, shift } => {
+            let (m, shift) = (&m[place.clone()], &shift[place]);
             for (i, value) in row.iter_mut().enumerate() {
                 let product = i64::from(*value) * i64::from(m[i]);
-                *value = rounding::saturate(product.wrapping_add(constant[i]) >> (shift[i] & 63));
+                *value = half_up(product, shift[i]);
             }
         }
         Round::Residual {
             m,
-            constant,
             shift,
             other: residual,
             zero_point,
         } => {
-            let (m, constant) = (&m[place.clone()], &constant[place.clone()]);
-            let (shift, residual) = (&shift[place.clone()], &residual[place]);
+            let (m, shift) = (&m[place.clone()], &shift[place.clone()]);
+            let residual = &residual[place];
             for (i, value) in row.iter_mut().enumerate() {
                 let product = i64::from(*value) * i64::from(m[i]);
                 let aligned = i64::from(other(i) - zero_point) << 8;
-                let sum = product + aligned * i64::from(residual[i]);
-                *value = rounding::saturate(sum.wrapping_add(constant[i]) >> (shift[i] & 63));
+                *value = half_up(product + aligned * i64::from(residual[i]), shift[i]);
             }
         }
         Round::Shift { shift, before, bit } => {
@@ -194,6 +184,13 @@ pub(super) fn round_row(
             }
         }
     }
+}
+
+/// `(sum + 2^(s−1)) >> s`, saturated to 32 bits.
+#[inline(always)]
+fn half_up(sum: i64, shift: u32) -> i32 {
+    let constant = 1i64 << ((shift - 1) & 63);
+    rounding::saturate(sum.wrapping_add(constant) >> (shift & 63))
 }
 
 /// A float of magnitude at most 2^24 as an integer. `as` would also order it against the limits of

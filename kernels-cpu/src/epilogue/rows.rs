@@ -3,7 +3,7 @@
 use requant_numerics::DType;
 
 use super::element;
-use super::finish::{Finish, FinishJoin};
+use super::finish::{Finish, FinishJoin, Store};
 use super::round::{Round, round_row};
 use crate::Isa;
 use crate::versions::versions;
@@ -109,7 +109,7 @@ fn widen(dtype: DType, bytes: &[u8], wide: &mut [i32; WIDEST]) {
 
 #[inline(always)]
 fn narrow(finish: &Finish, row: &[i32], output: &mut [u8]) {
-    if finish.wide {
+    if finish.store == Store::Word {
         for (bytes, value) in output.chunks_exact_mut(2).zip(row) {
             bytes.copy_from_slice(&(*value as i16).to_le_bytes());
         }

@@ -1,0 +1,533 @@
+//! The epilogue of the common outputs with AVX-512: `rhu` (by high words, in 64 bits, with a residual),
+//! `f32_rne` and `shift`, alone or followed by an `f32` sum.
+//!
+//! Up to 64 columns are taken at a time, so that their parameters stay in registers over the rows of a
+//! tile. Values are narrowed by saturating packs, which clamp to the byte's range on the way and leave
+//! the columns in an order that one permutation mends.
+
+use core::arch::x86_64::*;
+
+use requant_numerics::DType;
+
+use crate::epilogue::finish::{Finish, FinishJoin, Store, Sum};
+use crate::epilogue::round::Round;
+use crate::epilogue::{BlockFn, Place};
+
+const LANES: usize = 16;
+/// Most vectors of a row taken at a time.
+const VECTORS: usize = 4;
+
+/// The function for an output, unless only the portable one serves it.
+pub(super) fn select(round: &Round, finish: &Finish) -> Option<BlockFn> {
+    match (round, finish.join) {
+        (
+            _,
+            FinishJoin::Add {
+                sum: Sum::Integer { .. },
+                ..
+            },
+        ) => None,
+        (Round::Double { .. } | Round::Away { .. }, _) => None,
+        (Round::High { .. }, FinishJoin::None) => Some(block::<High, Alone>),
+        (Round::High { .. }, _) => Some(block::<High, Added>),
+        (Round::Wide { .. }, FinishJoin::None) => Some(block::<Wide, Alone>),
+        (Round::Wide { .. }, _) => Some(block::<Wide, Added>),
+        (Round::Residual { .. }, _) => Some(block::<Joined, Alone>),
+        (Round::Shift { .. }, FinishJoin::None) => Some(block::<Shift, Alone>),
+        (Round::Shift { .. }, _) => Some(block::<Shift, Added>),
+        (Round::Float { .. }, FinishJoin::None) => Some(block::<Float, Alone>),
+        (Round::Float { .. }, _) => Some(block::<Float, Added>),
+    }
+}
+
+/// A rounding of 16 sums.
+trait Rounding {
+    /// Parameters of 16 columns.
+    type Parameters: Copy;
+    /// Whether `round` reads the second operand.
+    const JOINED: bool = false;
+
+    /// The parameters of the packed columns from `column` on.
+    ///
+    /// # Safety
+    /// - 16 packed columns follow.
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters;
+
+    /// The rounded sums, before the zero point.
+    ///
+    /// # Safety
+    /// - The machine has AVX-512 F.
+    unsafe fn round(sums: __m512i, other: __m512i, parameters: Self::Parameters) -> __m512i;
+}
+
+struct High;
+struct Wide;
+struct Joined;
+struct Shift;
+struct Float;
+
+/// 16 entries of a parameter vector.
+///
+/// # Safety
+/// - `from` has 16 entries from `column` on.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn entries<T>(from: &[T], column: usize) -> __m512i {
+    debug_assert!(size_of::<T>() == 4 && column + LANES <= from.len());
+    // SAFETY: the caller's promise; the load needs no alignment.
+    unsafe { _mm512_loadu_si512(from.as_ptr().add(column).cast()) }
+}
+
+impl Rounding for High {
+    /// Mantissas of even and odd columns, constants, shifts.
+    type Parameters = [__m512i; 4];
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters {
+        let Round::High { m, constant, shift } = round else {
+            return [_mm512_setzero_si512(); 4];
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            let m = entries(m, column);
+            [
+                m,
+                _mm512_srli_epi64::<32>(m),
+                entries(constant, column),
+                entries(shift, column),
+            ]
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn round(sums: __m512i, _other: __m512i, parameters: Self::Parameters) -> __m512i {
+        let [even, odd, constant, shift] = parameters;
+        let low = _mm512_mul_epi32(sums, even);
+        let high = _mm512_mul_epi32(_mm512_shuffle_epi32::<0xf5>(sums), odd);
+        // The high words: those of even columns move down, those of odd ones are in place.
+        let words = _mm512_mask_shuffle_epi32::<0xf5>(high, 0x5555, low);
+        _mm512_srav_epi32(_mm512_add_epi32(words, constant), shift)
+    }
+}
+
+/// `(sum + 2^(s−1)) >> s` of even and odd columns in 64 bits, saturated to 32.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn half_up(even: __m512i, odd: __m512i, shift: __m512i) -> __m512i {
+    let one = _mm512_set1_epi64(1);
+    let (least, most) = (
+        _mm512_set1_epi64(i64::from(i32::MIN)),
+        _mm512_set1_epi64(i64::from(i32::MAX)),
+    );
+    let low_words = _mm512_set1_epi64(0xffff_ffff);
+    let rounded = |sum: __m512i, shift: __m512i| {
+        let constant = _mm512_sllv_epi64(one, _mm512_sub_epi64(shift, one));
+        let shifted = _mm512_srav_epi64(_mm512_add_epi64(sum, constant), shift);
+        _mm512_max_epi64(_mm512_min_epi64(shifted, most), least)
+    };
+    let even = rounded(even, _mm512_and_si512(shift, low_words));
+    let odd = rounded(odd, _mm512_srli_epi64::<32>(shift));
+    _mm512_mask_shuffle_epi32::<0xa0>(even, 0xaaaa, odd)
+}
+
+impl Rounding for Wide {
+    /// Mantissas and shifts.
+    type Parameters = [__m512i; 2];
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters {
+        let Round::Wide { m, shift } = round else {
+            return [_mm512_setzero_si512(); 2];
+        };
+        // SAFETY: the caller's promise.
+        unsafe { [entries(m, column), entries(shift, column)] }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn round(sums: __m512i, _other: __m512i, parameters: Self::Parameters) -> __m512i {
+        let [m, shift] = parameters;
+        half_up(
+            _mm512_mul_epi32(sums, m),
+            _mm512_mul_epi32(_mm512_srli_epi64::<32>(sums), _mm512_srli_epi64::<32>(m)),
+            shift,
+        )
+    }
+}
+
+impl Rounding for Joined {
+    /// Mantissas, shifts, the residual's mantissas and zero point.
+    type Parameters = [__m512i; 4];
+    const JOINED: bool = true;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters {
+        let Round::Residual {
+            m,
+            shift,
+            other,
+            zero_point,
+        } = round
+        else {
+            return [_mm512_setzero_si512(); 4];
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            [
+                entries(m, column),
+                entries(shift, column),
+                entries(other, column),
+                _mm512_set1_epi32(*zero_point),
+            ]
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn round(sums: __m512i, other: __m512i, parameters: Self::Parameters) -> __m512i {
+        let [m, shift, residual, zero_point] = parameters;
+        let aligned = _mm512_slli_epi32::<8>(_mm512_sub_epi32(other, zero_point));
+        let sum = |sums: __m512i, m: __m512i, aligned: __m512i, residual: __m512i| {
+            _mm512_add_epi64(
+                _mm512_mul_epi32(sums, m),
+                _mm512_mul_epi32(aligned, residual),
+            )
+        };
+        half_up(
+            sum(sums, m, aligned, residual),
+            sum(
+                _mm512_srli_epi64::<32>(sums),
+                _mm512_srli_epi64::<32>(m),
+                _mm512_srli_epi64::<32>(aligned),
+                _mm512_srli_epi64::<32>(residual),
+            ),
+            shift,
+        )
+    }
+}
+
+impl Rounding for Shift {
+    /// Shifts, shifts less one, and the bit to add.
+    type Parameters = [__m512i; 3];
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters {
+        let Round::Shift { shift, before, bit } = round else {
+            return [_mm512_setzero_si512(); 3];
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            [
+                entries(shift, column),
+                entries(before, column),
+                entries(bit, column),
+            ]
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn round(sums: __m512i, _other: __m512i, parameters: Self::Parameters) -> __m512i {
+        let [shift, before, bit] = parameters;
+        let half = _mm512_and_si512(_mm512_srav_epi32(sums, before), bit);
+        _mm512_add_epi32(_mm512_srav_epi32(sums, shift), half)
+    }
+}
+
+impl Rounding for Float {
+    /// Scales and both limits.
+    type Parameters = [__m512; 3];
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters {
+        let Round::Float { scale, lo, hi } = round else {
+            return [_mm512_setzero_ps(); 3];
+        };
+        // SAFETY: the caller's promise.
+        let scale = unsafe { _mm512_castsi512_ps(entries(scale, column)) };
+        [scale, _mm512_set1_ps(*lo), _mm512_set1_ps(*hi)]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn round(sums: __m512i, _other: __m512i, parameters: Self::Parameters) -> __m512i {
+        let [scale, lo, hi] = parameters;
+        let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale);
+        // The conversion rounds half to even.
+        _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(scaled, lo), hi))
+    }
+}
+
+/// What follows the rounding of 16 values.
+trait Following {
+    /// Whether there is a sum.
+    const ADDED: bool;
+}
+
+struct Alone;
+struct Added;
+
+impl Following for Alone {
+    const ADDED: bool = false;
+}
+
+impl Following for Added {
+    const ADDED: bool = true;
+}
+
+/// The parameters of a sum, in registers.
+#[derive(Clone, Copy)]
+struct Adder {
+    product_first: bool,
+    product: __m512,
+    other: __m512,
+    offset: __m512,
+    lo: __m512,
+    hi: __m512,
+}
+
+impl Adder {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn new(finish: &Finish) -> Self {
+        let (product_first, values) = match finish.join {
+            FinishJoin::Add {
+                sum:
+                    Sum::Float {
+                        product_first,
+                        product,
+                        other,
+                        offset,
+                        lo,
+                        hi,
+                    },
+                ..
+            } => (product_first, [product, other, offset, lo, hi]),
+            FinishJoin::Add {
+                sum: Sum::Integer { .. },
+                ..
+            }
+            | FinishJoin::None
+            | FinishJoin::Residual(_) => (true, [0.0; 5]),
+        };
+        Adder {
+            product_first,
+            product: _mm512_set1_ps(values[0]),
+            other: _mm512_set1_ps(values[1]),
+            offset: _mm512_set1_ps(values[2]),
+            lo: _mm512_set1_ps(values[3]),
+            hi: _mm512_set1_ps(values[4]),
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn add(&self, product: __m512i, other: __m512i) -> __m512i {
+        let (product, other) = (_mm512_cvtepi32_ps(product), _mm512_cvtepi32_ps(other));
+        // The inner of the two fused steps is the sum's second operand.
+        let sum = if self.product_first {
+            let inner = _mm512_fmadd_ps(other, self.other, self.offset);
+            _mm512_fmadd_ps(product, self.product, inner)
+        } else {
+            let inner = _mm512_fmadd_ps(product, self.product, self.offset);
+            _mm512_fmadd_ps(other, self.other, inner)
+        };
+        _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(sum, self.lo), self.hi))
+    }
+}
+
+/// See [`Place`] for the contract.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn block<R: Rounding, F: Following>(round: &Round, finish: &Finish, place: &Place) {
+    let mut first = 0;
+    while first < place.columns {
+        // SAFETY: the caller's promise; as many vectors are taken as there are columns left.
+        unsafe {
+            match (place.columns - first).div_ceil(LANES) {
+                1 => stripe::<R, F, 1>(round, finish, place, first),
+                2 => stripe::<R, F, 2>(round, finish, place, first),
+                3 => stripe::<R, F, 3>(round, finish, place, first),
+                _ => stripe::<R, F, 4>(round, finish, place, first),
+            }
+        }
+        first += VECTORS * LANES;
+    }
+}
+
+/// `COUNT` vectors of each row, the last one perhaps not full.
+///
+/// # Safety
+/// - The contract of [`Place`]; the row has more than `(COUNT − 1) · 16` columns from `first` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn stripe<R: Rounding, F: Following, const COUNT: usize>(
+    round: &Round,
+    finish: &Finish,
+    place: &Place,
+    first: usize,
+) {
+    let columns = (place.columns - first).min(COUNT * LANES);
+    let other_type = match finish.join {
+        FinishJoin::None => None,
+        FinishJoin::Residual(dtype) | FinishJoin::Add { dtype, .. } => Some(dtype),
+    };
+    let adder = Adder::new(finish);
+    let narrow = Narrow::new(finish, F::ADDED);
+    let zero_point = _mm512_set1_epi32(finish.zero_point);
+    let (lo, hi) = (_mm512_set1_epi32(finish.lo), _mm512_set1_epi32(finish.hi));
+    // SAFETY: a tile's rows are whole vectors, and so are the parameters.
+    let parameters: [R::Parameters; COUNT] = core::array::from_fn(|vector| unsafe {
+        R::load(round, place.column + first + vector * LANES)
+    });
+    for r in 0..place.rows {
+        let index = place.index(r) + first;
+        let mut values = [_mm512_setzero_si512(); VECTORS];
+        for vector in 0..COUNT {
+            let at = vector * LANES;
+            let mask = u16::MAX >> (LANES - (columns - at).min(LANES));
+            // SAFETY: the row holds whole vectors.
+            let sums = unsafe {
+                let row = place.tile.add(r * place.stride + first + at);
+                _mm512_loadu_si512(row.cast())
+            };
+            let other = match other_type {
+                // SAFETY: the mask leaves out what lies past the columns.
+                Some(dtype) if R::JOINED || F::ADDED => unsafe {
+                    widen(dtype, place.other, index + at, mask)
+                },
+                _ => _mm512_setzero_si512(),
+            };
+            // SAFETY: this function has the feature too.
+            let rounded = unsafe { R::round(sums, other, parameters[vector]) };
+            values[vector] = if F::ADDED {
+                let clamped = _mm512_min_epi32(_mm512_max_epi32(rounded, lo), hi);
+                adder.add(_mm512_add_epi32(clamped, zero_point), other)
+            } else {
+                rounded
+            };
+        }
+        // SAFETY: `columns` elements from `index` on are this call's to write.
+        unsafe { narrow.store(&values, place.output, index, columns) };
+    }
+}
+
+/// 16 elements of the second operand.
+///
+/// # Safety
+/// - The elements that `mask` selects are readable from `index` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn widen(dtype: DType, from: *const u8, index: usize, mask: u16) -> __m512i {
+    // SAFETY: the caller's promise; masked bytes and words are not touched.
+    unsafe {
+        match dtype {
+            DType::U2 | DType::U4 | DType::U8 => {
+                let bytes = _mm512_maskz_loadu_epi8(mask.into(), from.add(index).cast());
+                _mm512_cvtepu8_epi32(_mm512_castsi512_si128(bytes))
+            }
+            DType::I2 | DType::I4 | DType::I8 => {
+                let bytes = _mm512_maskz_loadu_epi8(mask.into(), from.add(index).cast());
+                _mm512_cvtepi8_epi32(_mm512_castsi512_si128(bytes))
+            }
+            DType::I16 | DType::I32 | DType::I64 | DType::F32 | DType::F64 => {
+                let words = _mm512_maskz_loadu_epi16(mask.into(), from.add(2 * index).cast());
+                _mm512_cvtepi16_epi32(_mm512_castsi512_si256(words))
+            }
+        }
+    }
+}
+
+/// Zero point, clamp and store of up to 64 values.
+#[derive(Clone, Copy)]
+struct Narrow {
+    store: Store,
+    /// Whether the limits and the zero point are small enough to be applied after packing.
+    packed: bool,
+    zero_point: i32,
+    lo: i32,
+    hi: i32,
+}
+
+impl Narrow {
+    /// After a sum, values are final.
+    fn new(finish: &Finish, added: bool) -> Self {
+        let (zero_point, lo, hi) = if added {
+            (0, i32::from(i16::MIN), i32::from(i16::MAX))
+        } else {
+            (finish.zero_point, finish.lo, finish.hi)
+        };
+        let packed = match finish.store {
+            // A word that saturated stays past the byte's range when the zero point is added.
+            Store::Signed | Store::Unsigned => (-256..=256).contains(&zero_point),
+            Store::Low | Store::Word => false,
+        };
+        Narrow {
+            store: finish.store,
+            packed,
+            zero_point,
+            lo,
+            hi,
+        }
+    }
+
+    /// # Safety
+    /// - `columns` elements of `output` are writable from `index` on.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn store(
+        &self,
+        values: &[__m512i; VECTORS],
+        output: *mut u8,
+        index: usize,
+        columns: usize,
+    ) {
+        if self.packed {
+            let limit = |value: i32| value.clamp(i16::MIN.into(), i16::MAX.into()) as i16;
+            let zero_point = _mm512_set1_epi16(self.zero_point as i16);
+            let least = _mm512_set1_epi16(limit(self.lo.saturating_add(self.zero_point)));
+            let most = _mm512_set1_epi16(limit(self.hi.saturating_add(self.zero_point)));
+            let words = |low: __m512i, high: __m512i| {
+                let words = _mm512_adds_epi16(_mm512_packs_epi32(low, high), zero_point);
+                _mm512_min_epi16(_mm512_max_epi16(words, least), most)
+            };
+            let (low, high) = (words(values[0], values[1]), words(values[2], values[3]));
+            let bytes = if self.store == Store::Signed {
+                _mm512_packs_epi16(low, high)
+            } else {
+                _mm512_packus_epi16(low, high)
+            };
+            // Each quarter holds four columns of each vector; put the vectors one after the other.
+            let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+            let bytes = _mm512_permutexvar_epi32(order, bytes);
+            let mask = u64::MAX >> (64 - columns);
+            // SAFETY: the mask leaves out what lies past the columns.
+            unsafe { _mm512_mask_storeu_epi8(output.add(index).cast(), mask, bytes) };
+            return;
+        }
+        let zero_point = _mm512_set1_epi32(self.zero_point);
+        let (lo, hi) = (_mm512_set1_epi32(self.lo), _mm512_set1_epi32(self.hi));
+        for (vector, values) in values.iter().enumerate().take(columns.div_ceil(LANES)) {
+            let at = vector * LANES;
+            let mask = u16::MAX >> (LANES - (columns - at).min(LANES));
+            let clamped = _mm512_min_epi32(_mm512_max_epi32(*values, lo), hi);
+            let finished = _mm512_add_epi32(clamped, zero_point);
+            // SAFETY: the mask leaves out what lies past the columns.
+            unsafe {
+                if self.store == Store::Word {
+                    let words = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(finished));
+                    let start = output.add(2 * (index + at));
+                    _mm512_mask_storeu_epi16(start.cast(), mask.into(), words);
+                } else {
+                    let bytes = _mm512_castsi128_si512(_mm512_cvtepi32_epi8(finished));
+                    _mm512_mask_storeu_epi8(output.add(index + at).cast(), mask.into(), bytes);
+                }
+            }
+        }
+    }
+}

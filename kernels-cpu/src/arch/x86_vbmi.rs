@@ -1,0 +1,61 @@
+//! Table lookup with AVX-512 VBMI: the 256 entries lie in four registers, two `vpermi2b` look up each
+//! half and the top bit of the index chooses.
+
+use core::arch::x86_64::{
+    __m512i, _mm512_loadu_si512, _mm512_mask_blend_epi8, _mm512_mask_storeu_epi8,
+    _mm512_maskz_loadu_epi8, _mm512_movepi8_mask, _mm512_permutex2var_epi8,
+};
+use std::sync::OnceLock;
+
+use requant_numerics::table::Table;
+
+const VECTOR: usize = 64;
+
+/// Whether this machine has VBMI; it is not part of the ISA, which has VNNI on machines without it.
+pub(super) fn is_available() -> bool {
+    static DETECTED: OnceLock<bool> = OnceLock::new();
+    *DETECTED.get_or_init(|| {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vbmi")
+    })
+}
+
+/// Handed out only where VBMI is available.
+pub(super) fn lookup(table: &Table, input: &[u8], output: &mut [u8]) {
+    let length = input.len().min(output.len());
+    // SAFETY: VBMI is available; both slices hold `length` bytes.
+    unsafe { map(table, input.as_ptr(), output.as_mut_ptr(), length) }
+}
+
+/// Handed out only where VBMI is available.
+pub(super) fn lookup_in_place(table: &Table, bytes: &mut [u8]) {
+    let start = bytes.as_mut_ptr();
+    // SAFETY: VBMI is available; the slice holds its length of bytes.
+    unsafe { map(table, start, start, bytes.len()) }
+}
+
+/// # Safety
+/// - `input` is readable and `output` writable for `length` bytes; they may be the same.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+unsafe fn map(table: &Table, input: *const u8, output: *mut u8, length: usize) {
+    let mut entries = [core::mem::MaybeUninit::<__m512i>::uninit(); 4];
+    for (index, entries) in entries.iter_mut().enumerate() {
+        // SAFETY: the table holds four vectors; loads need no alignment.
+        entries.write(unsafe { _mm512_loadu_si512(table.as_ptr().add(index * VECTOR).cast()) });
+    }
+    // SAFETY: all four were written.
+    let entries = entries.map(|entries| unsafe { entries.assume_init() });
+    let mut at = 0;
+    while at < length {
+        let mask = u64::MAX >> (VECTOR - VECTOR.min(length - at));
+        // SAFETY: the mask leaves out what lies past `length`.
+        let index = unsafe { _mm512_maskz_loadu_epi8(mask, input.add(at).cast()) };
+        let low = _mm512_permutex2var_epi8(entries[0], index, entries[1]);
+        let high = _mm512_permutex2var_epi8(entries[2], index, entries[3]);
+        let found = _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high);
+        // SAFETY: as above.
+        unsafe { _mm512_mask_storeu_epi8(output.add(at).cast(), mask, found) };
+        at += VECTOR;
+    }
+}
