@@ -5,6 +5,7 @@
 //! tile. Values are narrowed by saturating packs, which clamp to the byte's range on the way and leave
 //! the columns in an order that one permutation mends.
 
+use core::arch::asm;
 use core::arch::x86_64::*;
 
 use requant_numerics::DType;
@@ -78,6 +79,47 @@ unsafe fn entries<T>(from: &[T], column: usize) -> __m512i {
     unsafe { _mm512_loadu_si512(from.as_ptr().add(column).cast()) }
 }
 
+/// Products of the even 32-bit lanes.
+///
+/// In assembly: the compiler's form of the intrinsic is a sign extension and a 64-bit product, and where
+/// it moves the extension out of a loop, three multiplications and six other steps remain.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn products(a: __m512i, b: __m512i) -> __m512i {
+    let products: __m512i;
+    // SAFETY: touches registers only.
+    unsafe {
+        asm!(
+            "vpmuldq {products}, {a}, {b}",
+            products = lateout(zmm_reg) products,
+            a = in(zmm_reg) a,
+            b = in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    products
+}
+
+/// Arithmetic right shifts of 32-bit lanes, each by at most 31.
+///
+/// In assembly: the compiler bounds the counts of the intrinsic again for every row.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn shifted(values: __m512i, counts: __m512i) -> __m512i {
+    let shifted: __m512i;
+    // SAFETY: touches registers only.
+    unsafe {
+        asm!(
+            "vpsravd {shifted}, {values}, {counts}",
+            shifted = lateout(zmm_reg) shifted,
+            values = in(zmm_reg) values,
+            counts = in(zmm_reg) counts,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    shifted
+}
+
 impl Rounding for High {
     /// Mantissas of even and odd columns, constants, shifts.
     type Parameters = [__m512i; 4];
@@ -104,11 +146,11 @@ impl Rounding for High {
     #[target_feature(enable = "avx512f")]
     unsafe fn round(sums: __m512i, _other: __m512i, parameters: Self::Parameters) -> __m512i {
         let [even, odd, constant, shift] = parameters;
-        let low = _mm512_mul_epi32(sums, even);
-        let high = _mm512_mul_epi32(_mm512_shuffle_epi32::<0xf5>(sums), odd);
+        let low = products(sums, even);
+        let high = products(_mm512_shuffle_epi32::<0xf5>(sums), odd);
         // The high words: those of even columns move down, those of odd ones are in place.
         let words = _mm512_mask_shuffle_epi32::<0xf5>(high, 0x5555, low);
-        _mm512_srav_epi32(_mm512_add_epi32(words, constant), shift)
+        shifted(_mm512_add_epi32(words, constant), shift)
     }
 }
 
@@ -151,8 +193,8 @@ impl Rounding for Wide {
     unsafe fn round(sums: __m512i, _other: __m512i, parameters: Self::Parameters) -> __m512i {
         let [m, shift] = parameters;
         half_up(
-            _mm512_mul_epi32(sums, m),
-            _mm512_mul_epi32(_mm512_srli_epi64::<32>(sums), _mm512_srli_epi64::<32>(m)),
+            products(sums, m),
+            products(_mm512_srli_epi64::<32>(sums), _mm512_srli_epi64::<32>(m)),
             shift,
         )
     }
@@ -192,10 +234,7 @@ impl Rounding for Joined {
         let [m, shift, residual, zero_point] = parameters;
         let aligned = _mm512_slli_epi32::<8>(_mm512_sub_epi32(other, zero_point));
         let sum = |sums: __m512i, m: __m512i, aligned: __m512i, residual: __m512i| {
-            _mm512_add_epi64(
-                _mm512_mul_epi32(sums, m),
-                _mm512_mul_epi32(aligned, residual),
-            )
+            _mm512_add_epi64(products(sums, m), products(aligned, residual))
         };
         half_up(
             sum(sums, m, aligned, residual),
@@ -234,8 +273,8 @@ impl Rounding for Shift {
     #[target_feature(enable = "avx512f")]
     unsafe fn round(sums: __m512i, _other: __m512i, parameters: Self::Parameters) -> __m512i {
         let [shift, before, bit] = parameters;
-        let half = _mm512_and_si512(_mm512_srav_epi32(sums, before), bit);
-        _mm512_add_epi32(_mm512_srav_epi32(sums, shift), half)
+        let half = _mm512_and_si512(shifted(sums, before), bit);
+        _mm512_add_epi32(shifted(sums, shift), half)
     }
 }
 
@@ -447,15 +486,18 @@ unsafe fn widen(dtype: DType, from: *const u8, index: usize, mask: u16) -> __m51
 #[derive(Clone, Copy)]
 struct Narrow {
     store: Store,
-    /// Whether the limits and the zero point are small enough to be applied after packing.
+    /// Whether the limits and the zero point are small enough to be applied after packing to words.
     packed: bool,
-    zero_point: i32,
-    lo: i32,
-    hi: i32,
+    /// Zero point and limits, the latter before (32-bit lanes) or after (16-bit lanes) it is added.
+    zero_point: __m512i,
+    lo: __m512i,
+    hi: __m512i,
 }
 
 impl Narrow {
     /// After a sum, values are final.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
     fn new(finish: &Finish, added: bool) -> Self {
         let (zero_point, lo, hi) = if added {
             (0, i32::from(i16::MIN), i32::from(i16::MAX))
@@ -466,6 +508,19 @@ impl Narrow {
             // A word that saturated stays past the byte's range when the zero point is added.
             Store::Signed | Store::Unsigned => (-256..=256).contains(&zero_point),
             Store::Low | Store::Word => false,
+        };
+        let words = |value: i32| {
+            let value = value.saturating_add(zero_point);
+            _mm512_set1_epi16(value.clamp(i16::MIN.into(), i16::MAX.into()) as i16)
+        };
+        let (zero_point, lo, hi) = if packed {
+            (_mm512_set1_epi16(zero_point as i16), words(lo), words(hi))
+        } else {
+            (
+                _mm512_set1_epi32(zero_point),
+                _mm512_set1_epi32(lo),
+                _mm512_set1_epi32(hi),
+            )
         };
         Narrow {
             store: finish.store,
@@ -488,13 +543,9 @@ impl Narrow {
         columns: usize,
     ) {
         if self.packed {
-            let limit = |value: i32| value.clamp(i16::MIN.into(), i16::MAX.into()) as i16;
-            let zero_point = _mm512_set1_epi16(self.zero_point as i16);
-            let least = _mm512_set1_epi16(limit(self.lo.saturating_add(self.zero_point)));
-            let most = _mm512_set1_epi16(limit(self.hi.saturating_add(self.zero_point)));
             let words = |low: __m512i, high: __m512i| {
-                let words = _mm512_adds_epi16(_mm512_packs_epi32(low, high), zero_point);
-                _mm512_min_epi16(_mm512_max_epi16(words, least), most)
+                let words = _mm512_adds_epi16(_mm512_packs_epi32(low, high), self.zero_point);
+                _mm512_min_epi16(_mm512_max_epi16(words, self.lo), self.hi)
             };
             let (low, high) = (words(values[0], values[1]), words(values[2], values[3]));
             let bytes = if self.store == Store::Signed {
@@ -510,13 +561,11 @@ impl Narrow {
             unsafe { _mm512_mask_storeu_epi8(output.add(index).cast(), mask, bytes) };
             return;
         }
-        let zero_point = _mm512_set1_epi32(self.zero_point);
-        let (lo, hi) = (_mm512_set1_epi32(self.lo), _mm512_set1_epi32(self.hi));
         for (vector, values) in values.iter().enumerate().take(columns.div_ceil(LANES)) {
             let at = vector * LANES;
             let mask = u16::MAX >> (LANES - (columns - at).min(LANES));
-            let clamped = _mm512_min_epi32(_mm512_max_epi32(*values, lo), hi);
-            let finished = _mm512_add_epi32(clamped, zero_point);
+            let clamped = _mm512_min_epi32(_mm512_max_epi32(*values, self.lo), self.hi);
+            let finished = _mm512_add_epi32(clamped, self.zero_point);
             // SAFETY: the mask leaves out what lies past the columns.
             unsafe {
                 if self.store == Store::Word {
