@@ -181,6 +181,12 @@ impl<'m> Lowering<'m> {
         swapped: bool,
     ) -> Lowered<Option<Float>> {
         let op = node.op.as_str();
+        // Pow takes integer exponents.
+        if let (None, Some(values), "Pow") = (constant.floats(), constant.ints(), op) {
+            let reals = values.iter().map(|&v| v as f32).collect();
+            let plain = Constant::float(constant.dims.clone(), reals);
+            return self.float_and_constant(node, x, &plain, swapped);
+        }
         let Some(values) = constant.floats() else {
             let tensor = name(node, usize::from(!swapped)).to_owned();
             return Err(Reason::Type {

@@ -255,7 +255,7 @@ impl Lowering<'_> {
                 )
             }
             Kind::Moved { inner, change } => match change {
-                Move::Reshape(_) | Move::Transpose(_) | Move::Slice(_) => {
+                Move::Reshape(_) | Move::Transpose(_) | Move::Slice(_) | Move::Gather { .. } => {
                     let placed = self.edge(inner, &format!("{name}/unmoved"))?;
                     self.moved(&placed, change, name)
                 }

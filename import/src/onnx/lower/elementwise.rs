@@ -261,6 +261,7 @@ impl<'m> Lowering<'m> {
                     Move::Reshape(_)
                     | Move::Transpose(_)
                     | Move::Slice(_)
+                    | Move::Gather { .. }
                     | Move::MaxPool(_)
                     | Move::Nearest(_) => change,
                 };

@@ -201,6 +201,7 @@ impl<'m> Lowering<'m> {
             "ArgMax" => self.arg_max(node),
             "Identity" | "Dropout" => self.identity(node),
             "Cast" => self.cast(node),
+            "CastLike" => self.cast_like(node),
             "Shape" => self.shape_op(node),
             "Size" => self.size_op(node),
             "QLinearConv" => self.qlinear_conv(node),

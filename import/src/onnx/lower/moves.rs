@@ -68,7 +68,7 @@ impl<'m> Lowering<'m> {
         let shape = self.moved_shape(&float.shape, &change)?;
         let plain = matches!(
             change,
-            Move::Reshape(_) | Move::Transpose(_) | Move::Slice(_)
+            Move::Reshape(_) | Move::Transpose(_) | Move::Slice(_) | Move::Gather { .. }
         );
         let pads = matches!(change, Move::Pad { .. });
         let base = node.output(0).unwrap_or_default();
@@ -95,7 +95,7 @@ impl<'m> Lowering<'m> {
                     axis: axis.and_then(|axis| perm.iter().position(|&p| p == axis)),
                     values: Arc::clone(values),
                 },
-                (Move::Reshape(_) | Move::Slice(_), None) => Kind::Function {
+                (Move::Reshape(_) | Move::Slice(_) | Move::Gather { .. }, None) => Kind::Function {
                     source: self.moved(source, &change, base)?,
                     axis: None,
                     values: Arc::clone(values),
@@ -175,6 +175,12 @@ impl<'m> Lowering<'m> {
                     *dim += before[axis] + after[axis];
                 }
             }
+            Move::Gather { axis, picks } => {
+                if shape.batched && *axis == 0 {
+                    return Err(Stop::MixesSamples);
+                }
+                dims[*axis] = picks.len();
+            }
             Move::MaxPool(pool) => dims = pooled(&dims, pool, None)?,
             Move::Nearest(resize) => {
                 let first = if resize.channels_last { 1 } else { 2 };
@@ -236,6 +242,16 @@ impl<'m> Lowering<'m> {
                 };
                 let dims = source.perm.iter().map(|&axis| after.dims[axis]).collect();
                 Ok(self.rearranged(source, dims, Op::Pad(op), name))
+            }
+            Move::Gather { axis, picks } => {
+                let mut ids = Vec::with_capacity(picks.len());
+                for &pick in picks {
+                    let mut ranges: Vec<_> = shape.dims.iter().map(|&d| (0, 1, d)).collect();
+                    ranges[*axis] = (pick, 1, 1);
+                    let part = self.moved(source, &Move::Slice(ranges), &format!("{name}/pick"))?;
+                    ids.push(part.id);
+                }
+                self.joined(&ids, *axis, &source.perm, name)
             }
             Move::MaxPool(pool) => {
                 if !value.dtype.is_quantized() {
@@ -387,8 +403,10 @@ fn derived_name(constant: &QuantConstant, change: &Move) -> String {
     match change {
         Move::Reshape(dims) => format!("{}/reshaped{dims:?}", constant.name),
         Move::Transpose(perm) => format!("{}/transposed{perm:?}", constant.name),
-        Move::Slice(_) | Move::Pad { .. } | Move::MaxPool(_) | Move::Nearest(_) => {
-            constant.name.clone()
-        }
+        Move::Slice(_)
+        | Move::Gather { .. }
+        | Move::Pad { .. }
+        | Move::MaxPool(_)
+        | Move::Nearest(_) => constant.name.clone(),
     }
 }

@@ -10,6 +10,9 @@ use crate::onnx::error::Reason;
 use crate::onnx::fold::{self, axis_of};
 use crate::onnx::model::Node;
 
+/// Most indices of a Gather: each that breaks a regular progression is a slice of its own.
+const MAX_PICKS: usize = 1024;
+
 impl<'m> Lowering<'m> {
     pub(super) fn identity(&mut self, node: &'m Node) -> Lowered<()> {
         if node.op == "Dropout" && node.output(1).is_some() {
@@ -22,6 +25,25 @@ impl<'m> Lowering<'m> {
         let mapped = self.operand(node, 0)?.clone();
         self.define(node, 0, mapped);
         Ok(())
+    }
+
+    /// CastLike: a Cast to the type of the second operand.
+    pub(super) fn cast_like(&mut self, node: &'m Node) -> Lowered<()> {
+        let float = match self.operand(node, 1)? {
+            Mapped::Float(_) | Mapped::Quantized(_) => true,
+            Mapped::Constant(constant) => constant.elem.is_float(),
+            _ => false,
+        };
+        let passes = match self.operand(node, 0)? {
+            Mapped::Float(_) | Mapped::Quantized(_) => float,
+            Mapped::Constant(constant) => float && constant.elem.is_float(),
+            _ => false,
+        };
+        if passes {
+            self.identity(node)
+        } else {
+            Err(Reason::UnknownOp.into())
+        }
     }
 
     /// Cast between float types, of accumulators to float, and of truth values.
@@ -143,59 +165,53 @@ impl<'m> Lowering<'m> {
         Ok(())
     }
 
-    /// Gather by constant indices that make a regular progression: a slice.
+    /// Gather by constant indices: a slice where they make a regular progression.
     pub(super) fn gather(&mut self, node: &'m Node) -> Lowered<()> {
         self.need_constants(node, 1)?;
         let dims = self.known_dims(node, 0)?;
         let axis = axis_attribute(node, 0, dims.len())?;
-        let name = node.required(1)?;
-        let constant = self.constant(name)?;
+        let name = node.required(1)?.to_owned();
+        let constant = self.constant(&name)?;
+        let refuse = || Reason::Operand {
+            tensor: name.clone(),
+        };
         let indices = constant
             .ints()
-            .filter(|v| !v.is_empty() && constant.dims.len() < 2);
-        let indices = indices.ok_or_else(|| Reason::Operand {
-            tensor: name.to_owned(),
-        })?;
+            .filter(|v| (1..=MAX_PICKS).contains(&v.len()));
         let picks: Vec<usize> = indices
+            .ok_or_else(refuse)?
             .iter()
             .map(|&i| axis_of(i, dims[axis]))
             .collect::<Result<_, _>>()?;
         let step = match picks[..] {
-            [a, b, ..] if a != b => b as i64 - a as i64,
+            [a, b, ..] => b as i64 - a as i64,
             _ => 1,
         };
         let regular = |(i, &p): (usize, &usize)| p as i64 == picks[0] as i64 + i as i64 * step;
-        if !picks.iter().enumerate().all(regular) {
-            return Err(Reason::Operand {
-                tensor: name.to_owned(),
+        let change = if step != 0 && picks.iter().enumerate().all(regular) {
+            let mut ranges: Vec<_> = dims.iter().map(|&d| (0, 1, d)).collect();
+            ranges[axis] = (picks[0], step, picks.len());
+            Move::Slice(ranges)
+        } else {
+            Move::Gather { axis, picks }
+        };
+        self.change(node, 0, change)?;
+        if constant.dims.len() == 1 {
+            return Ok(());
+        }
+        // The shape of the indices takes the place of the axis; a scalar drops it.
+        let after = [&dims[..axis], &constant.dims, &dims[axis + 1..]].concat();
+        let out = node.output(0).unwrap_or_default();
+        let mapped = match self.get(out)?.clone() {
+            Mapped::Float(float) => {
+                Mapped::Float(self.float_moved(float, Move::Reshape(after), node)?)
             }
-            .into());
-        }
-        let mut ranges: Vec<_> = dims.iter().map(|&d| (0, 1, d)).collect();
-        ranges[axis] = (picks[0], step, picks.len());
-        self.change(node, 0, Move::Slice(ranges))?;
-        if constant.dims.is_empty() {
-            // A scalar index drops the axis.
-            let mut after = dims;
-            after.remove(axis);
-            let sliced = self.get(node.output(0).unwrap_or_default())?.clone();
-            let mapped = match sliced {
-                Mapped::Float(float) => {
-                    Mapped::Float(self.float_moved(float, Move::Reshape(after), node)?)
-                }
-                Mapped::Integer(placed, None) => {
-                    let change = Move::Reshape(after);
-                    Mapped::Integer(self.moved(&placed, &change, name)?, None)
-                }
-                _ => {
-                    return Err(Reason::Operand {
-                        tensor: node.required(0)?.to_owned(),
-                    }
-                    .into());
-                }
-            };
-            self.define(node, 0, mapped);
-        }
+            Mapped::Integer(placed, None) => {
+                Mapped::Integer(self.moved(&placed, &Move::Reshape(after), out)?, None)
+            }
+            _ => return Err(refuse().into()),
+        };
+        self.define(node, 0, mapped);
         Ok(())
     }
 

@@ -244,6 +244,11 @@ pub(crate) enum Move {
         after: Vec<usize>,
         value: f32,
     },
+    /// Elements picked along an axis, in any order and more than once.
+    Gather {
+        axis: usize,
+        picks: Vec<usize>,
+    },
     MaxPool(Pool),
     Nearest(Resampling),
 }
