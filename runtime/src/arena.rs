@@ -93,10 +93,8 @@ impl<'a> Operands<'a> {
     pub(crate) fn dims(&self, id: BufferId) -> Vec<usize> {
         let buffer = &self.plan.buffers[id.0];
         let mut dims = buffer.dims.clone();
-        if buffer.batched
-            && let Some(first) = dims.first_mut()
-        {
-            *first *= self.samples;
+        if let Some(first) = dims.first_mut() {
+            *first *= self.samples(id);
         }
         dims
     }
@@ -106,8 +104,12 @@ impl<'a> Operands<'a> {
         self.plan.buffers[id.0].dtype
     }
 
-    /// Samples in this run.
-    pub(crate) fn samples(&self) -> usize {
-        self.samples
+    /// Samples that a buffer holds in this run: 1 for one that is the same for every sample.
+    pub(crate) fn samples(&self, id: BufferId) -> usize {
+        if self.plan.buffers[id.0].batched {
+            self.samples
+        } else {
+            1
+        }
     }
 }

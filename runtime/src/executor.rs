@@ -154,7 +154,8 @@ impl<R: Runner> Instance for HostInstance<R> {
                     .step(index, step, output, operands, out, scratch)?;
             }
             let now = Instant::now();
-            let operations = 2 * step.macs * samples as u64;
+            let batched = step.outputs.iter().any(|id| self.plan.buffer(*id).batched);
+            let operations = 2 * step.macs * if batched { samples as u64 } else { 1 };
             self.stats
                 .record(index, step.precision, now - before, operations);
             before = now;

@@ -8,8 +8,23 @@ use requant_numerics::{DType, Rounding};
 use crate::builder::random_tensor;
 use crate::{Builder, Rng};
 
-const ACTIVATIONS: [DType; 4] = [DType::U8, DType::I8, DType::U4, DType::I4];
-const WEIGHTS: [DType; 5] = [DType::I8, DType::I8, DType::U8, DType::I4, DType::U4];
+const ACTIVATIONS: [DType; 6] = [
+    DType::U8,
+    DType::I8,
+    DType::U4,
+    DType::I4,
+    DType::U2,
+    DType::I2,
+];
+const WEIGHTS: [DType; 7] = [
+    DType::I8,
+    DType::I8,
+    DType::U8,
+    DType::I4,
+    DType::U4,
+    DType::I2,
+    DType::U2,
+];
 
 /// Which parts of a layer a case has.
 #[derive(Clone, Copy)]
@@ -52,7 +67,7 @@ fn layer(
             let values = rng.integers(count, lo, hi);
             b.tensor(Tensor::from_integers(DType::I32, vec![count], &values))
         });
-        let groups = (dtype.bits() == 4 && k > 1 && rng.one_in(3)).then(|| {
+        let groups = (dtype.bits() <= 4 && k > 1 && rng.one_in(3)).then(|| {
             let size = rng.size(1, k);
             let dims = [channels, k.div_ceil(size)];
             let values = rng.integers(dims[0] * dims[1], 1, 127);

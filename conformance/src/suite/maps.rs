@@ -8,7 +8,14 @@ use requant_numerics::{DType, Rounding};
 use crate::builder::{affine, clamp, random_tensor};
 use crate::{Builder, Rng};
 
-const NARROW: [DType; 4] = [DType::U8, DType::I8, DType::U4, DType::I4];
+const NARROW: [DType; 6] = [
+    DType::U8,
+    DType::I8,
+    DType::U4,
+    DType::I4,
+    DType::U2,
+    DType::I2,
+];
 
 /// Two operands that broadcast: both computed, or one of them constant; and the result's shape.
 fn operands(b: &mut Builder, rng: &mut Rng, types: &[DType]) -> (ValueId, ValueId, Vec<usize>) {

@@ -1,6 +1,7 @@
 //! Graphs of every operator.
 
 mod chains;
+mod constants;
 mod edges;
 mod linear;
 mod maps;
@@ -14,7 +15,7 @@ type Make = fn(&mut Rng) -> requant_model::Graph;
 
 /// Every case of every suite, `rounds` random ones of each kind.
 pub fn all(rounds: usize, seed: u64) -> Vec<Case> {
-    let kinds: [(&str, Make); 21] = [
+    let kinds: [(&str, Make); 23] = [
         ("conv", linear::conv),
         ("depthwise", linear::depthwise),
         ("gemm", linear::gemm),
@@ -39,6 +40,8 @@ pub fn all(rounds: usize, seed: u64) -> Vec<Case> {
         ("edges", edges::edges),
         ("dynamic", edges::dynamic),
         ("chain", chains::chain),
+        ("beside the batch", constants::beside_the_batch),
+        ("ranks", constants::ranks),
     ];
     let mut cases = Vec::new();
     for (kind, (name, make)) in kinds.into_iter().enumerate() {

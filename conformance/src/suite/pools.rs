@@ -6,7 +6,14 @@ use requant_numerics::{DType, Rounding};
 
 use crate::{Builder, Rng};
 
-const NARROW: [DType; 4] = [DType::U8, DType::I8, DType::U4, DType::I4];
+const NARROW: [DType; 6] = [
+    DType::U8,
+    DType::I8,
+    DType::U4,
+    DType::I4,
+    DType::U2,
+    DType::I2,
+];
 
 /// A window whose every position holds an element, and an input that it fits.
 fn window(rng: &mut Rng) -> (Window, [usize; 4], [usize; 4]) {

@@ -174,7 +174,7 @@ impl CpuRunner {
     ) -> Result<(), KernelError> {
         let pool: &dyn Parallel = &*self.pool;
         let input = |i: usize| operands.read(step.inputs[i]);
-        let samples = operands.samples();
+        let samples = operands.samples(step.outputs[0]);
         match &self.kernels[index] {
             Kernel::Conv {
                 conv,
@@ -185,7 +185,7 @@ impl CpuRunner {
                 let other = other.map(|id: BufferId| operands.read(id));
                 let zero_points = match zero_point {
                     Operand::Static(_) => {
-                        let batch = images.batch(samples);
+                        let batch = images * samples;
                         let io = ConvIo {
                             batch,
                             input: input(0),
@@ -201,7 +201,7 @@ impl CpuRunner {
                 let (x, y) = (input(0).len() / samples, out.len() / samples);
                 for (sample, out) in out.chunks_exact_mut(y).enumerate() {
                     let io = ConvIo {
-                        batch: images.batch(1),
+                        batch: *images,
                         input: &input(0)[sample * x..(sample + 1) * x],
                         other: other.map(|o| &o[sample * y..(sample + 1) * y]),
                         output: out,
@@ -234,9 +234,9 @@ impl CpuRunner {
                 };
                 matmul.run(io, pool)
             }
-            Kernel::Binary { binary, batched } => {
+            Kernel::Binary(binary) => {
                 let io = requant_kernels_cpu::BinaryIo {
-                    batch: if *batched { samples } else { 1 },
+                    batch: samples,
                     a: input(0),
                     b: input(1),
                     output: out,
@@ -247,14 +247,12 @@ impl CpuRunner {
             Kernel::MaxPool {
                 pool: kernel,
                 images,
-            } => kernel.run(images.batch(samples), input(0), out, pool),
+            } => kernel.run(images * samples, input(0), out, pool),
             Kernel::AveragePool {
                 pool: kernel,
                 images,
-            } => kernel.run(images.batch(samples), input(0), out, pool),
-            Kernel::Transpose { transpose, batched } => {
-                transpose.run(if *batched { samples } else { 1 }, input(0), out, pool)
-            }
+            } => kernel.run(images * samples, input(0), out, pool),
+            Kernel::Transpose(transpose) => transpose.run(samples, input(0), out, pool),
             Kernel::Quantize(quantize) => quantize.run(input(0), out, pool),
             Kernel::Dequantize(dequantize) => dequantize.run(input(0), out, pool),
             Kernel::Move => {

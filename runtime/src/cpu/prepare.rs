@@ -17,13 +17,13 @@ use crate::plan::signature::Edge;
 use crate::plan::step::{ConvStep, EdgeScales, Epilogue, Join, Operand};
 use crate::plan::{BufferId, Plan, Step, StepOp};
 
-/// A step's kernel.
+/// A step's kernel. `images` is the leading dimension of one sample.
 #[derive(Debug)]
 pub(super) enum Kernel {
     /// Convolution or product with constant weights.
     Conv {
         conv: Box<Conv>,
-        images: Images,
+        images: usize,
         other: Option<BufferId>,
         zero_point: Operand,
     },
@@ -35,15 +35,15 @@ pub(super) enum Kernel {
         b_index: Option<Vec<usize>>,
     },
     /// Sum or product, element by element.
-    Binary { binary: Binary, batched: bool },
+    Binary(Binary),
     /// Table.
     Lookup(Lookup),
     /// Max pool.
-    MaxPool { pool: MaxPool, images: Images },
+    MaxPool { pool: MaxPool, images: usize },
     /// Average pool, or mean over height and width.
-    AveragePool { pool: AveragePool, images: Images },
+    AveragePool { pool: AveragePool, images: usize },
     /// Permutation.
-    Transpose { transpose: Transpose, batched: bool },
+    Transpose(Transpose),
     /// Float edge.
     Quantize(Quantize),
     /// Float edge.
@@ -54,33 +54,16 @@ pub(super) enum Kernel {
     Portable,
 }
 
-/// Images of a run: those of one sample, times the samples where there is one for each.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Images {
-    each: usize,
-    batched: bool,
-}
-
-impl Images {
-    pub(super) fn batch(self, samples: usize) -> usize {
-        if self.batched {
-            self.each * samples
-        } else {
-            self.each
-        }
-    }
-}
-
 impl Kernel {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Kernel::Conv { conv, .. } => conv.kernel(),
             Kernel::MatMul { matmul, .. } => matmul.kernel(),
-            Kernel::Binary { .. } => "binary",
+            Kernel::Binary(_) => "binary",
             Kernel::Lookup(_) => "lookup",
             Kernel::MaxPool { .. } => "max-pool",
             Kernel::AveragePool { .. } => "average-pool",
-            Kernel::Transpose { .. } => "transpose",
+            Kernel::Transpose(_) => "transpose",
             Kernel::Quantize(_) => "quantize",
             Kernel::Dequantize(_) => "dequantize",
             Kernel::Move => "copy",
@@ -100,11 +83,11 @@ impl Kernel {
         match self {
             Kernel::Conv { conv, .. } => conv.scratch_bytes(threads),
             Kernel::MatMul { matmul, .. } => matmul.scratch_bytes(threads),
-            Kernel::Binary { .. }
+            Kernel::Binary(_)
             | Kernel::Lookup(_)
             | Kernel::MaxPool { .. }
             | Kernel::AveragePool { .. }
-            | Kernel::Transpose { .. }
+            | Kernel::Transpose(_)
             | Kernel::Quantize(_)
             | Kernel::Dequantize(_)
             | Kernel::Move
@@ -145,10 +128,7 @@ impl PortEdge {
 pub(super) fn step(isa: Isa, plan: &Plan, step: &Step) -> Result<Kernel, KernelError> {
     let buffer = |i: usize| plan.buffer(step.inputs[i]);
     let output = || plan.buffer(step.outputs[0]);
-    let images = || Images {
-        each: buffer(0).dims[0],
-        batched: buffer(0).batched,
-    };
+    let images = || buffer(0).dims[0];
     Ok(match &step.op {
         StepOp::Conv(conv) => match &conv.weights {
             Some(weights) => self::conv(isa, plan, step, conv, weights)?,
@@ -232,10 +212,7 @@ pub(super) fn step(isa: Isa, plan: &Plan, step: &Step) -> Result<Kernel, KernelE
         StepOp::Transpose { perm } if buffer(0).dtype.size_in_memory() <= 4 => {
             let size = buffer(0).dtype.size_in_memory();
             let transpose = Transpose::new(&buffer(0).dims, perm, size)?;
-            Kernel::Transpose {
-                transpose,
-                batched: buffer(0).batched,
-            }
+            Kernel::Transpose(transpose)
         }
         StepOp::Quantize {
             scales: EdgeScales::Tensor { scale, zero_point },
@@ -307,10 +284,7 @@ fn conv(
     };
     Ok(Kernel::Conv {
         conv: Box::new(Conv::new(isa, &spec)?),
-        images: Images {
-            each,
-            batched: input.batched,
-        },
+        images: each,
         other: conv.epilogue.join.as_ref().map(Join::buffer),
         zero_point: conv.zero_point,
     })
@@ -373,6 +347,9 @@ fn epilogue(plan: &Plan, epilogue: &Epilogue, dtype: DType) -> Output {
     }))
 }
 
+/// Most matrix products whose operands are listed one by one.
+const LONGEST_LIST: usize = 1 << 20;
+
 fn mat_mul(
     isa: Isa,
     plan: &Plan,
@@ -392,7 +369,8 @@ fn mat_mul(
     let products: usize = lead.iter().product();
     let dense = a_lead == b_lead;
     // Samples that are rows of a, or share matrices, need lists that grow with the batch.
-    if a.batched && (a_lead.is_empty() || !b.batched || !dense) {
+    let grows = a.batched && (a_lead.is_empty() || !b.batched || !dense);
+    if grows || (!dense && products > LONGEST_LIST) {
         return Ok(Kernel::Portable);
     }
     let index = |own: &[usize]| {
@@ -459,10 +437,7 @@ fn binary(isa: Isa, plan: &Plan, step: &Step, op: BinaryOp) -> Result<Kernel, Ke
         a_sample: sample(a),
         b_sample: sample(b),
     };
-    Ok(Kernel::Binary {
-        binary: Binary::new(isa, &spec)?,
-        batched: output.batched,
-    })
+    Ok(Kernel::Binary(Binary::new(isa, &spec)?))
 }
 
 fn pool_shape(input: &[usize], output: &[usize], window: &Window) -> PoolShape {

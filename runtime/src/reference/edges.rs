@@ -22,7 +22,7 @@ fn scale_at(scales: &EdgeScales, dims: &[usize], index: usize) -> (f32, i32) {
 
 /// The shape that scales are indexed by: of one sample, because scales repeat for every sample.
 fn sample_index(index: usize, elements: usize, samples: usize) -> usize {
-    index % (elements / samples).max(1)
+    index % (elements / samples)
 }
 
 pub(crate) fn quantize(
@@ -40,7 +40,7 @@ pub(crate) fn quantize(
     let dims = operands.dims(step.inputs[0]);
     let elements = dims.iter().product();
     for index in 0..elements {
-        let at = sample_index(index, elements, operands.samples());
+        let at = sample_index(index, elements, operands.samples(step.inputs[0]));
         let (scale, zero_point) = scale_at(scales, &dims, at);
         let q = edge::quantize(read_f32(x, index), scale, zero_point, lo, hi, rounding);
         write_int(dtype, out, index, q);
@@ -58,7 +58,7 @@ pub(crate) fn dequantize(
     let dims = operands.dims(step.inputs[0]);
     let elements = dims.iter().product();
     for index in 0..elements {
-        let at = sample_index(index, elements, operands.samples());
+        let at = sample_index(index, elements, operands.samples(step.inputs[0]));
         let (scale, zero_point) = scale_at(scales, &dims, at);
         write_f32(
             out,
@@ -111,8 +111,9 @@ pub(crate) fn dynamic_quantize(
     out: &mut [u8],
 ) {
     let x = operands.read(step.inputs[0]);
-    let each = x.len() / 4 / operands.samples();
-    for sample in 0..operands.samples() {
+    let samples = operands.samples(step.inputs[0]);
+    let each = x.len() / 4 / samples;
+    for sample in 0..samples {
         let values: Vec<f32> = (0..each).map(|i| read_f32(x, sample * each + i)).collect();
         let (scale, zero_point) = dynamic::dynamic_range(&values);
         match output {
@@ -140,7 +141,7 @@ pub(crate) fn scale_accumulator(
     let channels = dims.last().copied().unwrap_or(1);
     let elements: usize = dims.iter().product();
     for index in 0..elements {
-        let sample = index / (elements / operands.samples());
+        let sample = index / (elements / operands.samples(step.inputs[0]));
         let channel = index % channels;
         let pick = |values: &[f32]| values[if values.len() == 1 { 0 } else { channel }];
         let acc = read_int(DType::I32, acc, index);

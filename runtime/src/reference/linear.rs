@@ -82,7 +82,7 @@ pub(super) fn mat_mul(
         for row in 0..m {
             for column in 0..n {
                 let index = (matrix * m + row) * n + column;
-                let sample = index / (elements / operands.samples()).max(1);
+                let sample = index / (elements / operands.samples(y_id));
                 let zero_point = zero_point(zero_point_a, operands, sample);
                 let mut acc = 0i32;
                 for i in 0..k {
