@@ -81,7 +81,8 @@ pub trait Instance: Send {
     /// quantizes floats at the edge, copies integers.
     ///
     /// # Errors
-    /// An index, range or byte count that does not fit the signature; a form that the port lacks.
+    /// An index, range or byte count that does not fit the signature; a form that the port lacks; an
+    /// integer outside its type.
     fn write_input(
         &mut self,
         input: usize,

@@ -2,6 +2,7 @@
 
 use requant_kernels_cpu::KernelError;
 use requant_model::{ModelError, NodeError};
+use requant_numerics::DType;
 use thiserror::Error;
 
 /// Why a graph has no plan.
@@ -96,6 +97,18 @@ pub enum ExecError {
         got: usize,
         /// Bytes expected.
         expected: usize,
+    },
+    /// An element outside its type, which is narrower than a byte.
+    #[error("'{name}' has value {value} at element {index}, outside {dtype}")]
+    Range {
+        /// The port.
+        name: String,
+        /// Its type.
+        dtype: DType,
+        /// Which element of those written.
+        index: usize,
+        /// Its value.
+        value: i64,
     },
     /// A kernel that refuses its buffers: a fault of this program.
     #[error("step '{step}': {source}")]

@@ -60,9 +60,10 @@ impl<R: Runner> Executable for HostExecutable<R> {
                 Storage::Constant(bytes) => bytes.len(),
                 Storage::Arena | Storage::View(_) => 0,
             });
+        let arena = self.plan.layout.bytes(max_batch);
         Footprint {
             weight_bytes: self.runner.weight_bytes() + constants.sum::<usize>(),
-            arena_bytes: self.plan.layout.bytes(max_batch) + self.runner.scratch_bytes(),
+            arena_bytes: arena.saturating_add(self.runner.scratch_bytes()),
         }
     }
 
@@ -129,10 +130,21 @@ impl<R: Runner> Instance for HostInstance<R> {
         let (plan, got) = (&self.plan, data.len());
         let (port, range) = ports::locate(plan, &plan.inputs, "input", input, span, form, got)?;
         let out = &mut self.arena.bytes_mut()[range];
-        match (&port.edge, form) {
-            (Some(edge), Form::Declared) => self.runner.quantize(edge, data, out),
-            (_, _) => out.copy_from_slice(data),
+        if let (Some(edge), Form::Declared) = (&port.edge, form) {
+            self.runner.quantize(edge, data, out);
+            return Ok(());
         }
+        let dtype = plan.buffer(port.buffer).dtype;
+        if let Some((index, value)) = ports::outside_range(dtype, data) {
+            let name = port.info.name.clone();
+            return Err(ExecError::Range {
+                name,
+                dtype,
+                index,
+                value,
+            });
+        }
+        out.copy_from_slice(data);
         Ok(())
     }
 
@@ -174,7 +186,11 @@ impl<R: Runner> Instance for HostInstance<R> {
         let span = (first, samples, self.max_batch);
         let (plan, got) = (&self.plan, data.len());
         let (port, range) = ports::locate(plan, &plan.outputs, "output", output, span, form, got)?;
-        let bytes = &self.arena.bytes()[range];
+        // An output that no input reaches may be a constant, which is in no arena.
+        let bytes = match &plan.buffer(plan.root(port.buffer)).storage {
+            Storage::Constant(bytes) => bytes,
+            Storage::Arena | Storage::View(_) => &self.arena.bytes()[range],
+        };
         match (&port.edge, form) {
             (Some(edge), Form::Declared) => self.runner.dequantize(edge, bytes, data),
             (_, _) => data.copy_from_slice(bytes),

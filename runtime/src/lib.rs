@@ -27,7 +27,7 @@ pub use cpu::{CpuBackend, CpuOptions};
 pub use error::{CompileError, ExecError, PlanError};
 pub use plan::signature::{QuantizedForm, Signature, TensorInfo};
 pub use plan::{Plan, PlanOptions};
-pub use ports::contains_nan;
+pub use ports::{contains_nan, outside_range};
 pub use reference::ReferenceBackend;
 pub use requant_kernels_cpu::Isa;
 pub use stats::{PrecisionStats, RunStats, StepStats};

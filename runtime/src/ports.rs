@@ -1,8 +1,8 @@
-//! What happens when a tensor crosses a port: range checks, and the float edge.
+//! What happens when a tensor crosses a port: checks of its size and values, and the float edge.
 
 use std::ops::Range;
 
-use requant_numerics::edge;
+use requant_numerics::{DType, edge};
 
 use crate::plan::signature::{Edge, Port};
 use crate::{ExecError, Form, Plan};
@@ -16,6 +16,21 @@ pub fn contains_nan(data: &[u8]) -> bool {
             nan | f32::from_le_bytes(*bytes).is_nan()
         })
     })
+}
+
+/// The index and value of the first element outside an integer type, in data that holds one element a
+/// byte: types narrower than a byte leave room for values that no kernel expects. Wider types have none.
+pub fn outside_range(dtype: DType, data: &[u8]) -> Option<(usize, i64)> {
+    let (lo, hi) = dtype.range().filter(|_| dtype.bits() < 8)?;
+    let value = |byte: u8| {
+        if dtype.is_signed() {
+            i64::from(byte as i8)
+        } else {
+            i64::from(byte)
+        }
+    };
+    let index = data.iter().position(|&b| !(lo..=hi).contains(&value(b)))?;
+    Some((index, value(data[index])))
 }
 
 /// Finds a port and checks that `samples` samples from `first` fit the batch and the byte count.

@@ -62,8 +62,11 @@ impl Rule for MatMul {
             return Err(incompatible());
         }
         // Samples must stay rows of a, or leading axes of both.
-        let lead_batched = |lead: &[usize], batched: bool| !batched || !lead.is_empty();
-        if b.batched && !(a.batched && a_lead.len() == b_lead.len() && lead_batched(b_lead, true)) {
+        let apart = a.batched
+            && !b_lead.is_empty()
+            && a_lead.len() == b_lead.len()
+            && a_lead[0] == b_lead[0];
+        if b.batched && !apart {
             return Err(NodeError::MixesSamples);
         }
         if a.batched
