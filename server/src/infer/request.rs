@@ -11,7 +11,7 @@ use super::{parameters, typed};
 use crate::{
     batcher::Job,
     datatype::{self, WIRE_NAMES, wire_name},
-    engine::{Form, Signature, TensorInfo, contains_nan},
+    engine::{Form, Signature, TensorInfo, contains_nan, outside_range},
     error::Fault,
 };
 
@@ -90,6 +90,15 @@ pub fn admit(request: &ModelInferRequest, spec: &Spec<'_>) -> Result<Admitted, F
         if form == Form::Declared && info.dtype == DType::F32 && contains_nan(&data) {
             return Err(Fault::Nan {
                 input: input.name.clone(),
+            });
+        }
+        let dtype = datatype::of(info, form);
+        if let Some((index, value)) = outside_range(dtype, &data) {
+            return Err(Fault::ContentsRange {
+                input: input.name.clone(),
+                datatype: dtype.name(),
+                index,
+                value,
             });
         }
         if let Some(place) = gathered.get_mut(index) {
