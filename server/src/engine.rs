@@ -12,7 +12,7 @@ use requant_runtime::{
 
 pub use requant_runtime::{
     BackendInfo, ExecError, Footprint, Form, Instance, PrecisionStats, QuantizedForm, RunStats,
-    Signature, TensorInfo, contains_nan,
+    Signature, TensorInfo, contains_nan, outside_range,
 };
 
 use crate::options::BackendChoice;
