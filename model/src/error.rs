@@ -157,6 +157,12 @@ pub enum NodeError {
         /// The value.
         name: String,
     },
+    /// A value with a scale of its own beside scales along an axis.
+    #[error("value '{name}' has one scale for all elements beside those along an axis")]
+    TwoScales {
+        /// The value.
+        name: String,
+    },
     /// Two values that must share scale, zero point and type.
     #[error("values '{a}' and '{b}' differ in type, scale or zero point")]
     QuantDiffers {

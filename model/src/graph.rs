@@ -41,7 +41,7 @@ pub struct Value {
     pub dims: Vec<usize>,
     /// Whether the leading dimension is multiplied by the number of samples.
     pub batched: bool,
-    /// The quantization of an integer value, where one scale serves the tensor.
+    /// The quantization of an integer value; none where scales lie along an axis, or nobody needs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quant: Option<Affine>,
 }

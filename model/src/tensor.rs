@@ -87,45 +87,7 @@ impl Tensor {
 
     /// Elements as integers, or `None` for a float tensor.
     pub fn integers(&self) -> Option<Vec<i64>> {
-        let columns = self.dims.last().copied().unwrap_or(1);
-        let data = &self.data;
-        Some(match self.dtype {
-            DType::I2 | DType::U2 | DType::I4 | DType::U4 => {
-                let bytes = packing::unpack(self.dtype, data, columns)?;
-                let signed = self.dtype.is_signed();
-                bytes
-                    .iter()
-                    .map(|&b| {
-                        if signed {
-                            i64::from(b as i8)
-                        } else {
-                            i64::from(b)
-                        }
-                    })
-                    .collect()
-            }
-            DType::I8 => data.iter().map(|&b| i64::from(b as i8)).collect(),
-            DType::U8 => data.iter().map(|&b| i64::from(b)).collect(),
-            DType::I16 => data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|&b| i64::from(i16::from_le_bytes(b)))
-                .collect(),
-            DType::I32 => data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|&b| i64::from(i32::from_le_bytes(b)))
-                .collect(),
-            DType::I64 => data
-                .as_chunks()
-                .0
-                .iter()
-                .map(|&b| i64::from_le_bytes(b))
-                .collect(),
-            DType::F32 | DType::F64 => return None,
-        })
+        self.convert(|value| value)
     }
 
     /// Elements as `i32`, or `None` for a float tensor or one of 64-bit integers.
@@ -133,7 +95,38 @@ impl Tensor {
         if self.dtype == DType::I64 {
             return None;
         }
-        Some(self.integers()?.into_iter().map(|v| v as i32).collect())
+        self.convert(|value| value as i32)
+    }
+
+    fn convert<T>(&self, to: impl Fn(i64) -> T) -> Option<Vec<T>> {
+        let bytes = |data: &[u8]| -> Vec<T> {
+            if self.dtype.is_signed() {
+                data.iter().map(|&b| to(i64::from(b as i8))).collect()
+            } else {
+                data.iter().map(|&b| to(i64::from(b))).collect()
+            }
+        };
+        let data = &self.data;
+        Some(match self.dtype {
+            DType::I2 | DType::U2 | DType::I4 | DType::U4 => {
+                let columns = self.dims.last().copied().unwrap_or(1);
+                bytes(&packing::unpack(self.dtype, data, columns)?)
+            }
+            DType::I8 | DType::U8 => bytes(data),
+            DType::I16 => {
+                let values = data.as_chunks().0.iter();
+                values.map(|&b| to(i16::from_le_bytes(b).into())).collect()
+            }
+            DType::I32 => {
+                let values = data.as_chunks().0.iter();
+                values.map(|&b| to(i32::from_le_bytes(b).into())).collect()
+            }
+            DType::I64 => {
+                let values = data.as_chunks().0.iter();
+                values.map(|&b| to(i64::from_le_bytes(b))).collect()
+            }
+            DType::F32 | DType::F64 => return None,
+        })
     }
 
     /// Elements of an f32 tensor, or `None` for another type.

@@ -13,6 +13,8 @@ pub(crate) fn validate(graph: &Graph) -> Result<(), ModelError> {
         ("nodes", graph.nodes.len(), limits::MAX_NODES),
         ("values", graph.values.len(), limits::MAX_VALUES),
         ("tensors", graph.tensors.len(), limits::MAX_TENSORS),
+        ("inputs", graph.inputs.len(), limits::MAX_PORTS),
+        ("outputs", graph.outputs.len(), limits::MAX_PORTS),
     ] {
         if count > limit {
             return Err(ModelError::TooMany { what, count, limit });
@@ -37,6 +39,8 @@ pub(crate) fn validate(graph: &Graph) -> Result<(), ModelError> {
     }
     check_ports(graph, &graph.inputs, "inputs")?;
     check_ports(graph, &graph.outputs, "outputs")?;
+    let limit = limits::max_reads(graph.tensors.values().map(crate::Tensor::elements).sum());
+    let mut read = 0usize;
     let mut computed = vec![false; graph.values.len()];
     for id in &graph.inputs {
         computed[id.index()] = true;
@@ -54,7 +58,14 @@ pub(crate) fn validate(graph: &Graph) -> Result<(), ModelError> {
             op: node.op.name(),
             source: Box::new(source),
         };
-        check_node(graph, node).map_err(fault)?;
+        read = read.saturating_add(check_node(graph, node).map_err(fault)?);
+        if read > limit {
+            return Err(ModelError::TooMany {
+                what: "tensor elements read by its nodes",
+                count: read,
+                limit,
+            });
+        }
     }
     match graph.outputs.iter().find(|id| !computed[id.index()]) {
         Some(id) => {
@@ -180,7 +191,8 @@ fn check_order(graph: &Graph, node: &Node, computed: &mut [bool]) -> Result<(), 
     Ok(())
 }
 
-fn check_node(graph: &Graph, node: &Node) -> Result<(), NodeError> {
+/// Checks a node; gives the tensor elements that it reads.
+fn check_node(graph: &Graph, node: &Node) -> Result<usize, NodeError> {
     let cx = Context::new(graph, node);
     let expected = node.op.rule().check(&cx)?;
     for (value, want) in cx.outputs.iter().zip(expected) {
@@ -200,5 +212,5 @@ fn check_node(graph: &Graph, node: &Node) -> Result<(), NodeError> {
             });
         }
     }
-    Ok(())
+    Ok(cx.read())
 }

@@ -286,6 +286,14 @@ const BROKEN: &[(Break, &str)] = &[
         "tensor 'conv.w' does not match its sha256",
     ),
     (
+        |f| f.entry("fc.w")["dims"] = json!([5, u64::MAX]),
+        "tensor 'fc.w' is stored with the shape [5, 6], expected [5, 9223372036854775808]",
+    ),
+    (
+        |f| f.entry("conv.w")["dims"] = json!([u64::MAX, u64::MAX, 3, 2]),
+        "tensor 'conv.w' is stored with the shape [3, 3, 3, 2], expected [18446744073709551615, 18446744073709551615, 3, 2]",
+    ),
+    (
         |f| f.entry("fc.w")["dims"] = json!([5, 11]),
         "tensor 'fc.w' of shape [5, 11] is out of bounds or has padding bits set",
     ),
@@ -360,6 +368,21 @@ fn files_that_are_none_are_named() {
         "{error}"
     );
     let error = artifact::read_file(dir.path()).unwrap_err();
+    assert!(matches!(error, ArtifactError::NotAFile { .. }), "{error}");
+}
+
+/// A pipe without a writer would keep whoever opens it waiting.
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_refused_without_opening_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe.safetensors");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    if !made.is_ok_and(|status| status.success()) {
+        println!("skipped: mkfifo is missing");
+        return;
+    }
+    let error = artifact::read_file(&pipe).unwrap_err();
     assert!(matches!(error, ArtifactError::NotAFile { .. }), "{error}");
 }
 

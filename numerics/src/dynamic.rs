@@ -35,12 +35,32 @@ pub fn scale_accumulator(
         Some(bias) => scaled + bias,
         None => scaled,
     };
-    if relu { biased.max(0.0) } else { biased }
+    // Not `max`, which may give either zero for −0: an output has one bit pattern.
+    if relu && (biased <= 0.0 || biased.is_nan()) {
+        0.0
+    } else {
+        biased
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn relu_gives_the_positive_zero() {
+        let relu = |acc, scale, bias| scale_accumulator(acc, scale, 1.0, bias, true);
+        for value in [
+            relu(-3, 0.5, None),
+            relu(-1, f32::from_bits(1), Some(-0.0)),
+            relu(0, 1.0, Some(-0.0)),
+            relu(0, f32::INFINITY, None),
+        ] {
+            assert_eq!(value.to_bits(), 0);
+        }
+        assert_eq!(relu(3, 0.5, Some(1.0)), 2.5);
+        assert_eq!(scale_accumulator(-3, 0.5, 1.0, None, false), -1.5);
+    }
 
     #[test]
     fn onnx_examples() {

@@ -7,7 +7,12 @@ use crate::DType;
 
 /// Bytes of a packed row of `columns` elements.
 pub const fn packed_row_bytes(dtype: DType, columns: usize) -> usize {
-    (columns * dtype.bits() as usize).div_ceil(8)
+    let bits = dtype.bits() as usize;
+    if bits < 8 {
+        columns.div_ceil(8 / bits)
+    } else {
+        columns.saturating_mul(bits / 8)
+    }
 }
 
 /// Packs `rows × columns` elements, one a byte in `values` (two's complement for signed types), into

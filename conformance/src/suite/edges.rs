@@ -8,7 +8,7 @@ use requant_model::{Graph, Op, Tensor};
 use requant_numerics::DType;
 use requant_numerics::edge::EdgeRounding;
 
-use crate::builder::random_tensor;
+use crate::builder::{affine, random_tensor};
 use crate::{Builder, Rng};
 
 /// f32 → integers → f32 → softmax and ArgMax, with one scale or scales along an axis, and as ports or
@@ -32,7 +32,7 @@ pub(super) fn edges(rng: &mut Rng) -> Graph {
         let scales: Vec<f32> = (0..count).map(|_| rng.log(0.01, 1.0) as f32).collect();
         let scales = b.tensor(Tensor::from_f32(shape.clone(), &scales));
         let (lo, hi) = kind.range().expect("an integer type");
-        let zero_points = rng.one_in(2).then(|| {
+        let zero_points = (kind != DType::I16 && rng.one_in(2)).then(|| {
             let values = rng.integers(count, lo, hi);
             b.tensor(Tensor::from_integers(DType::I32, shape, &values))
         });
@@ -43,7 +43,8 @@ pub(super) fn edges(rng: &mut Rng) -> Graph {
             block,
         }
     });
-    let q = b.quantized(rng, kind, &dims);
+    let quant = blocks.is_none().then(|| affine(rng, kind));
+    let q = b.value(kind, &dims, quant);
     let rounding = rng.pick(&[EdgeRounding::HalfEven, EdgeRounding::HalfAway]);
     b.node(
         Op::Quantize(Quantize {

@@ -20,13 +20,20 @@ pub fn read_file(path: &Path) -> Result<Graph, ArtifactError> {
         path: path.to_owned(),
         source,
     };
-    let mut file = File::open(path).map_err(io)?;
-    let metadata = file.metadata().map_err(io)?;
-    if !metadata.is_file() {
-        return Err(ArtifactError::NotAFile {
+    let regular = |metadata: std::fs::Metadata| {
+        let not_a_file = || ArtifactError::NotAFile {
             path: path.to_owned(),
-        });
-    }
+        };
+        metadata
+            .is_file()
+            .then_some(metadata)
+            .ok_or_else(not_a_file)
+    };
+    // Before it is opened, because opening a pipe waits for a writer; and after, because it may have
+    // been replaced.
+    regular(std::fs::metadata(path).map_err(io)?)?;
+    let mut file = File::open(path).map_err(io)?;
+    let metadata = regular(file.metadata().map_err(io)?)?;
     let limit = limits::MAX_FILE;
     if metadata.len() > limit {
         return Err(ArtifactError::TooLarge {

@@ -1,5 +1,6 @@
 //! What an operator's rule sees: its operands, its results and the graph's tensors.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use requant_numerics::DType;
@@ -15,6 +16,7 @@ pub struct Context<'a> {
     pub outputs: Vec<&'a Value>,
     /// The graph's tensors.
     pub tensors: &'a BTreeMap<String, Tensor>,
+    read: Cell<usize>,
 }
 
 impl<'a> Context<'a> {
@@ -25,7 +27,13 @@ impl<'a> Context<'a> {
             inputs: values(&node.inputs),
             outputs: values(&node.outputs),
             tensors: &graph.tensors,
+            read: Cell::new(0),
         }
+    }
+
+    /// Elements of the tensors that were looked up so far.
+    pub(crate) fn read(&self) -> usize {
+        self.read.get()
     }
 
     pub(crate) fn arity(&self, inputs: usize, outputs: usize) -> Result<(), NodeError> {
@@ -49,11 +57,14 @@ impl<'a> Context<'a> {
     /// # Errors
     /// [`NodeError::MissingTensor`].
     pub fn tensor(&self, name: &str) -> Result<&'a Tensor, NodeError> {
-        self.tensors
-            .get(name)
-            .ok_or_else(|| NodeError::MissingTensor {
+        let Some(tensor) = self.tensors.get(name) else {
+            return Err(NodeError::MissingTensor {
                 name: name.to_owned(),
-            })
+            });
+        };
+        self.read
+            .set(self.read.get().saturating_add(tensor.elements()));
+        Ok(tensor)
     }
 
     /// A vector of `dtype` integers with 1 element or `channels`.

@@ -26,7 +26,7 @@ impl Rule for Dequantize {
             return Err(value_type(x, "an integer of at most 32 bits"));
         }
         match &self.blocks {
-            Some(blocks) => blocks.check(cx, x, x.dtype)?,
+            Some(blocks) => blocks.check(cx, x, x)?,
             None => {
                 affine(x)?;
             }

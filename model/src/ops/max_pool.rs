@@ -41,8 +41,13 @@ pub(super) fn check_windows(
     w: usize,
     include_pad: bool,
 ) -> Result<(), NodeError> {
+    // A window that starts inside the input holds its first element, so only those that start before
+    // it, at most as many as there are pads, and the last one can be empty.
     let filled = |axis: usize, count: usize, extent: usize| {
-        (0..count).all(|i| window.count(axis, i, extent, include_pad) > 0)
+        let before = window.pads[axis].div_ceil(window.strides[axis]).min(count);
+        (0..before)
+            .chain([count - 1])
+            .all(|i| window.count(axis, i, extent, include_pad) > 0)
     };
     if filled(0, h, dims[1]) && filled(1, w, dims[2]) {
         return Ok(());
@@ -51,4 +56,45 @@ pub(super) fn check_windows(
         name: "pads",
         value: window.pads.iter().map(|&p| p as i64).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_windows_are_found_without_visiting_all() {
+        let mut refused = 0;
+        let ranges = [(0..4usize), (1..4), (0..5), (0..5), (1..4), (1..4)];
+        let sizes = ranges.clone().map(|r| r.len());
+        for index in 0..sizes.iter().product::<usize>() {
+            let mut rest = index;
+            let picks: [usize; 6] = std::array::from_fn(|i| {
+                let value = ranges[i].start + rest % sizes[i];
+                rest /= sizes[i];
+                value
+            });
+            let [ceil, kernel, before, after, stride, dilation] = picks;
+            let window = Window {
+                kernel: [kernel; 2],
+                strides: [stride; 2],
+                pads: [before, before, after, after],
+                dilations: [dilation; 2],
+                ceil: ceil % 2 == 1,
+            };
+            for extent in 1..5 {
+                let Some(count) = window.output(0, extent).filter(|&n| n > 0) else {
+                    continue;
+                };
+                for include_pad in [false, true] {
+                    let all = (0..count).all(|i| window.count(0, i, extent, include_pad) > 0);
+                    let dims = [1, extent, extent, 1];
+                    let checked = check_windows(&window, &dims, count, count, include_pad);
+                    assert_eq!(checked.is_ok(), all, "{window:?} {extent} {include_pad}");
+                    refused += usize::from(!all);
+                }
+            }
+        }
+        assert!(refused > 0);
+    }
 }

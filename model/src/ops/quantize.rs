@@ -45,7 +45,7 @@ impl Rule for Quantize {
             return Err(value_type(y, "an integer of at most 16 bits"));
         }
         match &self.blocks {
-            Some(blocks) => blocks.check(cx, x, y.dtype)?,
+            Some(blocks) => blocks.check(cx, x, y)?,
             None => {
                 affine(y)?;
             }
@@ -90,7 +90,17 @@ impl BlockScales {
         (outer * extent.div_ceil(self.block) + along / self.block) * inner + index % inner
     }
 
-    pub(super) fn check(&self, cx: &Context<'_>, x: &Value, dtype: DType) -> Result<(), NodeError> {
+    /// Checks the scales of `integers`, a value of the shape of `x`.
+    pub(super) fn check(
+        &self,
+        cx: &Context<'_>,
+        x: &Value,
+        integers: &Value,
+    ) -> Result<(), NodeError> {
+        if integers.quant.is_some() {
+            let name = integers.name.clone();
+            return Err(NodeError::TwoScales { name });
+        }
         let axis = super::sample_axis(x, self.axis)?;
         if self.block == 0 || self.block > x.dims[axis] {
             return Err(NodeError::Attribute {
@@ -118,7 +128,11 @@ impl BlockScales {
             Some(zero_points) if tensor.dtype() == DType::I32 => zero_points,
             Some(_) | None => return Err(super::context::type_error(name, tensor, "i32")),
         };
-        let (lo, hi) = dtype.range().unwrap_or((0, 0));
+        // Wider types are symmetric, as those of one scale are.
+        let (lo, hi) = match integers.dtype.range() {
+            Some(range) if integers.dtype.is_quantized() => range,
+            _ => (0, 0),
+        };
         if let Some(index) = zero_points
             .iter()
             .position(|&z| !(lo..=hi).contains(&i64::from(z)))

@@ -7,12 +7,33 @@
 
 use super::build::Draft;
 use super::step::{Join, Step, StepOp};
-use super::{BufferId, Storage};
+use super::{Buffer, BufferId, Storage};
 
 pub(super) fn fuse(draft: &mut Draft) {
+    let readers = sole_readers(draft);
+    let mut steps: Vec<Option<Step>> = draft.steps.drain(..).map(Some).collect();
+    for index in 0..steps.len() {
+        let next = steps[index]
+            .as_ref()
+            .and_then(|product| consumer(&draft.buffers, &steps, product, &readers));
+        let Some(next) = next else { continue };
+        // A fused step is met again at its new place, where it may take over more.
+        if let (Some(product), Some(taken)) = (steps[index].take(), steps[next].take()) {
+            steps[next] = Some(take_over(product, taken));
+        }
+    }
+    draft.steps.extend(steps.into_iter().flatten());
+}
+
+/// The step that reads each buffer, where it alone does, once, and no output and no view.
+fn sole_readers(draft: &Draft) -> Vec<Option<usize>> {
     let mut uses = vec![0usize; draft.buffers.len()];
-    for step in &draft.steps {
-        step.reads().for_each(|id| uses[id.0] += 1);
+    let mut readers = vec![None; draft.buffers.len()];
+    for (index, step) in draft.steps.iter().enumerate() {
+        for id in step.reads() {
+            uses[id.0] += 1;
+            readers[id.0] = Some(index);
+        }
     }
     for port in &draft.outputs {
         uses[port.buffer.0] += 1;
@@ -22,57 +43,47 @@ pub(super) fn fuse(draft: &mut Draft) {
             uses[source.0] += 1;
         }
     }
-    let mut index = 0;
-    while index < draft.steps.len() {
-        match consumer(draft, index, &uses) {
-            // The step moved behind this position: look at what now stands here.
-            Some(next) => take_over(draft, index, next),
-            None => index += 1,
-        }
-    }
+    let alone = readers.into_iter().zip(uses);
+    alone
+        .map(|(reader, uses)| reader.filter(|_| uses == 1))
+        .collect()
 }
 
-/// The step that the product at `index` can take over.
-fn consumer(draft: &Draft, index: usize, uses: &[usize]) -> Option<usize> {
-    let StepOp::Conv(conv) = &draft.steps[index].op else {
+/// The place of the step that a product can take over.
+fn consumer(
+    buffers: &[Buffer],
+    steps: &[Option<Step>],
+    product: &Step,
+    readers: &[Option<usize>],
+) -> Option<usize> {
+    let StepOp::Conv(conv) = &product.op else {
         return None;
     };
-    let output = draft.steps[index].outputs[0];
-    if uses[output.0] != 1 || conv.epilogue.requantize.is_none() || conv.epilogue.table.is_some() {
+    if conv.epilogue.requantize.is_none() || conv.epilogue.table.is_some() {
         return None;
     }
-    let after = index + 1;
-    let next = after
-        + draft.steps[after..]
-            .iter()
-            .position(|s| s.reads().any(|r| r == output))?;
+    let output = product.outputs[0];
+    let next = readers[output.0]?;
+    let step = steps[next].as_ref()?;
     let same = |id: &BufferId| {
-        let (a, b) = (&draft.buffers[id.0], &draft.buffers[output.0]);
+        let (a, b) = (&buffers[id.0], &buffers[output.0]);
         let constant = matches!(a.storage, Storage::Constant(_));
         a.dims == b.dims && a.batched == b.batched && !constant
     };
-    let step = &draft.steps[next];
     let is_table = matches!(step.op, StepOp::Table { axis: None, .. });
     let is_sum = matches!(step.op, StepOp::Add(_));
     let joins = is_sum && conv.epilogue.join.is_none() && step.inputs.iter().all(same);
     (is_table || joins).then_some(next)
 }
 
-fn take_over(draft: &mut Draft, index: usize, next: usize) {
-    let mut product = draft.steps.remove(index);
-    let Step {
-        op,
-        inputs,
-        outputs,
-        ..
-    } = draft.steps.remove(next - 1);
+fn take_over(mut product: Step, taken: Step) -> Step {
     let made = product.outputs[0];
     if let StepOp::Conv(conv) = &mut product.op {
-        if let StepOp::Table { tables, .. } = op {
+        if let StepOp::Table { tables, .. } = taken.op {
             conv.epilogue.table = tables.try_into().ok().map(std::sync::Arc::new);
-        } else if let StepOp::Add(params) = op {
-            let first = inputs[0] == made;
-            let buffer = inputs[usize::from(first)];
+        } else if let StepOp::Add(params) = taken.op {
+            let first = taken.inputs[0] == made;
+            let buffer = taken.inputs[usize::from(first)];
             conv.epilogue.join = Some(Join::Add {
                 buffer,
                 params,
@@ -80,6 +91,6 @@ fn take_over(draft: &mut Draft, index: usize, next: usize) {
             });
         }
     }
-    product.outputs = outputs;
-    draft.steps.insert(next - 1, product);
+    product.outputs = taken.outputs;
+    product
 }

@@ -91,26 +91,25 @@ pub(super) fn lay_out(draft: &Draft) -> ArenaLayout {
     let (mut fixed_bytes, mut sample_bytes) = (0, 0);
     let mut order: Vec<usize> = (0..places.len()).filter(|&i| places[i].bytes > 0).collect();
     order.sort_by_key(|&i| (core::cmp::Reverse(places[i].bytes), places[i].first, i));
-    let mut placed: Vec<usize> = Vec::new();
+    // What is placed so far, by offset: fixed buffers and batched ones.
+    let mut placed: [Vec<Place>; 2] = [Vec::new(), Vec::new()];
     for index in order {
-        let place = places[index];
-        let mut busy: Vec<(usize, usize)> = placed
+        let place = &mut places[index];
+        let others = &mut placed[usize::from(place.batched)];
+        let busy = others
             .iter()
-            .map(|&other: &usize| places[other])
-            .filter(|other| other.batched == place.batched)
             .filter(|other| other.first <= place.last && place.first <= other.last)
-            .map(|other| (other.offset, other.offset + round_up(other.bytes)))
-            .collect();
-        busy.sort_unstable();
-        let offset = smallest_gap(&busy, round_up(place.bytes));
-        places[index].offset = offset;
+            .map(|other| (other.offset, other.offset + round_up(other.bytes)));
+        let offset = smallest_gap(busy, round_up(place.bytes));
+        place.offset = offset;
+        let at = others.partition_point(|other| other.offset <= offset);
+        others.insert(at, *place);
         let end = if place.batched {
             &mut sample_bytes
         } else {
             &mut fixed_bytes
         };
         *end = (*end).max(offset + round_up(place.bytes));
-        placed.push(index);
     }
     share_views(draft, &mut places);
     ArenaLayout {
@@ -165,10 +164,10 @@ fn share_views(draft: &Draft, places: &mut [Place]) {
 
 /// The start of the smallest gap between busy ranges (sorted by start) that holds `bytes`, or the end
 /// of the last.
-fn smallest_gap(busy: &[(usize, usize)], bytes: usize) -> usize {
+fn smallest_gap(busy: impl IntoIterator<Item = (usize, usize)>, bytes: usize) -> usize {
     let mut end = 0;
     let mut best: Option<(usize, usize)> = None;
-    for &(start, stop) in busy {
+    for (start, stop) in busy {
         if start >= end + bytes && best.is_none_or(|(gap, _)| start - end < gap) {
             best = Some((start - end, end));
         }
@@ -187,9 +186,9 @@ mod tests {
 
     #[test]
     fn smallest_gap_is_taken() {
-        assert_eq!(smallest_gap(&[], 64), 0);
-        assert_eq!(smallest_gap(&[(0, 64), (256, 320), (448, 512)], 64), 320);
-        assert_eq!(smallest_gap(&[(64, 128)], 64), 0);
-        assert_eq!(smallest_gap(&[(0, 128), (64, 256)], 64), 256);
+        assert_eq!(smallest_gap([], 64), 0);
+        assert_eq!(smallest_gap([(0, 64), (256, 320), (448, 512)], 64), 320);
+        assert_eq!(smallest_gap([(64, 128)], 64), 0);
+        assert_eq!(smallest_gap([(0, 128), (64, 256)], 64), 256);
     }
 }
