@@ -8,7 +8,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -87,14 +87,29 @@ impl ThreadPool {
     }
 }
 
+impl ThreadPool {
+    /// The workers, where no other run has them. A run that panicked left them as it found them.
+    fn take_turn(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.turn.try_lock() {
+            Ok(turn) => Some(turn),
+            Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
 impl Parallel for ThreadPool {
     fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
     fn run(&self, parts: usize, task: &(dyn Fn(usize) + Sync)) {
-        let turn = (parts > 1 && !self.workers.is_empty()).then(|| self.turn.try_lock().ok());
-        let Some(Some(_turn)) = turn else {
+        let turn = if parts > 1 && !self.workers.is_empty() {
+            self.take_turn()
+        } else {
+            None
+        };
+        let Some(_turn) = turn else {
             return (0..parts).for_each(task);
         };
         // SAFETY: only the lifetime changes. The pointer is dropped before this call returns: `Close`
@@ -275,6 +290,20 @@ mod tests {
             }));
             assert!(result.is_err());
             sum_of(&pool, 6);
+            assert!(two_threads_meet(&pool));
         }
+    }
+
+    /// Whether two parts run at the same time: each waits for the other, but not for ever.
+    fn two_threads_meet(pool: &ThreadPool) -> bool {
+        let arrived = AtomicUsize::new(0);
+        let start = Instant::now();
+        pool.run(2, &|_| {
+            arrived.fetch_add(1, SeqCst);
+            while arrived.load(SeqCst) < 2 && start.elapsed() < Duration::from_secs(20) {
+                std::thread::yield_now();
+            }
+        });
+        start.elapsed() < Duration::from_secs(20)
     }
 }
