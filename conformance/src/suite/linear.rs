@@ -81,7 +81,9 @@ fn layer(
         });
     }
     if !rng.one_in(4) {
-        let values = rng.integers(channels, -20_000, 20_000);
+        // Now and then accumulators that all but fill 32 bits.
+        let most = rng.pick(&[20_000, 20_000, 20_000, 1_900_000_000]);
+        let values = rng.integers(channels, -most, most);
         linear.bias = Some(b.tensor(Tensor::from_integers(DType::I32, vec![channels], &values)));
     }
     if !parts.requantize {
@@ -94,7 +96,8 @@ fn layer(
     } else {
         rng.pick(&Rounding::ALL)
     };
-    let gain = 2000.0 * (k as f64).sqrt() / if out_type == DType::I16 { 50.0 } else { 1.0 };
+    let usual = 2000.0 * (k as f64).sqrt() / if out_type == DType::I16 { 50.0 } else { 1.0 };
+    let gain = rng.pick(&[usual, usual, usual, 16_000_000.0]);
     linear.requantize = Some(b.requantize(rng, round, channels, gain, out_type));
     if parts.residual {
         let kind = rng.pick(&[DType::U8, DType::I8, DType::I16, DType::U4]);
@@ -119,11 +122,13 @@ fn conv_case(rng: &mut Rng, parts: Parts, depthwise: bool) -> Graph {
         (groups, groups * rng.size(1, 20), groups * rng.size(1, 37))
     };
     let kernel = [rng.size(1, 4), rng.pick(&[1, 1, 2, 3, 5])];
+    // Now and then windows that lie wholly outside the image, and steps longer than it.
+    let (pad, step) = rng.pick(&[(2, 3), (2, 3), (2, 3), (9, 11)]);
     let window = Window {
         kernel,
-        strides: [rng.size(1, 3), rng.size(1, 2)],
-        pads: std::array::from_fn(|_| rng.size(0, 2)),
-        dilations: [rng.size(1, 2), rng.pick(&[1, 1, 1, 2])],
+        strides: [rng.size(1, step), rng.size(1, step - 1)],
+        pads: std::array::from_fn(|_| rng.size(0, pad)),
+        dilations: [rng.size(1, step - 1), rng.pick(&[1, 1, 1, step - 1])],
         ceil: false,
     };
     let extent = |axis: usize, rng: &mut Rng| {

@@ -21,9 +21,9 @@ fn window(rng: &mut Rng) -> (Window, [usize; 4], [usize; 4]) {
         let kernel = [rng.size(1, 4), rng.size(1, 4)];
         let window = Window {
             kernel,
-            strides: [rng.size(1, 3), rng.size(1, 3)],
-            pads: std::array::from_fn(|i| rng.size(0, kernel[i % 2] - 1)),
-            dilations: [rng.pick(&[1, 1, 2]), rng.pick(&[1, 1, 2])],
+            strides: [rng.size(1, 3), rng.pick(&[1, 2, 3, 12])],
+            pads: std::array::from_fn(|i| rng.size(0, kernel[i % 2])),
+            dilations: [rng.pick(&[1, 1, 2]), rng.pick(&[1, 1, 2, 7])],
             ceil: rng.one_in(3),
         };
         let dims = [
