@@ -14,7 +14,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         return;
     }
     let Ok(executable) = ReferenceBackend.compile(Arc::new(plan)) else { return };
-    if let Ok(mut instance) = executable.instance(1) {
-        let _ = instance.run(1);
+    let samples = if executable.plan().signature().batched { 3 } else { 1 };
+    if let Ok(mut instance) = executable.instance(samples) {
+        let _ = instance.run(samples);
     }
 });
