@@ -34,7 +34,7 @@ pub struct BackendInfo {
 
 /// A plan compiled for a backend; shared by its instances.
 pub trait Executable: Send + Sync {
-    /// The plan.
+    /// The plan; a backend that packs weights keeps no others.
     fn plan(&self) -> &Arc<Plan>;
 
     /// Memory of the packed weights, and of an instance for batches of up to `max_batch` samples.

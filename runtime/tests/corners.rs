@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use requant_conformance::{Builder, run};
 use requant_model::ops::{Dequantize, MatMul, Quantize, Reshape};
-use requant_model::{Affine, Graph, ModelError, NodeError, Op, Tensor};
+use requant_model::{Affine, Graph, ModelError, NodeError, Op, Tensor, artifact, builtin};
 use requant_numerics::DType;
+use requant_runtime::plan::{Step, StepOp};
 use requant_runtime::{
     Backend, CpuBackend, CpuOptions, ExecError, Executable, Form, Instance, Plan, PlanOptions,
     ReferenceBackend,
@@ -142,6 +143,33 @@ fn batches_of_any_size_are_answered() {
         }
         let refused = executable.instance(0).map(|i| i.max_batch());
         assert!(matches!(refused, Err(ExecError::Batch { .. })));
+    }
+}
+
+#[test]
+fn packed_weights_are_the_only_ones_kept() {
+    let graph = artifact::read(builtin::FASHION).unwrap();
+    let weights: u64 = graph.layers().iter().map(|layer| layer.weights).sum();
+    for backend in backends() {
+        let plan = Arc::new(Plan::new(graph.clone(), &PlanOptions::default()).unwrap());
+        let executable = backend.compile(plan).unwrap();
+        let held = |step: &Step| {
+            if let StepOp::Conv(conv) = &step.op {
+                conv.weights.as_ref().map_or(0, |w| w.effective.len())
+            } else {
+                0
+            }
+        };
+        let held: usize = executable.plan().steps().iter().map(held).sum();
+        let footprint = executable.footprint(1).weight_bytes as u64;
+        if backend.name() == "cpu" {
+            assert_eq!(held, 0);
+            // 4-bit weights stay two a byte; padding and biases come on top.
+            assert!(footprint < weights + weights / 2, "{footprint}");
+        } else {
+            assert_eq!(held as u64, weights);
+            assert_eq!(footprint, 2 * weights);
+        }
     }
 }
 

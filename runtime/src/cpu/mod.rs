@@ -93,7 +93,8 @@ impl Backend for CpuBackend {
             pool: Arc::clone(&self.pool),
         };
         Ok(Arc::new(HostExecutable {
-            plan,
+            // The weights are in the kernels now, packed.
+            plan: Arc::new(plan.without_weights()),
             runner: Arc::new(runner),
         }))
     }

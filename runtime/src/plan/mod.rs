@@ -9,6 +9,7 @@ pub mod step;
 use std::sync::Arc;
 
 use requant_model::Graph;
+use requant_model::ops::WeightData;
 use requant_numerics::{DType, LayerPrecision, ModelPrecision};
 
 pub use layout::{ALIGNMENT, ArenaLayout};
@@ -115,6 +116,23 @@ impl Plan {
             layout,
             memory_budget: budget,
         })
+    }
+
+    /// The plan of an executable that has packed the weights: all but the weights themselves.
+    pub(crate) fn without_weights(&self) -> Self {
+        let mut plan = self.clone();
+        for step in &mut plan.steps {
+            if let StepOp::Conv(conv) = &mut step.op
+                && let Some(weights) = &mut conv.weights
+            {
+                *weights = Arc::new(WeightData {
+                    dtype: weights.dtype,
+                    effective: Vec::new(),
+                    channels: weights.channels,
+                });
+            }
+        }
+        plan
     }
 
     /// Name of the model.

@@ -36,8 +36,16 @@ impl Backend for ReferenceBackend {
     }
 
     fn compile(&self, plan: Arc<Plan>) -> Result<Arc<dyn Executable>, CompileError> {
+        let weights = |step: &Step| {
+            if let StepOp::Conv(conv) = &step.op {
+                conv.weights.as_ref().map_or(0, |w| 2 * w.effective.len())
+            } else {
+                0
+            }
+        };
         let runner = Arc::new(Reference {
             steps: plan.steps.len(),
+            weight_bytes: plan.steps.iter().map(weights).sum(),
         });
         Ok(Arc::new(HostExecutable { plan, runner }))
     }
@@ -46,6 +54,7 @@ impl Backend for ReferenceBackend {
 #[derive(Debug)]
 struct Reference {
     steps: usize,
+    weight_bytes: usize,
 }
 
 impl Runner for Reference {
@@ -71,7 +80,7 @@ impl Runner for Reference {
     }
 
     fn weight_bytes(&self) -> usize {
-        0
+        self.weight_bytes
     }
 
     fn scratch_bytes(&self) -> usize {
