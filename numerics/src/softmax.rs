@@ -2,7 +2,8 @@
 //!
 //! The exponentials come from a 256-entry f32 table that is indexed by the distance from the row's
 //! maximum, are summed in index order in f32, and each quotient is rounded half to even:
-//! `y = min(rne(f32(f32(e·k)/Σe)) + z_y, y_max)` with `k = floor(1/s_y)`.
+//! `y = min(rne(f32(f32(e·k)/Σe)) + z_y, y_max)` with `k = floor(1/s_y)`; where `f32(e·k)` is infinite,
+//! product and quotient are taken in f64.
 
 /// Entries of the exponential table: index 255 stands for the row's maximum, 255 − d for `max − d`.
 pub type ExpTable = [f32; 256];
@@ -33,12 +34,14 @@ pub fn qlinear_softmax(
     let exp = |q: i32| table[(255 - (max - q)).clamp(0, 255) as usize];
     let sum = values.clone().fold(0f32, |sum, q| sum + exp(q));
     for (index, q) in values.enumerate() {
-        let quotient = (exp(q) * inverse_scale) / sum;
-        // A row whose exponentials all vanish, or overflow, has no quotient: it stays at zero.
-        let rounded = if quotient.is_finite() {
-            quotient.round_ties_even() as i32
+        let product = exp(q) * inverse_scale;
+        // Short rows and small output scales leave f32; the quotient need not. One whose exponentials
+        // all vanish is NaN, which becomes 0.
+        let rounded = if product.is_finite() {
+            (product / sum).round_ties_even() as i32
         } else {
-            0
+            let product = f64::from(exp(q)) * f64::from(inverse_scale);
+            (product / f64::from(sum)).round_ties_even() as i32
         };
         write(index, (rounded.saturating_add(zero_point)).clamp(lo, hi));
     }
@@ -47,6 +50,38 @@ pub fn qlinear_softmax(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Results of ONNX Runtime 1.32.
+    #[test]
+    fn products_beyond_f32_have_a_quotient() {
+        let cases: [(&[i32], f32, i32, &[i32]); 5] = [
+            (&[0], 1.0 / 256.0, 0, &[255]),
+            (&[0], 1.0 / 255.0, 0, &[254]),
+            (&[0], 1.0 / 255.0, -128, &[126]),
+            (&[0, 7], 1.0 / 256.0, -128, &[-43, 43]),
+            (&[0, 7, 14], 1e-6, -128, &[127; 3]),
+        ];
+        for (values, scale, zero_point, want) in cases {
+            let range = if zero_point < 0 {
+                (-128, 127)
+            } else {
+                (0, 255)
+            };
+            let table = exp_table(0.1, values.len());
+            let mut got = vec![0; values.len()];
+            let inverse = (1.0 / scale).floor();
+            let write = |index: usize, y| got[index] = y;
+            qlinear_softmax(
+                values.iter().copied(),
+                &table,
+                inverse,
+                zero_point,
+                range,
+                write,
+            );
+            assert_eq!(got, want, "{scale}");
+        }
+    }
 
     #[test]
     fn close_to_the_real_softmax() {
