@@ -92,7 +92,8 @@ pub trait Instance: Send {
         data: &[u8],
     ) -> Result<(), ExecError>;
 
-    /// Runs the first `samples` samples.
+    /// Runs the first `samples` samples. Inputs are used up: their memory serves later steps, so each run
+    /// needs them written again.
     ///
     /// # Errors
     /// More samples than [`Instance::max_batch`], or none.
