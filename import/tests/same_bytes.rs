@@ -12,14 +12,22 @@ fn backends() -> Vec<Arc<dyn Backend>> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available());
     let pairs = isas.flat_map(|isa| [(isa, 1), (isa, 2)]);
     let backend = |(isa, threads)| -> Option<Arc<dyn Backend>> {
-        Some(Arc::new(CpuBackend::new(CpuOptions { isa: Some(isa), threads }).ok()?))
+        Some(Arc::new(
+            CpuBackend::new(CpuOptions {
+                isa: Some(isa),
+                threads,
+            })
+            .ok()?,
+        ))
     };
     pairs.filter_map(backend).collect()
 }
 
 #[test]
 fn real_models_give_the_same_bytes_everywhere() {
-    let Some(data) = npz::test_data("real models on every backend") else { return };
+    let Some(data) = npz::test_data("real models on every backend") else {
+        return;
+    };
     for name in [
         "ort_fmnist_resnet_qdq",
         "ort_fmnist_resnet_qoperator",
@@ -27,9 +35,15 @@ fn real_models_give_the_same_bytes_everywhere() {
         "tfl_ic_resnet8_qdq",
         "tfl_kws_qdq",
     ] {
-        let path = data.join("quantized/onnx").join(name).with_extension("onnx");
+        let path = data
+            .join("quantized/onnx")
+            .join(name)
+            .with_extension("onnx");
         let graph = import_file(&path, &ImportOptions::default()).unwrap();
-        let case = Case { name: name.to_owned(), graph };
+        let case = Case {
+            name: name.to_owned(),
+            graph,
+        };
         for backend in backends() {
             check(&case, &*backend, 5);
         }
@@ -38,7 +52,9 @@ fn real_models_give_the_same_bytes_everywhere() {
 
 #[test]
 fn a_big_model_gives_the_same_bytes_everywhere() {
-    let Some(data) = npz::test_data("a big model on every backend") else { return };
+    let Some(data) = npz::test_data("a big model on every backend") else {
+        return;
+    };
     let path = data.join("quantized/onnx/ort_efficientnet-lite0_qdq_minmax.onnx");
     let graph = import_file(&path, &ImportOptions::default()).unwrap();
     let one = inputs(&graph, &mut Rng::new(6), 1);

@@ -76,6 +76,26 @@ impl Elem {
         }
     }
 
+    /// The integer graph's type, where it is an integer of at most 32 bits.
+    pub(crate) fn integer(self) -> Option<DType> {
+        match self {
+            Elem::Known(dtype) if dtype.range().is_some() && dtype != DType::I64 => Some(dtype),
+            Elem::Known(_)
+            | Elem::U16
+            | Elem::U32
+            | Elem::U64
+            | Elem::Bool
+            | Elem::F16
+            | Elem::Bf16
+            | Elem::Other(_) => None,
+        }
+    }
+
+    /// The integer graph's type, where it is an integer of at most 8 bits.
+    pub(crate) fn quantized(self) -> Option<DType> {
+        self.narrow().filter(|dtype| dtype.is_quantized())
+    }
+
     /// The integer graph's type, where it is an integer of at most 16 bits.
     pub(crate) fn narrow(self) -> Option<DType> {
         match self {

@@ -139,7 +139,7 @@ fn requested(shape: &[Dim], target: &[Dim], zero_copies: bool) -> Result<Vec<Dim
                 out.push(Dim::Known(1));
             }
             Dim::Known(size) if size < 0 => return Err(Reason::Shape(vec![size])),
-            dim => out.push(dim),
+            Dim::Known(_) | Dim::Batch(_) => out.push(dim),
         }
     }
     if let Some(axis) = rest {

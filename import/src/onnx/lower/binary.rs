@@ -53,11 +53,14 @@ impl<'m> Lowering<'m> {
     }
 
     fn term(&self, node: &Node, index: usize) -> Lowered<Term> {
-        Ok(match self.operand(node, index)? {
-            Mapped::Quantized(constant) => Term::Quantized(Arc::clone(constant)),
-            Mapped::Constant(constant) => Term::Constant(Arc::clone(constant)),
-            _ => Term::Float(self.float(node, index)?),
-        })
+        let operand = self.operand(node, index)?;
+        if let Some(constant) = operand.quantized() {
+            return Ok(Term::Quantized(Arc::clone(constant)));
+        }
+        if let Some(constant) = operand.constant() {
+            return Ok(Term::Constant(Arc::clone(constant)));
+        }
+        self.float(node, index).map(Term::Float)
     }
 
     fn joined_terms(&mut self, node: &Node, a: Term, b: Term) -> Lowered<Term> {
@@ -312,7 +315,8 @@ fn name(node: &Node, index: usize) -> &str {
 /// A linear result times a positive number.
 fn scaled(float: &Float, linear: &Linear, factor: f32) -> Option<Float> {
     let unbiased = linear.bias.reals.is_none() && linear.bias.steps.is_none();
-    if !(factor > 0.0 && factor.is_finite()) || !unbiased || float.clamp != Clamp::NONE {
+    let positive = factor > 0.0 && factor.is_finite();
+    if !positive || !unbiased || float.clamp != Clamp::NONE {
         return None;
     }
     let linear = Linear {

@@ -14,9 +14,18 @@ use super::value::{
     Bias, Clamp, Float, Kind, Linear, Lowered, Mapped, Placed, Shape, Stop, Weights,
 };
 use crate::onnx::constant::{Constant, QuantConstant, ScaleLayout};
-use crate::onnx::elem::Elem;
 use crate::onnx::error::Reason;
 use crate::onnx::model::Node;
+
+/// Integers with their quantization and shape.
+type Activation = (Placed, Affine, Shape);
+
+/// The computed quantization of dynamic integers.
+#[derive(Clone, Copy, Debug)]
+struct DynamicRange {
+    zero_point: ValueId,
+    scale: ValueId,
+}
 
 impl<'m> Lowering<'m> {
     pub(super) fn dynamic_quantize_linear(&mut self, node: &'m Node) -> Lowered<()> {
@@ -73,10 +82,10 @@ impl<'m> Lowering<'m> {
 
     pub(super) fn mat_mul_integer(&mut self, node: &'m Node) -> Lowered<()> {
         let (operand, dynamic) = self.integer_operand(node, 0, 2)?;
-        let rank = match self.operand(node, 1)? {
-            Mapped::Constant(constant) => constant.dims.len(),
-            _ => 0,
-        };
+        let rank = self
+            .operand(node, 1)?
+            .constant()
+            .map_or(0, |constant| constant.dims.len());
         let weights = self.integer_weights(node, rank.saturating_sub(1))?;
         let (linear, shape) = self.mat_mul_of(operand, weights)?;
         self.accumulate(node, &linear, shape, dynamic)
@@ -88,86 +97,84 @@ impl<'m> Lowering<'m> {
         node: &Node,
         index: usize,
         zero: usize,
-    ) -> Lowered<((Placed, Affine, Shape), Option<(ValueId, ValueId)>)> {
+    ) -> Lowered<(Activation, Option<DynamicRange>)> {
         let tensor = node.required(index)?.to_owned();
-        match self.get(&tensor)?.clone() {
-            Mapped::Dynamic {
-                values,
-                scale,
-                zero_point,
-            } => {
-                let shape = self.shape(&values);
-                let named = node.input(zero).map(|name| self.get(name)).transpose()?;
-                match named {
-                    Some(Mapped::DynamicZeroPoint(id)) if *id == zero_point => {}
-                    _ => {
-                        let tensor = node.input(zero).unwrap_or_default().to_owned();
-                        return Err(Reason::Operand { tensor }.into());
-                    }
-                }
-                Ok(((values, PLAIN, shape), Some((zero_point, scale))))
+        if let Mapped::Dynamic {
+            values,
+            scale,
+            zero_point,
+        } = self.get(&tensor)?.clone()
+        {
+            let shape = self.shape(&values);
+            let named = node.input(zero).map(|name| self.get(name)).transpose()?;
+            let own = matches!(named, Some(Mapped::DynamicZeroPoint(id)) if *id == zero_point);
+            if !own {
+                let tensor = node.input(zero).unwrap_or_default().to_owned();
+                return Err(Reason::Operand { tensor }.into());
             }
-            Mapped::Integer(source, None) => {
-                let zero_point = self.integer_zero_points(node, zero)?;
-                let &[zero_point] = &zero_point[..] else {
-                    return Err(Reason::PerChannel { tensor }.into());
-                };
-                // Without a scale of its own, the accumulator counts steps.
-                let own = self.builder.get(source.id).quant.map_or(1.0, |q| q.scale);
-                let quant = Affine {
-                    scale: own,
-                    zero_point,
-                };
-                let source = self.with_quant(&source, quant, &tensor)?;
-                let shape = self.shape(&source);
-                Ok(((source, quant, shape), None))
-            }
-            _ => Err(Reason::Operand { tensor }.into()),
+            let range = DynamicRange { zero_point, scale };
+            return Ok(((values, PLAIN, shape), Some(range)));
         }
+        let Some(source) = self.get(&tensor)?.integers().cloned() else {
+            return Err(Reason::Operand { tensor }.into());
+        };
+        let zero_points = self.integer_zero_points(node, zero)?;
+        let (source, quant) = self.counted(&source, &zero_points, &tensor)?;
+        let shape = self.shape(&source);
+        Ok(((source, quant, shape), None))
     }
 
     /// The weights of an integer operator, zero points along `axis` where there are several.
     fn integer_weights(&mut self, node: &Node, axis: usize) -> Lowered<Weights> {
         let tensor = node.required(1)?.to_owned();
         let zero_points = self.integer_zero_points(node, 3)?;
-        match self.get(&tensor)?.clone() {
-            Mapped::Constant(values) => {
-                let dtype = match values.elem {
-                    Elem::Known(dtype) if dtype.is_quantized() => dtype,
-                    elem => return Err(Reason::Type { tensor, elem }.into()),
-                };
-                let count = zero_points.len();
-                let layout = if count == 1 {
-                    ScaleLayout::Tensor
-                } else if values.dims.get(axis) == Some(&count) {
-                    ScaleLayout::Axis(axis)
-                } else {
-                    let (a, b) = (values.dims.clone(), vec![count]);
-                    return Err(Reason::Shapes { a, b }.into());
-                };
-                Ok(Weights::Constant(Arc::new(QuantConstant {
-                    name: tensor,
-                    values,
-                    dtype,
-                    layout,
-                    scales: Arc::new(vec![1.0; count]),
-                    zero_points: Arc::new(zero_points),
-                })))
-            }
-            Mapped::Integer(source, None) => {
-                let &[zero_point] = &zero_points[..] else {
-                    return Err(Reason::PerChannel { tensor }.into());
-                };
-                let own = self.builder.get(source.id).quant.map_or(1.0, |q| q.scale);
-                let quant = Affine {
-                    scale: own,
-                    zero_point,
-                };
-                let source = self.with_quant(&source, quant, &tensor)?;
-                Ok(Weights::Value { source, quant })
-            }
-            _ => Err(Reason::Operand { tensor }.into()),
+        let operand = self.get(&tensor)?;
+        if let Some(source) = operand.integers().cloned() {
+            let (source, quant) = self.counted(&source, &zero_points, &tensor)?;
+            return Ok(Weights::Value { source, quant });
         }
+        let Some(values) = operand.constant().cloned() else {
+            return Err(Reason::Operand { tensor }.into());
+        };
+        let elem = values.elem;
+        let Some(dtype) = elem.quantized() else {
+            return Err(Reason::Type { tensor, elem }.into());
+        };
+        let count = zero_points.len();
+        let layout = if count == 1 {
+            ScaleLayout::Tensor
+        } else if values.dims.get(axis) == Some(&count) {
+            ScaleLayout::Axis(axis)
+        } else {
+            let (a, b) = (values.dims.clone(), vec![count]);
+            return Err(Reason::Shapes { a, b }.into());
+        };
+        Ok(Weights::Constant(Arc::new(QuantConstant {
+            name: tensor,
+            values,
+            dtype,
+            layout,
+            scales: Arc::new(vec![1.0; count]),
+            zero_points: Arc::new(zero_points),
+        })))
+    }
+
+    /// Computed integers with a zero point; without a scale of their own, an accumulator over them
+    /// counts steps.
+    fn counted(
+        &mut self,
+        source: &Placed,
+        zero_points: &[i32],
+        tensor: &str,
+    ) -> Lowered<(Placed, Affine)> {
+        let &[zero_point] = zero_points else {
+            let tensor = tensor.to_owned();
+            return Err(Reason::PerChannel { tensor }.into());
+        };
+        let scale = self.builder.get(source.id).quant.map_or(1.0, |q| q.scale);
+        let quant = Affine { scale, zero_point };
+        let source = self.with_quant(source, quant, tensor)?;
+        Ok((source, quant))
     }
 
     fn integer_zero_points(&self, node: &Node, index: usize) -> Lowered<Vec<i32>> {
@@ -199,9 +206,9 @@ impl<'m> Lowering<'m> {
         node: &'m Node,
         linear: &Linear,
         shape: Shape,
-        dynamic: Option<(ValueId, ValueId)>,
+        dynamic: Option<DynamicRange>,
     ) -> Lowered<()> {
-        let zero_point = dynamic.map(|(zero_point, _)| zero_point);
+        let zero_point = dynamic.map(|range| range.zero_point);
         let operands = Operands {
             zero_point,
             batched: shape.batched,
@@ -212,7 +219,7 @@ impl<'m> Lowering<'m> {
             ..linear.clone()
         };
         let placed = self.emit_product(&linear, (None, None), operands, None, &node.name, name)?;
-        let scale = dynamic.map(|(_, scale)| scale);
+        let scale = dynamic.map(|range| range.scale);
         self.define(node, 0, Mapped::Accumulator(placed, scale));
         Ok(())
     }

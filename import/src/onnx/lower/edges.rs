@@ -38,17 +38,12 @@ impl Lowering<'_> {
                 .clone()
                 .ok_or_else(|| fault(PortFault::NotATensor))?;
             let rank = dims.len();
-            let dtype = match port.elem {
-                Elem::Known(dtype) if !matches!(dtype, DType::F64 | DType::I64) => dtype,
-                elem => return Err(fault(PortFault::Type(elem)).into()),
+            let float = (port.elem == F32).then_some(DType::F32);
+            let Some(dtype) = float.or(port.elem.integer()) else {
+                return Err(fault(PortFault::Type(port.elem)).into());
             };
-            let quant = match dtype {
-                DType::F32 => None,
-                _ => self
-                    .consumer_quant(&port.name, 0)
-                    .or(Some(PLAIN))
-                    .filter(|_| !self.has_axis_consumer(&port.name)),
-            };
+            let one_scale = dtype != DType::F32 && !self.has_axis_consumer(&port.name);
+            let quant = one_scale.then(|| self.consumer_quant(&port.name, 0).unwrap_or(PLAIN));
             // The names of ports are reserved, so they are given directly.
             let value = requant_model::Value {
                 name: port.name.clone(),

@@ -150,11 +150,7 @@ impl<'m> Lowering<'m> {
 
     pub(super) fn mat_mul(&mut self, node: &'m Node) -> Lowered<()> {
         let weights = self.weights(node, 1)?;
-        let constant = match self.operand(node, 0)? {
-            Mapped::Quantized(constant) => Some(Arc::clone(constant)),
-            _ => None,
-        };
-        let operand = match constant {
+        let operand = match self.operand(node, 0)?.quantized().cloned() {
             Some(constant) => self.constant_operand(&constant)?,
             None => self.activation(node, 0, 8)?,
         };
@@ -227,27 +223,24 @@ impl<'m> Lowering<'m> {
     /// The weights at operand `index`: a quantized constant, or computed integers.
     pub(super) fn weights(&mut self, node: &Node, index: usize) -> Lowered<Weights> {
         let name = node.required(index)?;
-        match self.get(name)? {
-            Mapped::Quantized(constant) if constant.dtype.is_quantized() => {
-                Ok(Weights::Constant(Arc::clone(constant)))
-            }
-            Mapped::Quantized(constant) => {
-                let elem = constant.values.elem;
-                Err(Reason::Type {
-                    tensor: name.to_owned(),
+        let operand = self.get(name)?;
+        let tensor = || name.to_owned();
+        if operand.constant().is_some() {
+            return Err(Reason::FloatOperand { tensor: tensor() }.into());
+        }
+        if let Some(constant) = operand.quantized() {
+            let elem = constant.values.elem;
+            return match elem.quantized() {
+                Some(_) => Ok(Weights::Constant(Arc::clone(constant))),
+                None => Err(Reason::Type {
+                    tensor: tensor(),
                     elem,
                 }
-                .into())
-            }
-            Mapped::Constant(_) => Err(Reason::FloatOperand {
-                tensor: name.to_owned(),
-            }
-            .into()),
-            _ => {
-                let (source, quant, _) = self.activation(node, index, 8)?;
-                Ok(Weights::Value { source, quant })
-            }
+                .into()),
+            };
         }
+        let (source, quant, _) = self.activation(node, index, 8)?;
+        Ok(Weights::Value { source, quant })
     }
 
     pub(super) fn weight_dims(&self, weights: &Weights) -> Vec<usize> {

@@ -31,15 +31,17 @@ impl<'m> Lowering<'m> {
                 values,
                 scale,
                 zero_point,
-            } => match change {
+            } => {
                 // The zero point is not known here, so nothing can be padded.
-                Move::Pad { .. } => return refuse(tensor),
-                _ => Mapped::Dynamic {
+                if matches!(change, Move::Pad { .. }) {
+                    return refuse(tensor);
+                }
+                Mapped::Dynamic {
                     values: self.moved(&values, &change, name)?,
                     scale,
                     zero_point,
-                },
-            },
+                }
+            }
             Mapped::Accumulator(placed, scale) => {
                 Mapped::Accumulator(self.moved(&placed, &change, name)?, scale)
             }
@@ -391,9 +393,9 @@ impl<'m> Lowering<'m> {
 
     /// Refuses what is not a float expression over integers or an edge.
     pub(super) fn movable(&self, node: &Node) -> Lowered<()> {
-        match self.operand(node, 0)? {
-            Mapped::Constant(_) => Err(float_operand(node, 0)),
-            _ => Ok(()),
+        match self.operand(node, 0)?.constant() {
+            Some(_) => Err(float_operand(node, 0)),
+            None => Ok(()),
         }
     }
 }

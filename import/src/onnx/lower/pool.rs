@@ -1,10 +1,10 @@
 //! Pools and means of dequantized activations.
 
 use super::Lowering;
-use super::value::{Kind, Lowered, Mapped, Move, Shape, Stop};
+use super::value::{Kind, Lowered, Mapped, Move, Pool, Shape, Stop};
 use super::window::pooled;
 use crate::onnx::error::Reason;
-use crate::onnx::model::Node;
+use crate::onnx::model::{Domain, Node};
 
 /// Largest window of a mean, in elements: the graph carries a scale for each possible count.
 const MAX_COUNT: usize = 1 << 20;
@@ -39,7 +39,7 @@ impl<'m> Lowering<'m> {
         shape: Shape,
         channels_last: bool,
     ) -> Lowered<(Kind, Shape)> {
-        let pool = self.window(node, &shape.dims, None, channels_last)?;
+        let mut pool = self.window(node, &shape.dims, None, channels_last)?;
         let [kh, kw] = pool.window.kernel;
         if kh * kw > MAX_COUNT {
             let value = vec![kh as i64, kw as i64];
@@ -52,6 +52,10 @@ impl<'m> Lowering<'m> {
         let include_pad = node.int("count_include_pad")?.unwrap_or(0) != 0;
         let dims = pooled(&shape.dims, &pool, None)?;
         self.bounded(&dims)?;
+        // Since opset 19 a window counts nothing past the padding.
+        if include_pad && (node.domain == Domain::Microsoft || node.opset < 19) {
+            pad_to_windows(&mut pool, &shape.dims, &dims);
+        }
         let kind = Kind::AveragePool {
             source,
             quant,
@@ -117,4 +121,22 @@ impl<'m> Lowering<'m> {
             }
         })
     }
+}
+
+/// Pads to the end of the last window, which then counts in full although `ceil_mode` lets it reach
+/// past the stated padding.
+fn pad_to_windows(pool: &mut Pool, input: &[usize], output: &[usize]) {
+    if !pool.window.ceil {
+        return;
+    }
+    let first = if pool.channels_last { 1 } else { 2 };
+    let axes: &[usize] = if input.len() == 3 { &[1] } else { &[0, 1] };
+    let window = &mut pool.window;
+    for (i, &axis) in axes.iter().enumerate() {
+        let span = (window.kernel[axis] - 1) * window.dilations[axis] + 1;
+        let reach = (output[first + i] - 1) * window.strides[axis] + span;
+        let padded = input[first + i] + window.pads[axis];
+        window.pads[axis + 2] = reach.saturating_sub(padded);
+    }
+    window.ceil = false;
 }

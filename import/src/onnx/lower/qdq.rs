@@ -87,9 +87,8 @@ impl<'m> Lowering<'m> {
             None => (None, vec![0; scales.len()]),
             Some(name) => {
                 let tensor = self.constant(name)?;
-                let dtype = match tensor.elem {
-                    Elem::Known(dtype) if dtype.range().is_some() && dtype != DType::I64 => dtype,
-                    elem => return Err(wrong(name, elem)),
+                let Some(dtype) = tensor.elem.integer() else {
+                    return Err(wrong(name, tensor.elem));
                 };
                 let values = tensor.ints().unwrap_or_default();
                 let symmetric = dtype.bits() > 8;
@@ -173,14 +172,11 @@ impl<'m> Lowering<'m> {
 
     pub(super) fn quantize_linear(&mut self, node: &'m Node) -> Lowered<()> {
         let name = node.required(0)?.to_owned();
-        let dims = match self.get(&name)? {
-            Mapped::Constant(constant) => constant.dims.clone(),
-            Mapped::Quantized(constant) => constant.values.dims.clone(),
-            _ => self.float(node, 0)?.shape.dims,
-        };
-        let of = match self.get(&name)? {
-            Mapped::Constant(_) | Mapped::Quantized(_) => Of::Constant,
-            _ => Of::Activation,
+        let constant = matches!(self.get(&name)?, Mapped::Constant(_) | Mapped::Quantized(_));
+        let (dims, of) = if constant {
+            (self.constant(&name)?.dims.clone(), Of::Constant)
+        } else {
+            (self.float(node, 0)?.shape.dims, Of::Activation)
         };
         let params = self.params(node, 1, 2, &dims, of)?;
         let dtype = match (params.dtype, node.int("output_dtype")?) {
@@ -200,7 +196,7 @@ impl<'m> Lowering<'m> {
             }
             .into());
         }
-        if matches!(self.get(&name)?, Mapped::Constant(_) | Mapped::Quantized(_)) {
+        if constant {
             let constant = self.constant(&name)?;
             let quantized = quantized_constant(&constant, dtype, &params).ok_or(Reason::Type {
                 tensor: name,
@@ -463,13 +459,7 @@ impl<'m> Lowering<'m> {
         bits: u32,
     ) -> Lowered<(Placed, Affine, Shape)> {
         let name = node.required(index)?.to_owned();
-        let float = match self.get(&name)? {
-            Mapped::Float(float) => float.clone(),
-            Mapped::Constant(_) | Mapped::Quantized(_) => {
-                return Err(Reason::Operand { tensor: name }.into());
-            }
-            _ => self.float(node, index)?,
-        };
+        let float = self.float(node, index)?;
         self.activation_of(&float, &name, bits)
     }
 
@@ -525,15 +515,10 @@ fn dequantized_constant(
     constant: Arc<Constant>,
     params: Params,
 ) -> Lowered<QuantConstant> {
-    let dtype = match constant.elem {
-        Elem::Known(dtype) if dtype.range().is_some() && dtype != DType::I64 => dtype,
-        elem => {
-            return Err(Reason::Type {
-                tensor: name.to_owned(),
-                elem,
-            }
-            .into());
-        }
+    let elem = constant.elem;
+    let Some(dtype) = elem.integer() else {
+        let tensor = name.to_owned();
+        return Err(Reason::Type { tensor, elem }.into());
     };
     if constant.len() == 0 {
         let dims = constant.dims.iter().map(|&d| d as i64).collect();

@@ -29,35 +29,33 @@ impl<'m> Lowering<'m> {
     /// The integers at operand `index`, with the scale and zero point of the two operands after it.
     fn quantized(&mut self, node: &Node, index: usize) -> Lowered<Quantized> {
         let name = node.required(index)?.to_owned();
-        match self.get(&name)?.clone() {
-            Mapped::Constant(values) => {
-                let params = self.params_of_weights(node, index, &values.dims)?;
-                let dtype = match values.elem {
-                    Elem::Known(dtype) if dtype.is_quantized() => dtype,
-                    elem => return Err(Reason::Type { tensor: name, elem }.into()),
-                };
-                Ok(Quantized::Constant(Arc::new(QuantConstant {
-                    name,
-                    values,
-                    dtype,
-                    layout: params.layout,
-                    scales: Arc::new(params.scales),
-                    zero_points: Arc::new(params.zero_points),
-                })))
-            }
-            Mapped::Integer(source, None) => {
-                let (quant, _) = self.scalar_params(node, index + 1, index + 2)?;
-                let source = self.with_quant(&source, quant, &name)?;
-                let dtype = self.builder.get(source.id).dtype;
-                if !dtype.is_quantized() {
-                    let elem = Elem::Known(dtype);
-                    return Err(Reason::Type { tensor: name, elem }.into());
-                }
-                let shape = self.shape(&source);
-                Ok(Quantized::Value(source, quant, shape))
-            }
-            _ => Err(Reason::Operand { tensor: name }.into()),
+        let operand = self.get(&name)?;
+        if let Some(values) = operand.constant().cloned() {
+            let params = self.params_of_weights(node, index, &values.dims)?;
+            let elem = values.elem;
+            let Some(dtype) = elem.quantized() else {
+                return Err(Reason::Type { tensor: name, elem }.into());
+            };
+            return Ok(Quantized::Constant(Arc::new(QuantConstant {
+                name,
+                values,
+                dtype,
+                layout: params.layout,
+                scales: Arc::new(params.scales),
+                zero_points: Arc::new(params.zero_points),
+            })));
         }
+        let Some(source) = operand.integers().cloned() else {
+            return Err(Reason::Operand { tensor: name }.into());
+        };
+        let (quant, _) = self.scalar_params(node, index + 1, index + 2)?;
+        let source = self.with_quant(&source, quant, &name)?;
+        let elem = Elem::Known(self.builder.get(source.id).dtype);
+        if elem.quantized().is_none() {
+            return Err(Reason::Type { tensor: name, elem }.into());
+        }
+        let shape = self.shape(&source);
+        Ok(Quantized::Value(source, quant, shape))
     }
 
     /// Scales of constant weights: one, or one an output channel of the operator.
@@ -146,10 +144,9 @@ impl<'m> Lowering<'m> {
     fn finish(&mut self, node: &'m Node, kind: Kind, shape: Shape, scale: usize) -> Lowered<()> {
         let float = self.float_of(kind, shape);
         let (quant, dtype) = self.scalar_params(node, scale, scale + 1)?;
-        let dtype = dtype.unwrap_or(match self.operand(node, 0)? {
-            Mapped::Integer(placed, _) => self.builder.get(placed.id).dtype,
-            _ => DType::U8,
-        });
+        let operand = self.operand(node, 0)?.integers();
+        let own = operand.map_or(DType::U8, |placed| self.builder.get(placed.id).dtype);
+        let dtype = dtype.unwrap_or(own);
         let name = node.output(0).unwrap_or_default();
         let placed = self.materialize(&float, Target { dtype, quant }, name)?;
         self.define(node, 0, Mapped::Integer(placed, None));

@@ -74,11 +74,11 @@ impl<'m> Lowering<'m> {
         let name = node.output(0).unwrap_or_default();
         let source = match self.operand(node, 0)?.clone() {
             Mapped::Integer(placed, _) | Mapped::Accumulator(placed, None) => placed,
-            Mapped::Float(float) => match float.kind {
-                // The order of integers is the order of the reals.
-                Kind::Activation { .. } => self.settled(&float, name)?.0,
-                _ => self.edge(&float, &format!("{name}/real"))?,
-            },
+            // The order of integers is the order of the reals.
+            Mapped::Float(float) if matches!(float.kind, Kind::Activation { .. }) => {
+                self.settled(&float, name)?.0
+            }
+            Mapped::Float(float) => self.edge(&float, &format!("{name}/real"))?,
             Mapped::Constant(_)
             | Mapped::Quantized(_)
             | Mapped::Dynamic { .. }

@@ -29,17 +29,14 @@ impl<'m> Lowering<'m> {
 
     /// CastLike: a Cast to the type of the second operand.
     pub(super) fn cast_like(&mut self, node: &'m Node) -> Lowered<()> {
-        let float = match self.operand(node, 1)? {
-            Mapped::Float(_) | Mapped::Quantized(_) => true,
-            Mapped::Constant(constant) => constant.elem.is_float(),
-            _ => false,
+        let is_float = |operand: &Mapped| {
+            operand.float().is_some()
+                || operand.quantized().is_some()
+                || operand
+                    .constant()
+                    .is_some_and(|constant| constant.elem.is_float())
         };
-        let passes = match self.operand(node, 0)? {
-            Mapped::Float(_) | Mapped::Quantized(_) => float,
-            Mapped::Constant(constant) => float && constant.elem.is_float(),
-            _ => false,
-        };
-        if passes {
+        if is_float(self.operand(node, 0)?) && is_float(self.operand(node, 1)?) {
             self.identity(node)
         } else {
             Err(Reason::UnknownOp.into())
@@ -202,14 +199,13 @@ impl<'m> Lowering<'m> {
         // The shape of the indices takes the place of the axis; a scalar drops it.
         let after = [&dims[..axis], &constant.dims, &dims[axis + 1..]].concat();
         let out = node.output(0).unwrap_or_default();
-        let mapped = match self.get(out)?.clone() {
-            Mapped::Float(float) => {
-                Mapped::Float(self.float_moved(float, Move::Reshape(after), node)?)
-            }
-            Mapped::Integer(placed, None) => {
-                Mapped::Integer(self.moved(&placed, &Move::Reshape(after), out)?, None)
-            }
-            _ => return Err(refuse().into()),
+        let sliced = self.get(out)?.clone();
+        let change = Move::Reshape(after);
+        let mapped = if let Some(float) = sliced.float() {
+            Mapped::Float(self.float_moved(float.clone(), change, node)?)
+        } else {
+            let placed = sliced.integers().ok_or_else(refuse)?;
+            Mapped::Integer(self.moved(placed, &change, out)?, None)
         };
         self.define(node, 0, mapped);
         Ok(())
@@ -372,9 +368,9 @@ impl<'m> Lowering<'m> {
         }
         let mut parts = Vec::new();
         for index in 0..node.inputs.len() {
-            parts.push(match self.operand(node, index)? {
-                Mapped::Quantized(constant) => Part::Constant(Arc::clone(constant)),
-                _ => Part::Float(self.float(node, index)?),
+            parts.push(match self.operand(node, index)?.quantized() {
+                Some(constant) => Part::Constant(Arc::clone(constant)),
+                None => Part::Float(self.float(node, index)?),
             });
         }
         let float = self.concat_of(parts, axis, node)?;
@@ -455,13 +451,11 @@ impl<'m> Lowering<'m> {
     fn concat_integers(&mut self, node: &'m Node, axis: usize) -> Lowered<()> {
         let mut sources: Vec<Placed> = Vec::new();
         for index in 0..node.inputs.len() {
-            match self.operand(node, index)? {
-                Mapped::Integer(placed, None) => sources.push(placed.clone()),
-                _ => {
-                    let tensor = node.required(index)?.to_owned();
-                    return Err(Reason::Operand { tensor }.into());
-                }
-            }
+            let Some(placed) = self.operand(node, index)?.integers() else {
+                let tensor = node.required(index)?.to_owned();
+                return Err(Reason::Operand { tensor }.into());
+            };
+            sources.push(placed.clone());
         }
         let mut shape = self.shape(&sources[0]);
         for source in &sources[1..] {

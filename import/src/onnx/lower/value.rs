@@ -78,6 +78,44 @@ pub(crate) enum Mapped {
     Refused,
 }
 
+impl Mapped {
+    /// The constant, where it is one that is not quantized.
+    pub(crate) fn constant(&self) -> Option<&Arc<Constant>> {
+        if let Mapped::Constant(constant) = self {
+            Some(constant)
+        } else {
+            None
+        }
+    }
+
+    /// The constant behind a DequantizeLinear, where it is one.
+    pub(crate) fn quantized(&self) -> Option<&Arc<QuantConstant>> {
+        if let Mapped::Quantized(constant) = self {
+            Some(constant)
+        } else {
+            None
+        }
+    }
+
+    /// The float expression, where it is one.
+    pub(crate) fn float(&self) -> Option<&Float> {
+        if let Mapped::Float(float) = self {
+            Some(float)
+        } else {
+            None
+        }
+    }
+
+    /// The integers, where they have one scale.
+    pub(crate) fn integers(&self) -> Option<&Placed> {
+        if let Mapped::Integer(placed, None) = self {
+            Some(placed)
+        } else {
+            None
+        }
+    }
+}
+
 /// Scales along an axis or in blocks, of an activation.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Scales {
