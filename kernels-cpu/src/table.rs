@@ -135,7 +135,7 @@ impl Kernel {
 
 /// Every kernel compiled in for this architecture, those of the best ISA last.
 pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
-    arch::KERNELS.iter().flat_map(|group| group.iter())
+    arch::kernels()
 }
 
 /// The kernel for an ISA and operand types: one of the ISA itself, or of a lesser one it includes.
@@ -227,7 +227,7 @@ impl DepthwiseKernel {
 
 /// Every depthwise kernel compiled in for this architecture, those of the best ISA last.
 pub fn depthwise_kernels() -> impl Iterator<Item = &'static DepthwiseKernel> {
-    arch::DEPTHWISE.iter().flat_map(|group| group.iter())
+    arch::depthwise_kernels()
 }
 
 /// The depthwise kernel for an ISA and operand types.

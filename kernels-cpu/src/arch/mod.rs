@@ -1,4 +1,5 @@
-//! One file for each instruction set; each lists its kernels.
+//! The kernels of each architecture. Every architecture's folder offers the same five things: its lists
+//! of matrix and depthwise kernels, and, where they are worth writing, its own epilogues and lookups.
 
 use requant_numerics::table::Table;
 
@@ -8,76 +9,51 @@ use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
 use crate::table::{DepthwiseKernel, Kernel};
 
-mod scalar;
-mod scalar_depthwise;
-#[cfg(target_arch = "x86_64")]
-mod x86_avx2;
-#[cfg(target_arch = "x86_64")]
-mod x86_avx2_depthwise;
-#[cfg(target_arch = "x86_64")]
-mod x86_avx512;
-#[cfg(target_arch = "x86_64")]
-mod x86_avx512_depthwise;
-#[cfg(target_arch = "x86_64")]
-mod x86_avx512_epilogue;
-#[cfg(target_arch = "x86_64")]
-mod x86_vbmi;
+mod portable;
 
-/// The kernels of this architecture, worst ISA first.
-pub(crate) static KERNELS: &[&[Kernel]] = &[
-    scalar::KERNELS,
-    #[cfg(target_arch = "x86_64")]
-    x86_avx2::KERNELS,
-    #[cfg(target_arch = "x86_64")]
-    x86_avx512::KERNELS,
-];
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "aarch64")]
+use aarch64 as native;
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
+#[cfg(target_arch = "x86_64")]
+use x86 as native;
+
+#[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
+mod none;
+#[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
+use none as native;
+
+/// A lookup from one slice to another.
+pub(crate) type LookupFn = fn(&Table, &[u8], &mut [u8]);
+/// A lookup over the bytes it reads.
+pub(crate) type LookupInPlaceFn = fn(&Table, &mut [u8]);
+
+/// The matrix kernels of this architecture, worst ISA first.
+pub(crate) fn kernels() -> impl Iterator<Item = &'static Kernel> {
+    let native = native::KERNELS.iter().flat_map(|group| group.iter());
+    portable::KERNELS.iter().chain(native)
+}
 
 /// The depthwise kernels of this architecture, worst ISA first.
-pub(crate) static DEPTHWISE: &[&[DepthwiseKernel]] = &[
-    scalar_depthwise::KERNELS,
-    #[cfg(target_arch = "x86_64")]
-    x86_avx2_depthwise::KERNELS,
-    #[cfg(target_arch = "x86_64")]
-    x86_avx512_depthwise::KERNELS,
-];
+pub(crate) fn depthwise_kernels() -> impl Iterator<Item = &'static DepthwiseKernel> {
+    let native = native::DEPTHWISE.iter().flat_map(|group| group.iter());
+    portable::DEPTHWISE.iter().chain(native)
+}
 
 /// The epilogue written for an ISA, where there is one for these parameters.
 pub(crate) fn epilogue(isa: Isa, round: &Round, finish: &Finish) -> Option<BlockFn> {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => x86_avx512_epilogue::select(round, finish),
-        #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx512Vnni => None,
-        Isa::Scalar | Isa::Avx2 | Isa::NeonDot => None,
-    }
+    native::epilogue(isa, round, finish)
 }
 
 /// The table lookup of an ISA.
-pub(crate) fn lookup(isa: Isa) -> fn(&Table, &[u8], &mut [u8]) {
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512Vnni && x86_vbmi::is_available() {
-        return x86_vbmi::lookup;
-    }
-    match isa {
-        Isa::Scalar | Isa::Avx2 | Isa::Avx512Vnni | Isa::NeonDot => |table, input, output| {
-            for (output, byte) in output.iter_mut().zip(input) {
-                *output = table[usize::from(*byte)];
-            }
-        },
-    }
+pub(crate) fn lookup(isa: Isa) -> LookupFn {
+    native::lookup(isa).unwrap_or(portable::lookup)
 }
 
-/// The same, over the bytes it reads.
-pub(crate) fn lookup_in_place(isa: Isa) -> fn(&Table, &mut [u8]) {
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512Vnni && x86_vbmi::is_available() {
-        return x86_vbmi::lookup_in_place;
-    }
-    match isa {
-        Isa::Scalar | Isa::Avx2 | Isa::Avx512Vnni | Isa::NeonDot => |table, bytes| {
-            for byte in bytes {
-                *byte = table[usize::from(*byte)];
-            }
-        },
-    }
+/// The table lookup of an ISA over the bytes it reads.
+pub(crate) fn lookup_in_place(isa: Isa) -> LookupInPlaceFn {
+    native::lookup_in_place(isa).unwrap_or(portable::lookup_in_place)
 }

@@ -125,11 +125,8 @@ struct Stages {
     round: Round,
     finish: Finish,
     run: Run,
-    lookup: Option<(Box<Table>, LookupFn)>,
+    lookup: Option<(Box<Table>, arch::LookupInPlaceFn)>,
 }
-
-/// Looks up every byte in place.
-type LookupFn = fn(&Table, &mut [u8]);
 
 /// Both stages: in plain Rust row by row, or written for an ISA tile by tile.
 #[derive(Clone, Copy, Debug)]

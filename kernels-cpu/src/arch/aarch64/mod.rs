@@ -1,0 +1,26 @@
+//! AArch64: NEON with the dot product extension. Depthwise convolutions, epilogues and lookups are the
+//! portable ones, which the compiler vectorises for NEON.
+
+use super::{LookupFn, LookupInPlaceFn};
+use crate::Isa;
+use crate::epilogue::BlockFn;
+use crate::epilogue::finish::Finish;
+use crate::epilogue::round::Round;
+use crate::table::{DepthwiseKernel, Kernel};
+
+mod dotprod;
+
+pub(super) const KERNELS: &[&[Kernel]] = &[dotprod::KERNELS];
+pub(super) const DEPTHWISE: &[&[DepthwiseKernel]] = &[];
+
+pub(super) fn epilogue(_isa: Isa, _round: &Round, _finish: &Finish) -> Option<BlockFn> {
+    None
+}
+
+pub(super) fn lookup(_isa: Isa) -> Option<LookupFn> {
+    None
+}
+
+pub(super) fn lookup_in_place(_isa: Isa) -> Option<LookupInPlaceFn> {
+    None
+}

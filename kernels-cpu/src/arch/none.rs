@@ -1,0 +1,23 @@
+//! Architectures without kernels of their own.
+
+use super::{LookupFn, LookupInPlaceFn};
+use crate::Isa;
+use crate::epilogue::BlockFn;
+use crate::epilogue::finish::Finish;
+use crate::epilogue::round::Round;
+use crate::table::{DepthwiseKernel, Kernel};
+
+pub(super) const KERNELS: &[&[Kernel]] = &[];
+pub(super) const DEPTHWISE: &[&[DepthwiseKernel]] = &[];
+
+pub(super) fn epilogue(_isa: Isa, _round: &Round, _finish: &Finish) -> Option<BlockFn> {
+    None
+}
+
+pub(super) fn lookup(_isa: Isa) -> Option<LookupFn> {
+    None
+}
+
+pub(super) fn lookup_in_place(_isa: Isa) -> Option<LookupInPlaceFn> {
+    None
+}

@@ -1,0 +1,41 @@
+//! x86-64: AVX2 and AVX-512 with VNNI.
+
+use super::{LookupFn, LookupInPlaceFn};
+use crate::Isa;
+use crate::epilogue::BlockFn;
+use crate::epilogue::finish::Finish;
+use crate::epilogue::round::Round;
+use crate::table::{DepthwiseKernel, Kernel};
+
+mod avx2;
+mod avx2_depthwise;
+mod avx512;
+mod avx512_depthwise;
+mod avx512_epilogue;
+mod vbmi;
+
+pub(super) const KERNELS: &[&[Kernel]] = &[avx2::KERNELS, avx512::KERNELS];
+pub(super) const DEPTHWISE: &[&[DepthwiseKernel]] =
+    &[avx2_depthwise::KERNELS, avx512_depthwise::KERNELS];
+
+pub(super) fn epilogue(isa: Isa, round: &Round, finish: &Finish) -> Option<BlockFn> {
+    match isa {
+        Isa::Avx512Vnni => avx512_epilogue::select(round, finish),
+        Isa::Scalar | Isa::Avx2 | Isa::NeonDot => None,
+    }
+}
+
+pub(super) fn lookup(isa: Isa) -> Option<LookupFn> {
+    has_vbmi(isa).then_some(vbmi::lookup)
+}
+
+pub(super) fn lookup_in_place(isa: Isa) -> Option<LookupInPlaceFn> {
+    has_vbmi(isa).then_some(vbmi::lookup_in_place)
+}
+
+fn has_vbmi(isa: Isa) -> bool {
+    match isa {
+        Isa::Avx512Vnni => vbmi::is_available(),
+        Isa::Scalar | Isa::Avx2 | Isa::NeonDot => false,
+    }
+}
