@@ -83,6 +83,9 @@ pub(crate) enum Attribute {
 
 impl Model {
     pub(crate) fn read(proto: ModelProto, options: &ImportOptions) -> Result<Self, ImportError> {
+        if proto.graph.is_none() {
+            return Err(ImportError::NoGraph);
+        }
         let opset = opset(&proto)?;
         let producer = format!("{} {}", proto.producer_name(), proto.producer_version());
         let graph = proto.graph.ok_or(ImportError::NoGraph)?;

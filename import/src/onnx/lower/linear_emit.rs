@@ -21,8 +21,23 @@ pub(super) struct Operands {
 }
 
 impl Lowering<'_> {
-    /// Emits a linear layer: to `target` under a clamp, or as its accumulator.
+    /// Emits a linear layer: to `target` under a clamp, or as its accumulator. What is refused here is
+    /// the layer's fault, not that of the node that quantizes its result.
     pub(super) fn emit_linear(
+        &mut self,
+        float: &Float,
+        linear: &Linear,
+        target: Option<(Target, Clamp)>,
+        name: &str,
+    ) -> Lowered<Placed> {
+        self.emit_layer(float, linear, target, name)
+            .map_err(|stop| match stop {
+                Stop::Refuse(reason) => Stop::Blame(float.origin, reason),
+                Stop::Blame(..) | Stop::MixesSamples | Stop::Refused => stop,
+            })
+    }
+
+    fn emit_layer(
         &mut self,
         float: &Float,
         linear: &Linear,
