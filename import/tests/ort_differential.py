@@ -48,6 +48,8 @@ class Graph:
         self.rng, self.dtype, self.opset = rng, dtype, opset
         self.nodes, self.initializers, self.inputs, self.outputs = [], [], [], []
         self.feeds, self.count, self.batch = {}, 0, 3
+        # Whether the leading dimension stays symbolic.
+        self.symbolic = True
 
     def name(self, base="t"):
         self.count += 1
@@ -84,7 +86,7 @@ class Graph:
         """A float input behind Q and DQ; gives the dequantized name."""
         name = self.name("x")
         shape = [self.batch, *dims]
-        symbols = ["N", *dims]
+        symbols = ["N" if self.symbolic else self.batch, *dims]
         self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, symbols))
         scale, zero, s, z = quant or self.quant()
         info = np.iinfo(DTYPES[self.dtype][0])
@@ -97,7 +99,8 @@ class Graph:
         name = self.name("x")
         numpy_type, elem = DTYPES[self.dtype]
         info = np.iinfo(numpy_type)
-        self.inputs.append(helper.make_tensor_value_info(name, elem, ["N", *dims]))
+        symbol = "N" if self.symbolic else self.batch
+        self.inputs.append(helper.make_tensor_value_info(name, elem, [symbol, *dims]))
         shape = [self.batch, *dims]
         self.feeds[name] = self.rng.integers(info.min, info.max + 1, shape).astype(numpy_type)
         scale, zero, _, _ = self.quant()
@@ -473,6 +476,146 @@ def softmax(g):
     g.output(out, DTYPES[g.dtype][1])
 
 
+@case(exact=False)
+def old_operators(g):
+    """Attributes that later opsets turned into operands."""
+    g.opset = int(g.rng.choice([10, 11, 12]))
+    quant = g.quant()
+    x = g.input([3, 6, 8], quant)
+    pick = int(g.rng.integers(0, 7))
+    if pick == 0:
+        x = g.node("Squeeze", [g.node("Unsqueeze", [x], axes=[1])], axes=[1])
+    elif pick == 1:
+        x = g.node("Split", [x], outputs=2, axis=3, split=[3, 5])[1]
+    elif pick == 2 and g.opset == 10:
+        x = g.node("Pad", [x], pads=[0, 0, 1, 2, 0, 0, 0, 1], value=0.3)
+    elif pick == 3 and g.opset == 10:
+        x = g.node("Clip", [x], min=-0.5, max=1.5)
+    elif pick == 4 and g.opset == 10:
+        scales = g.constant(np.array([1, 1, 2, 1.5], np.float32))
+        x = g.node("Resize", [x, scales], mode=g.rng.choice(["nearest", "linear"]).item())
+    elif pick == 5:
+        x = g.node("ReduceMean", [x], axes=[2, -1], keepdims=0)
+    elif pick == 6:
+        x = g.node("Softmax", [x], axis=int(g.rng.integers(1, 4)))
+        scale, zero = g.constant(np.float32(1 / 256)), g.constant(np.uint8(0))
+        g.output(g.node("QuantizeLinear", [x, scale, zero]), TensorProto.UINT8)
+        return
+    g.q(g.node("Dropout", [x]))
+
+
+@case(exact=False)
+def shape_arithmetic(g):
+    """A shape computed from the batch, as exporters write it."""
+    x = g.input([4, 3, 5])
+    shape = g.node("Shape", [x])
+    at = g.node("Gather", [shape, g.constant(np.int64(0))], axis=0)
+    rows = g.node("Unsqueeze", [at, g.constant(np.array([0], np.int64))])
+    channels = g.node("Slice", [shape, *(g.constant(np.array([v], np.int64)) for v in (1, 2))])
+    two = g.constant(np.array([2], np.int64))
+    doubled = g.node("Mul", [rows, two])
+    half = g.node("Div", [channels, two])
+    if g.rng.integers(0, 2):
+        target = g.node("Concat", [rows, g.constant(np.array([-1], np.int64))], axis=0)
+        x = g.node("Reshape", [x, target])
+    else:
+        # Rows of every sample side by side, and back.
+        target = g.node("Concat", [doubled, half, g.constant(np.array([-1], np.int64))], axis=0)
+        x = g.node("Reshape", [x, target])
+        x = g.node("Reshape", [x, g.constant(np.array([-1, 2, 2, 15], np.int64))])
+    g.q(x)
+
+
+@case(exact=False)
+def mixed_samples(g):
+    """The batch moves, so it is fixed."""
+    g.symbolic, g.batch = False, int(g.rng.integers(1, 4))
+    x = g.node("Transpose", [g.input([4, 5])], perm=[1, 0, 2])
+    x = g.node("Reshape", [x, g.constant(np.array([4, -1], np.int64))])
+    g.q(x)
+
+
+@case()
+def conv_computed_weights(g):
+    """Weights that are an input."""
+    g.symbolic, g.batch = False, 2
+    x = g.input([3, 7, 7])
+    g.batch = 4
+    w = g.input([3, 3, 2])
+    g.q(g.node("Conv", [x, w], pads=[1, 0, 1, 1]), 8)
+
+
+@case(exact=False)
+def sixteen_bit_residual(g):
+    g.opset = 21
+    x, y = g.input([3, 20]), g.input([3, 20])
+    scale = g.constant(np.float32(g.rng.uniform(0.0002, 0.001)))
+    zero = g.constant(np.int16(0))
+    wide = g.node("QuantizeLinear", [g.node("Add", [x, y]), scale, zero])
+    wide = g.dq(wide, scale, zero)
+    total = g.node("QuantizeLinear", [g.node("Add", [wide, x]), scale, zero])
+    g.output(total, TensorProto.INT16)
+    g.q(g.dq(total, scale, zero), 2)
+
+
+@case()
+def integer_image(g):
+    """Integers with the channels last, as the network's own input."""
+    x, scale, zero = g.integers([8, 9, 3])
+    x = g.dq(g.node("Transpose", [x], perm=[0, 3, 1, 2]), scale, zero)
+    w, w_scale, w_zero, axis = g.weights([4, 3, 3, 3], 0)
+    y = g.node("Conv", [x, g.dq(w, w_scale, w_zero, **axis)], strides=[2, 2])
+    g.q(activation(g, y), 8)
+
+
+@case(exact=False)
+def space_and_gather(g):
+    quant = g.quant()
+    x = g.input([8, 4, 6], quant)
+    pick = int(g.rng.integers(0, 5))
+    if pick < 2:
+        x = g.node("DepthToSpace", [x], blocksize=2, mode=["DCR", "CRD"][pick])
+    elif pick == 2:
+        x = g.node("SpaceToDepth", [x], blocksize=2)
+    elif pick == 3:
+        x = g.node("Gather", [x, g.constant(np.array([[5, 1], [-1, 1]], np.int64))], axis=1)
+    else:
+        x = g.node("Gather", [x, g.constant(np.int64(2))], axis=3)
+    g.output(g.node("QuantizeLinear", [x, quant[0], quant[1]]), TensorProto.UINT8)
+
+
+@case(exact=False)
+def reread(g):
+    """Integers dequantized with other parameters than they were quantized with."""
+    name = g.input([30])
+    scale, zero, _, _ = g.quant()
+    quantized = g.node("QuantizeLinear", [name, scale, zero])
+    other_scale, other_zero, _, _ = g.quant()
+    g.q(g.dq(quantized, other_scale, other_zero))
+
+
+@case(exact=False)
+def several_outputs(g):
+    """One tensor as several outputs, and in float."""
+    x = g.input([6])
+    scale, zero, _, _ = g.quant()
+    q = g.node("QuantizeLinear", [x, scale, zero])
+    g.output(q, TensorProto.UINT8)
+    g.output(g.node("Identity", [q]), TensorProto.UINT8)
+    g.output(g.dq(q, scale, zero), TensorProto.FLOAT)
+    g.output(g.node("Reshape", [g.dq(q, scale, zero), g.constant(np.array([-1, 2, 3]))]),
+             TensorProto.FLOAT)
+
+
+@case(exact=False)
+def attention_scores(g):
+    """A scaled product of two activations."""
+    q, k = g.input([2, 5, 8]), g.input([2, 5, 8])
+    scores = g.node("MatMul", [q, g.node("Transpose", [k], perm=[0, 1, 3, 2])])
+    scores = g.node("Div", [scores, g.constant(np.float32(np.sqrt(8)))])
+    g.q(scores, 8)
+
+
 # QOperator form
 
 
@@ -650,15 +793,16 @@ def dynamic(g):
 
 def run_ours(example, path, graph, directory):
     np.savez(directory / "inputs.npz", **graph.feeds)
-    command = [example, str(path), str(directory / "inputs.npz"), str(directory), str(graph.batch)]
+    samples = graph.batch if graph.symbolic else 1
+    command = [example, str(path), str(directory / "inputs.npz"), str(directory), str(samples)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip())
     results = []
     for index, line in enumerate(done.stdout.splitlines()):
         _, dtype, batched, _ = line.split("\t")
-        if batched != "true":
-            raise RuntimeError("the batch is not symbolic any more")
+        if (batched == "true") != graph.symbolic:
+            raise RuntimeError("the batch is not what it was")
         results.append(np.fromfile(directory / f"{index}.bin", RAW[dtype]))
     return results
 
