@@ -6,13 +6,13 @@ points, in the QDQ and in the QOperator form. Where ONNX Runtime runs its intege
 be equal in every element; where it runs in float (signed activations in QDQ form, and operators that it
 does not fuse) they must be within one step.
 
-usage: ort_differential.py RUN_ONNX_EXAMPLE [--seeds N] [--only NAME]
+usage: ort_differential.py [RUN_ONNX_EXAMPLE] [--seeds N] [--only NAME]
 
-needs numpy, onnx and onnxruntime from PyPI; RUN_ONNX_EXAMPLE is `cargo build -p requant-import --example
-run_onnx`.
+needs numpy, onnx and onnxruntime from PyPI; the example is built where no path to it is given.
 """
 
 import argparse
+import json
 import pathlib
 import subprocess
 import sys
@@ -23,6 +23,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+HERE = pathlib.Path(__file__).parent
 DTYPES = {"u8": (np.uint8, TensorProto.UINT8), "s8": (np.int8, TensorProto.INT8)}
 RAW = {"u8": np.uint8, "i8": np.int8, "i32": np.int32, "i64": np.int64, "f32": np.float32,
        "i16": np.int16}
@@ -826,12 +827,27 @@ def compare(got, want, exact):
     return steps
 
 
+def built_example():
+    """Builds the example and gives its path."""
+    command = ["cargo", "build", "--quiet", "--package", "requant-import", "--example", "run_onnx",
+               "--message-format", "json"]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    for line in done.stdout.splitlines():
+        message = json.loads(line)
+        if message.get("executable") and message["target"]["name"] == "run_onnx":
+            return message["executable"]
+    sys.exit("cargo built no run_onnx")
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("example")
+    parser.add_argument("example", nargs="?")
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
+    example = arguments.example or built_example()
     ort.set_default_logger_severity(3)
     failures, total = 0, 0
     with tempfile.TemporaryDirectory() as name:
@@ -851,7 +867,7 @@ def main():
                 try:
                     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
                     want = session.run(None, graph.feeds)
-                    got = run_ours(arguments.example, path, graph, directory)
+                    got = run_ours(example, path, graph, directory)
                     strict = exact and (dtype == "u8" or integer)
                     worst = max([worst, *(compare(a, b, strict) for a, b in zip(got, want))])
                 except Exception as error:  # reported, and counted
