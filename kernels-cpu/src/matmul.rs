@@ -11,7 +11,7 @@ use crate::conv::ConvShape;
 use crate::epilogue::Output;
 use crate::error::{at_least, byte_sign, product, zero_point_in_range};
 use crate::memory::{Carver, LINE, piece};
-use crate::pack::pack_panel;
+use crate::pack::Matrix;
 use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
 use crate::table::{self, Kernel, WeightFormat};
 use crate::tiles::{Job, MACS_PER_PART, Split, Walk};
@@ -207,20 +207,19 @@ impl MatMul {
             k, n, b_transposed, ..
         } = self.spec;
         let panel = &self.walk.panels().list[panel];
-        let (down, right) = if b_transposed { (1, k) } else { (n, 1) };
-        let flip = self.b_shift as u8;
-        let weight = |c: usize, k: usize| {
-            let byte = matrix[k * down + (panel.channel + c) * right];
-            i16::from((byte ^ flip) as i8)
+        let operand = Matrix {
+            bytes: matrix,
+            depth: k,
+            columns: n,
+            transposed: b_transposed,
+            flip: self.b_shift as u8,
         };
-        pack_panel(self.walk.kernel(), panel, k, packed, weight);
+        operand.pack_panel(self.walk.kernel(), panel, packed, bias);
         let a_zero = run.a_zero_point + self.walk.kernel().offset;
         // Both operands' zero points meet K times.
         let both = (run.a_zero_point * (run.b_zero_point - self.b_shift)).wrapping_mul(k as i32);
-        bias.fill(0);
-        for (c, bias) in bias.iter_mut().enumerate().take(panel.used) {
-            let sum = (0..k).fold(0i32, |sum, k| sum.wrapping_add(weight(c, k).into()));
-            *bias = both.wrapping_sub(sum.wrapping_mul(a_zero));
+        for bias in &mut bias[..panel.used] {
+            *bias = both.wrapping_sub(bias.wrapping_mul(a_zero));
         }
     }
 }

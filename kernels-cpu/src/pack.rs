@@ -139,6 +139,67 @@ pub(crate) fn pack_panel(
     }
 }
 
+/// A matrix of bytes to be packed as signed weights.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Matrix<'a> {
+    pub(crate) bytes: &'a [u8],
+    /// Positions along K.
+    pub(crate) depth: usize,
+    /// Columns.
+    pub(crate) columns: usize,
+    /// Rows are columns: `[columns, depth]` instead of `[depth, columns]`.
+    pub(crate) transposed: bool,
+    /// What makes a byte signed: 0x80 for unsigned ones.
+    pub(crate) flip: u8,
+}
+
+impl Matrix<'_> {
+    /// Writes one panel in the `I8` format and the sum of each of its columns.
+    pub(crate) fn pack_panel(
+        &self,
+        kernel: &Kernel,
+        panel: &Panel,
+        packed: &mut [u8],
+        sums: &mut [i32],
+    ) {
+        let (group, flip) = (kernel.group, self.flip);
+        let step = panel.width * group;
+        let signed = |byte: u8| i32::from((byte ^ flip) as i8);
+        packed.fill(0);
+        sums.fill(0);
+        if self.transposed {
+            for (c, sum) in sums.iter_mut().enumerate().take(panel.used) {
+                let start = (panel.channel + c) * self.depth;
+                let column = &self.bytes[start..start + self.depth];
+                *sum = column.iter().map(|&byte| signed(byte)).sum();
+                let places = packed.chunks_exact_mut(step);
+                for (source, place) in column.chunks(group).zip(places) {
+                    let place = &mut place[c * group..c * group + source.len()];
+                    for (to, from) in place.iter_mut().zip(source) {
+                        *to = from ^ flip;
+                    }
+                }
+            }
+            return;
+        }
+        for (k, row) in self
+            .bytes
+            .chunks_exact(self.columns)
+            .take(self.depth)
+            .enumerate()
+        {
+            let row = &row[panel.channel..panel.channel + panel.used];
+            let places = &mut packed[k / group * step..(k / group + 1) * step];
+            for (place, byte) in places.chunks_exact_mut(group).zip(row) {
+                place[k % group] = byte ^ flip;
+            }
+            for (sum, byte) in sums.iter_mut().zip(row) {
+                *sum += signed(*byte);
+            }
+        }
+    }
+}
+
 /// Weights packed for one kernel, which they remember.
 #[derive(Clone, Debug)]
 pub(crate) struct PackedWeights {

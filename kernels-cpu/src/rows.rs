@@ -129,7 +129,7 @@ impl RowPlan {
             let y = (oy * shape.strides[0]) as isize - shape.pads[0] as isize;
             let x = (ox * shape.strides[1]) as isize - shape.pads[1] as isize;
             let base = image * self.image + first_channel;
-            if self.form != Form::Gathered && self.inside(y, x) {
+            if self.form != Form::Gathered && shape.holds_window(y, x) {
                 let start = base + y as usize * self.line + x as usize * shape.in_c;
                 self.point(&input[start..], r, height, table);
             } else {
@@ -160,13 +160,6 @@ impl RowPlan {
                 }
             }
         }
-    }
-
-    /// Whether every tap of the pixel whose first tap is at (y, x) lies in the image.
-    fn inside(&self, y: isize, x: isize) -> bool {
-        let shape = &self.shape;
-        let reach = |axis: usize| ((shape.kernel[axis] - 1) * shape.dilations[axis]) as isize;
-        y >= 0 && x >= 0 && y + reach(0) < shape.in_h as isize && x + reach(1) < shape.in_w as isize
     }
 
     /// The pointers of row `r`, whose first tap is at the start of `pixel`.
@@ -200,6 +193,13 @@ impl RowPlan {
         let [down, right] = shape.dilations;
         let run = kernel_w * self.channels;
         let joined = shape.groups == 1 && right == 1;
+        if joined && shape.holds_window(y, x) {
+            let start = y as usize * self.line + x as usize * shape.in_c;
+            for ky in 0..kernel_h {
+                sink.copy(ky * run, &image[start + ky * down * self.line..], run);
+            }
+            return;
+        }
         for ky in 0..kernel_h {
             let at = ky * run;
             let y = y + (ky * down) as isize;

@@ -54,7 +54,9 @@ impl Walk {
             shape.out_c / shape.groups,
             plan.padded,
         )?;
-        let epilogue = Epilogue::new(isa, output, shape.out_c, &panels.channels())?;
+        let narrowest = kernel.widths[kernel.widths.len() - 1];
+        let channels = panels.channels();
+        let epilogue = Epilogue::new(isa, output, shape.out_c, &channels, narrowest)?;
         let block_rows = (BLOCK_BYTES / plan.row_bytes()).clamp(kernel.tallest(), BLOCK_ROWS);
         Ok(Walk {
             kernel,
@@ -160,10 +162,11 @@ impl Job<'_> {
     pub(crate) unsafe fn run(&self, rows: Range<usize>, panels: Range<usize>, scratch: &mut [u8]) {
         let walk = self.walk;
         let mut carver = Carver::new(scratch);
+        let block_rows = walk.block_rows.min(rows.len());
         let tile = carver.words(walk.kernel.tallest() * walk.kernel.widest());
-        let table = carver.pointers(walk.block_rows * walk.plan.segments);
-        let strip = carver.bytes(walk.plan.strip_bytes(walk.block_rows));
-        let terms = carver.words(walk.block_rows);
+        let table = carver.pointers(block_rows * walk.plan.segments);
+        let strip = carver.bytes(walk.plan.strip_bytes(block_rows));
+        let terms = carver.words(block_rows);
         let panels = &walk.panels.list[panels];
         let blocks = rows.len().div_ceil(walk.block_rows);
         for block in 0..blocks {

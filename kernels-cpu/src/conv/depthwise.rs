@@ -31,6 +31,8 @@ pub(super) struct Depthwise {
     epilogue: Epilogue,
     /// Taps, padded to the kernel's group.
     taps: usize,
+    /// Bytes from the first tap to each, without padding.
+    offsets: Vec<usize>,
 }
 
 impl Depthwise {
@@ -70,8 +72,15 @@ impl Depthwise {
             kernel,
             weights,
             bias,
-            epilogue: Epilogue::new(isa, &spec.output, shape.out_c, &channels)?,
+            epilogue: Epilogue::new(isa, &spec.output, shape.out_c, &channels, kernel.lanes)?,
             taps,
+            offsets: (0..depth)
+                .map(|tap| {
+                    let (ky, kx) = (tap / shape.kernel[1], tap % shape.kernel[1]);
+                    let right = kx * shape.dilations[1];
+                    (ky * shape.dilations[0] * shape.in_w + right) * shape.in_c
+                })
+                .collect(),
         })
     }
 
@@ -166,6 +175,14 @@ impl Job<'_> {
         let y = (oy * shape.strides[0]) as isize - shape.pads[0] as isize;
         let x = (ox * shape.strides[1]) as isize - shape.pads[1] as isize;
         let image = &self.input[image * shape.input_elements()..];
+        if shape.holds_window(y, x) {
+            let first = &image[(y as usize * shape.in_w + x as usize) * shape.in_c..];
+            for (tap, offset) in taps.iter_mut().zip(&self.depthwise.offsets) {
+                *tap = first[*offset..].as_ptr();
+            }
+            taps[self.depthwise.offsets.len()..].fill(self.outside.as_ptr());
+            return;
+        }
         let mut next = 0;
         for ky in 0..shape.kernel[0] {
             let y = y + (ky * shape.dilations[0]) as isize;

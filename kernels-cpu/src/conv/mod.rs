@@ -75,6 +75,13 @@ impl ConvShape {
         self.groups > 1 && self.groups == self.in_c && self.groups == self.out_c
     }
 
+    /// Whether every tap of the pixel whose first tap is at (y, x) lies in the image.
+    pub(crate) const fn holds_window(&self, y: isize, x: isize) -> bool {
+        let down = ((self.kernel[0] - 1) * self.dilations[0]) as isize;
+        let right = ((self.kernel[1] - 1) * self.dilations[1]) as isize;
+        y >= 0 && x >= 0 && y + down < self.in_h as isize && x + right < self.in_w as isize
+    }
+
     /// Elements of one input image.
     pub const fn input_elements(&self) -> usize {
         self.in_h * self.in_w * self.in_c

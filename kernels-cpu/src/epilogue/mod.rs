@@ -135,20 +135,24 @@ enum Run {
     Block(BlockFn),
 }
 
+/// Columns that a [`BlockFn`] takes at a time: tiles and packed columns are multiples of it.
+const BLOCK_COLUMNS: usize = 16;
+
 /// Rounds, finishes and stores one tile.
 ///
 /// # Safety
-/// The contract of [`Place`].
+/// The contract of [`Place`], and `stride` is a multiple of 16.
 pub(crate) type BlockFn = unsafe fn(&Round, &Finish, &Place);
 
 impl Epilogue {
     /// Checks an output of `channels` channels and prepares it; `columns` gives the channel of each packed
-    /// column, or none for padding.
+    /// column, or none for padding, and tiles are at least `narrowest` columns wide.
     pub(crate) fn new(
         isa: Isa,
         output: &Output,
         channels: usize,
         columns: &[Option<usize>],
+        narrowest: usize,
     ) -> Result<Self, KernelError> {
         if !isa.is_available() {
             return Err(KernelError::Isa(isa));
@@ -160,8 +164,8 @@ impl Epilogue {
                 let finish = Finish::new(quantized);
                 let round = Round::new(quantized, columns);
                 let run = match arch::epilogue(isa, &round, &finish) {
-                    Some(block) => Run::Block(block),
-                    None => Run::Rows(rows::select(isa, &finish)),
+                    Some(block) if narrowest.is_multiple_of(BLOCK_COLUMNS) => Run::Block(block),
+                    Some(_) | None => Run::Rows(rows::select(isa, &finish)),
                 };
                 let lookup = quantized
                     .table
@@ -198,7 +202,7 @@ impl Epilogue {
             return;
         };
         match stages.run {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller's promise; `new` checked the width of tiles.
             Run::Block(block) => unsafe { block(&stages.round, &stages.finish, place) },
             Run::Rows(run) => {
                 for r in 0..place.rows {

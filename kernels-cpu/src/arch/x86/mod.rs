@@ -9,6 +9,7 @@ use crate::table::{DepthwiseKernel, Kernel};
 
 mod avx2;
 mod avx2_depthwise;
+mod avx2_epilogue;
 mod avx512;
 mod avx512_depthwise;
 mod avx512_epilogue;
@@ -21,7 +22,8 @@ pub(super) const DEPTHWISE: &[&[DepthwiseKernel]] =
 pub(super) fn epilogue(isa: Isa, round: &Round, finish: &Finish) -> Option<BlockFn> {
     match isa {
         Isa::Avx512Vnni => avx512_epilogue::select(round, finish),
-        Isa::Scalar | Isa::Avx2 | Isa::NeonDot => None,
+        Isa::Avx2 => avx2_epilogue::select(round, finish),
+        Isa::Scalar | Isa::NeonDot => None,
     }
 }
 
