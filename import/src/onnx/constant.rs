@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use requant_model::limits;
 use requant_numerics::DType;
 
 use super::elem::{Elem, F32, I64};
@@ -121,7 +122,7 @@ impl Constant {
 
     /// The same elements under another shape of as many.
     pub(crate) fn reshaped(&self, dims: Vec<usize>) -> Option<Self> {
-        let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
+        let count = count(&dims)?;
         (count == self.len()).then(|| Constant {
             dims,
             ..self.clone()
@@ -155,6 +156,17 @@ impl Constant {
     }
 }
 
+/// The number of elements of a shape that may hold zeros; `None` where it, or the product of the other
+/// extents, is out of bounds.
+pub(crate) fn count(dims: &[usize]) -> Option<usize> {
+    let bound = |product: usize, &dim: &usize| {
+        let product = product.checked_mul(dim.max(1))?;
+        (product <= limits::MAX_ELEMENTS).then_some(product)
+    };
+    let product = dims.iter().try_fold(1, bound)?;
+    Some(if dims.contains(&0) { 0 } else { product })
+}
+
 /// Row-major strides of a shape.
 pub(crate) fn strides(dims: &[usize]) -> Vec<usize> {
     let mut strides = vec![1; dims.len()];
@@ -166,6 +178,9 @@ pub(crate) fn strides(dims: &[usize]) -> Vec<usize> {
 
 /// Flat source positions of every element of `dims`, walked with `steps` from `start`.
 pub(crate) fn positions(dims: &[usize], start: usize, steps: &[usize]) -> Vec<usize> {
+    if dims.contains(&0) {
+        return Vec::new();
+    }
     let mut out = vec![start];
     for (&dim, &step) in dims.iter().zip(steps) {
         let mut next = Vec::with_capacity(out.len() * dim);

@@ -340,6 +340,9 @@ pub enum Reason {
     /// Folded constants that would take too much memory.
     #[error("its constant result has too many elements")]
     Budget,
+    /// An expression of too many operators without quantization between.
+    #[error("too many operators without quantization between")]
+    Nesting,
     /// A constant expression outside the supported arithmetic.
     #[error("its constant operands cannot be folded")]
     Fold,

@@ -3,7 +3,7 @@
 use requant_model::limits;
 use requant_numerics::{DType, packing};
 
-use super::constant::{Constant, Data};
+use super::constant::{self, Constant, Data};
 use super::elem::Elem;
 use super::error::{ImportError, TensorFault};
 use super::proto::TensorProto;
@@ -57,13 +57,7 @@ fn shape(dims: &[i64]) -> Result<(Vec<usize>, usize), TensorFault> {
         .map(|&d| usize::try_from(d).ok())
         .collect::<Option<_>>()
         .ok_or_else(fault)?;
-    let mut count = 1usize;
-    for &dim in &dims {
-        count = count
-            .checked_mul(dim)
-            .filter(|&n| n <= limits::MAX_ELEMENTS)
-            .ok_or_else(fault)?;
-    }
+    let count = constant::count(&dims).ok_or_else(fault)?;
     Ok((dims, count))
 }
 

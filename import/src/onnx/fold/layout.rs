@@ -242,8 +242,11 @@ impl Folder {
             .collect::<Result<_, _>>()?;
         let dims = [&x.dims[..axis], &indices.dims[..], &x.dims[axis + 1..]].concat();
         self.pay(&dims)?;
-        let strides = strides(&x.dims);
         let mut flat = Vec::new();
+        if dims.contains(&0) {
+            return x.gathered(dims, &flat).ok_or(Reason::Fold);
+        }
+        let strides = strides(&x.dims);
         for outer in positions(&x.dims[..axis], 0, &strides[..axis]) {
             for &pick in &picks {
                 let start = outer + pick * strides[axis];
@@ -273,6 +276,9 @@ impl Folder {
             parts.push(part);
         }
         self.pay(&dims)?;
+        if dims.contains(&0) {
+            return x.gathered(dims, &[]).ok_or(Reason::Fold);
+        }
         let outer: usize = dims[..axis].iter().product();
         let rows = |part: &Constant| part.dims[axis..].iter().product::<usize>();
         if x.floats().is_some() {
@@ -307,6 +313,9 @@ impl Folder {
     fn sliced(&mut self, x: &Constant, ranges: &[(usize, i64, usize)]) -> Result<Constant, Reason> {
         let dims: Vec<usize> = ranges.iter().map(|r| r.2).collect();
         self.pay(&dims)?;
+        if dims.contains(&0) {
+            return x.gathered(dims, &[]).ok_or(Reason::Fold);
+        }
         let strides = strides(&x.dims);
         let mut flat = vec![0usize];
         for (&(start, step, count), &stride) in ranges.iter().zip(&strides) {

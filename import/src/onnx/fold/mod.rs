@@ -7,9 +7,10 @@
 mod arithmetic;
 mod layout;
 
+use std::cell::Cell;
 use std::sync::Arc;
 
-use super::constant::{Constant, Data, Dim};
+use super::constant::{self, Constant, Data, Dim};
 use super::elem::{Elem, F32};
 use super::error::Reason;
 use super::model::{Domain, Node};
@@ -17,30 +18,33 @@ use super::model::{Domain, Node};
 pub(crate) use arithmetic::broadcast_positions;
 pub(crate) use layout::{axis_of, permutation, reshape_dims, slice_ranges, split_sizes};
 
-/// Elements that folding may make beyond those in the file.
+/// Elements that folding and lowering may make beyond four times those in the file.
 const BUDGET: usize = 1 << 26;
 
 /// The folder, with what is left of its budget.
 #[derive(Debug)]
 pub(crate) struct Folder {
-    left: usize,
+    left: Cell<usize>,
 }
 
 /// Operands of a node, absent ones as `None`.
 pub(crate) type Operands = [Option<Arc<Constant>>];
 
 impl Folder {
-    pub(crate) fn new() -> Self {
-        Folder { left: BUDGET }
+    /// A folder for a model whose constants have so many elements.
+    pub(crate) fn new(elements: usize) -> Self {
+        Folder {
+            left: Cell::new(BUDGET.saturating_add(elements.saturating_mul(4))),
+        }
     }
 
     /// Pays for a result of `dims`, and gives its element count.
-    pub(crate) fn pay(&mut self, dims: &[usize]) -> Result<usize, Reason> {
-        let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    pub(crate) fn pay(&self, dims: &[usize]) -> Result<usize, Reason> {
+        let count = constant::count(dims);
         let count = count
-            .filter(|&n| n <= self.left && dims.len() <= 8)
+            .filter(|&n| n <= self.left.get() && dims.len() <= 8)
             .ok_or(Reason::Budget)?;
-        self.left -= count;
+        self.left.set(self.left.get() - count);
         Ok(count)
     }
 
@@ -56,7 +60,7 @@ impl Folder {
         }
         if operands.is_empty() {
             return match node.op.as_str() {
-                "Constant" => constant(node).map(|c| Some(vec![c])),
+                "Constant" => constant_node(node).map(|c| Some(vec![c])),
                 _ => Ok(None),
             };
         }
@@ -159,7 +163,7 @@ pub(crate) fn shape_slice(node: &Node, dims: &[Dim]) -> Result<Constant, Reason>
 }
 
 /// The value of a Constant node, in any of its attribute forms.
-fn constant(node: &Node) -> Result<Constant, Reason> {
+fn constant_node(node: &Node) -> Result<Constant, Reason> {
     if let Some(tensor) = node.tensor("value")? {
         return Ok(Constant::clone(tensor));
     }

@@ -74,10 +74,11 @@ impl<'m> Lowering<'m> {
             (a, b) => {
                 let plain = |term: Term| match term {
                     Term::Constant(constant) => Ok(constant),
-                    Term::Quantized(constant) => {
-                        constant.dequantized().map(Arc::new).ok_or(Reason::Fold)
-                    }
-                    Term::Float(_) => Err(Reason::Fold),
+                    Term::Quantized(constant) => self
+                        .dequantized(&constant)?
+                        .map(Arc::new)
+                        .ok_or(Stop::from(Reason::Fold)),
+                    Term::Float(_) => Err(Stop::from(Reason::Fold)),
                 };
                 let operands = [Some(plain(a)?), Some(plain(b)?)];
                 let folded = self.folder.fold(node, &operands)?;
@@ -172,7 +173,7 @@ impl<'m> Lowering<'m> {
             };
             return self.binary_of(op, a, b).map(Some);
         }
-        let plain = constant.dequantized().ok_or(Reason::Fold)?;
+        let plain = self.dequantized(constant)?.ok_or(Reason::Fold)?;
         self.float_and_constant(node, x, &plain, swapped)
     }
 

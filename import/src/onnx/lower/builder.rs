@@ -14,6 +14,7 @@ use super::value::Placed;
 pub(crate) struct Builder {
     pub(crate) graph: Graph,
     names: HashSet<String>,
+    counts: HashMap<String, u64>,
     layouts: HashMap<(ValueId, Layout), ValueId>,
     shared: HashMap<String, String>,
 }
@@ -34,6 +35,7 @@ impl Builder {
                 ..Graph::default()
             },
             names: reserved.collect(),
+            counts: HashMap::new(),
             layouts: HashMap::new(),
             shared: HashMap::new(),
         }
@@ -42,13 +44,19 @@ impl Builder {
     /// A name that no value or tensor has yet, made from `base`.
     pub(crate) fn unique(&mut self, base: &str) -> String {
         let base = clean(base);
-        let mut name = base.clone();
-        let mut count = 1;
-        while !self.names.insert(name.clone()) {
-            count += 1;
-            name = format!("{base}.{count}");
+        if self.names.insert(base.clone()) {
+            return base;
         }
-        name
+        // Counted on from the last name of this base, so that many alike stay cheap.
+        let mut count = self.counts.get(&base).copied().unwrap_or(1);
+        loop {
+            count += 1;
+            let name = format!("{base}.{count}");
+            if self.names.insert(name.clone()) {
+                self.counts.insert(base, count);
+                return name;
+            }
+        }
     }
 
     /// Adds a value under a name made from `base`.

@@ -1,11 +1,13 @@
 //! The graph's ports: inputs become values, outputs are brought into ONNX's layout and type.
 
+use std::collections::{HashSet, VecDeque};
+
 use requant_model::ops::{BlockScales, Dequantize, Op, Reshape, Softmax};
 use requant_model::{Affine, Tensor, ValueId};
 use requant_numerics::DType;
 
 use super::value::{Clamp, Float, Kind, Lowered, Mapped, Move, Placed, Shape, Stop};
-use super::{Failure, Lowering};
+use super::{Failure, Lowering, NODE_COST};
 use crate::onnx::constant::ScaleLayout;
 use crate::onnx::elem::{Elem, F32};
 use crate::onnx::error::{ImportError, PortFault, Reason};
@@ -28,6 +30,9 @@ const PASSES: [&str; 13] = [
     "Gather",
 ];
 
+/// Most tensors that the search for an input's first reader looks at.
+const MAX_SEARCH: usize = 1024;
+
 impl Lowering<'_> {
     pub(super) fn inputs(&mut self) -> Result<(), Failure> {
         let model = self.model;
@@ -43,7 +48,7 @@ impl Lowering<'_> {
                 return Err(fault(PortFault::Type(port.elem)).into());
             };
             let one_scale = dtype != DType::F32 && !self.has_axis_consumer(&port.name);
-            let quant = one_scale.then(|| self.consumer_quant(&port.name, 0).unwrap_or(PLAIN));
+            let quant = one_scale.then(|| self.consumer_quant(&port.name).unwrap_or(PLAIN));
             // The names of ports are reserved, so they are given directly.
             let value = requant_model::Value {
                 name: port.name.clone(),
@@ -60,13 +65,10 @@ impl Lowering<'_> {
                     dims,
                     batched: self.batched,
                 };
-                let clamp = Clamp::NONE;
                 // Inputs have no node; no refusal blames them.
                 Mapped::Float(Float {
-                    kind: Kind::Edge(placed),
-                    shape,
-                    clamp,
                     origin: usize::MAX,
+                    ..self.float_of(Kind::Edge(placed), shape)
                 })
             } else {
                 Mapped::Integer(placed, None)
@@ -77,29 +79,29 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// The scale and zero point that the first reader of an integer input gives it.
-    fn consumer_quant(&self, tensor: &str, depth: usize) -> Option<Affine> {
-        if depth > 64 {
-            return None;
-        }
-        for node in &self.model.nodes {
-            for (index, _) in node
-                .inputs
-                .iter()
-                .enumerate()
-                .filter(|(_, name)| *name == tensor)
-            {
+    /// The scale and zero point that the first reader of an integer input gives it, looked for through
+    /// operators that only move elements.
+    fn consumer_quant(&self, input: &str) -> Option<Affine> {
+        let mut seen = HashSet::from([input]);
+        let mut queue = VecDeque::from([input]);
+        while let Some(tensor) = queue.pop_front() {
+            for &(node, index) in self.readers.get(tensor).into_iter().flatten() {
                 let at = |scale: usize, zero: usize| self.initial_quant(node, scale, zero);
                 let found = match (node.op.as_str(), index) {
                     ("DequantizeLinear", 0) => at(1, 2),
-                    ("ConvInteger" | "MatMulInteger", 0) => self.initial_quant(node, usize::MAX, 2),
-                    ("ConvInteger" | "MatMulInteger", 1) => self.initial_quant(node, usize::MAX, 3),
+                    ("ConvInteger" | "MatMulInteger", 0) => at(usize::MAX, 2),
+                    ("ConvInteger" | "MatMulInteger", 1) => at(usize::MAX, 3),
                     ("QLinearConcat", index) if index >= 2 => at(index + 1, index + 2),
                     (op, index) if op.starts_with('Q') => at(index + 1, index + 2),
-                    (op, _) if PASSES.contains(&op) => node
-                        .outputs
-                        .iter()
-                        .find_map(|out| self.consumer_quant(out, depth + 1)),
+                    (op, _) if PASSES.contains(&op) && seen.len() < MAX_SEARCH => {
+                        queue.extend(
+                            node.outputs
+                                .iter()
+                                .filter(|&out| seen.insert(out))
+                                .map(String::as_str),
+                        );
+                        None
+                    }
                     (_, _) => None,
                 };
                 if found.is_some() {
@@ -134,14 +136,18 @@ impl Lowering<'_> {
 
     /// Whether a DequantizeLinear with several scales reads the tensor directly.
     fn has_axis_consumer(&self, tensor: &str) -> bool {
-        self.model.nodes.iter().any(|node| {
-            let scale = node
-                .input(1)
-                .and_then(|name| self.model.constants.get(name));
-            node.op == "DequantizeLinear"
-                && node.input(0) == Some(tensor)
-                && scale.is_some_and(|scale| scale.len() > 1)
-        })
+        self.readers
+            .get(tensor)
+            .into_iter()
+            .flatten()
+            .any(|&(node, index)| {
+                let scale = node
+                    .input(1)
+                    .and_then(|name| self.model.constants.get(name));
+                node.op == "DequantizeLinear"
+                    && index == 0
+                    && scale.is_some_and(|scale| scale.len() > 1)
+            })
     }
 
     pub(super) fn outputs(&mut self) -> Result<(), Failure> {
@@ -217,6 +223,7 @@ impl Lowering<'_> {
 
     /// The float expression as an f32 value of the graph.
     pub(super) fn edge(&mut self, float: &Float, name: &str) -> Lowered<Placed> {
+        self.folder.pay(&[NODE_COST])?;
         if float.clamp != Clamp::NONE
             && !matches!(float.kind, Kind::Activation { .. } | Kind::Dynamic { .. })
         {

@@ -41,6 +41,7 @@ impl<'m> Lowering<'m> {
         let of = self
             .function_of(&float)
             .ok_or_else(|| float_operand(node, 0))?;
+        self.folder.pay(&[of.values.len()])?;
         let kind = of.map(function);
         self.define_float(node, kind, float.shape);
         Ok(())
@@ -235,6 +236,7 @@ impl<'m> Lowering<'m> {
                 axis,
                 values,
             } => {
+                self.folder.pay(&[values.len()])?;
                 let of = FunctionOf {
                     source,
                     axis,
@@ -300,9 +302,10 @@ impl<'m> Lowering<'m> {
         let clamp = float.clamp.then(clamp);
         Ok(Float {
             kind,
-            shape: float.shape,
             clamp,
             origin,
+            shape: float.shape,
+            extent: float.extent,
         })
     }
 

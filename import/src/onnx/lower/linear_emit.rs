@@ -76,6 +76,7 @@ impl Lowering<'_> {
         let weights = self.weight_scales(linear)?;
         let activations = f64::from(linear.gain) * f64::from(linear.quant.scale);
         let channels = self.channels(linear);
+        self.folder.pay(&[channels])?;
         let mut steps = Vec::with_capacity(channels);
         for channel in 0..channels {
             let mut value = bias

@@ -173,6 +173,7 @@ impl Lowering<'_> {
         (lo, hi): (i32, i32),
         base: &str,
     ) -> Lowered<RequantizeSpec> {
+        self.folder.pay(&[scales.len()])?;
         let tensor = Tensor::from_f32(vec![scales.len()], scales)
             .ok_or_else(|| Reason::Shape(vec![scales.len() as i64]))?;
         let scale = self.builder.tensor(&format!("{base}.scale"), tensor);
@@ -291,6 +292,7 @@ impl Lowering<'_> {
     ) -> Lowered<Placed> {
         let x = self.image(source, pool.channels_last)?;
         let [kh, kw] = pool.window.kernel;
+        self.folder.pay(&[kh * kw])?;
         let ratio = quant.scale / target.quant.scale;
         let scales: Vec<f32> = (1..=kh * kw).map(|count| ratio / count as f32).collect();
         let node = self.origin(float);
@@ -353,6 +355,7 @@ impl Lowering<'_> {
             });
             return Err(Reason::Type { tensor, elem }.into());
         }
+        self.folder.pay(&[values.len()])?;
         let (lo, hi) = target.range();
         let (scale, zero_point) = (f64::from(target.quant.scale), target.quant.zero_point);
         let bytes: Vec<u8> = values

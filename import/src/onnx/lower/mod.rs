@@ -26,13 +26,13 @@ mod value;
 mod weights;
 mod window;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use requant_model::{Affine, Graph};
 use requant_numerics::DType;
 
-use super::constant::{Constant, Dim};
+use super::constant::{Constant, Dim, QuantConstant};
 use super::error::{ImportError, Reason, Refusal};
 use super::fold::{self, Folder};
 use super::model::{Domain, Model, Node};
@@ -61,15 +61,22 @@ pub(crate) struct Target {
     pub(crate) quant: Affine,
 }
 
+/// What a node of the graph costs of the folder's budget, in elements.
+const NODE_COST: usize = 64;
+
 /// The state of a lowering.
 #[derive(Debug)]
 pub(crate) struct Lowering<'m> {
     model: &'m Model,
+    /// Nodes that read a tensor, each with the index of the operand.
+    readers: HashMap<&'m str, Vec<(&'m Node, usize)>>,
     batched: bool,
     builder: Builder,
     mapped: HashMap<&'m str, Mapped>,
     folder: Folder,
     refusals: Vec<Refusal>,
+    /// Indices of the nodes in it.
+    blamed: HashSet<usize>,
     /// Index of the node being lowered.
     current: usize,
     /// Results of QuantizeLinear by tensor and parameters.
@@ -88,8 +95,10 @@ pub(crate) fn lower(model: &Model, batched: bool) -> Result<Graph, Failure> {
         batched,
         builder: Builder::new(&model.name, reserved),
         mapped: HashMap::new(),
-        folder: Folder::new(),
+        folder: Folder::new(model.constants.values().map(|c| c.len()).sum()),
         refusals: Vec::new(),
+        blamed: HashSet::new(),
+        readers: readers(model),
         current: 0,
         quantized: HashMap::new(),
     };
@@ -132,7 +141,8 @@ impl<'m> Lowering<'m> {
                 op: node.display.clone(),
                 reason,
             };
-            if !self.refusals.contains(&refusal) {
+            // One reason a node.
+            if self.blamed.insert(index) {
                 self.refusals.push(refusal);
             }
         }
@@ -244,6 +254,7 @@ impl<'m> Lowering<'m> {
 
     fn float_of(&self, kind: Kind, shape: Shape) -> Float {
         Float {
+            extent: kind.extent(),
             kind,
             shape,
             clamp: Clamp::NONE,
@@ -288,7 +299,7 @@ impl<'m> Lowering<'m> {
     fn constant(&self, name: &str) -> Lowered<Arc<Constant>> {
         match self.get(name)? {
             Mapped::Constant(constant) => Ok(Arc::clone(constant)),
-            Mapped::Quantized(quantized) => match quantized.dequantized() {
+            Mapped::Quantized(quantized) => match self.dequantized(quantized)? {
                 Some(constant) => Ok(Arc::new(constant)),
                 None => Err(Reason::Operand {
                     tensor: name.to_owned(),
@@ -307,6 +318,12 @@ impl<'m> Lowering<'m> {
             }
             .into()),
         }
+    }
+
+    /// The reals behind a quantized constant.
+    fn dequantized(&self, constant: &QuantConstant) -> Lowered<Option<Constant>> {
+        self.folder.pay(&constant.values.dims)?;
+        Ok(constant.dequantized())
     }
 
     /// The float constant at `index`, or `None` where the operand is absent.
@@ -405,6 +422,17 @@ impl<'m> Lowering<'m> {
             .get(float.origin)
             .map_or_else(String::new, |node| node.name.clone())
     }
+}
+
+/// The nodes that read each tensor.
+fn readers(model: &Model) -> HashMap<&str, Vec<(&Node, usize)>> {
+    let mut readers: HashMap<&str, Vec<(&Node, usize)>> = HashMap::new();
+    for node in &model.nodes {
+        for (index, name) in node.inputs.iter().enumerate() {
+            readers.entry(name).or_default().push((node, index));
+        }
+    }
+    readers
 }
 
 /// A shape with its batch as a symbol.

@@ -7,10 +7,10 @@ use requant_model::Tensor;
 use requant_model::ops::{Interpolation, MaxPool, Op, Pad, Resize, Slice};
 use requant_numerics::DType;
 
-use super::Lowering;
 use super::elementwise::{float_operand, step_of};
 use super::value::{Clamp, Float, Kind, Lowered, Mapped, Move, Placed, Resampling, Shape, Stop};
 use super::window::pooled;
+use super::{Lowering, NODE_COST};
 use crate::onnx::constant::{Constant, QuantConstant, ScaleLayout};
 use crate::onnx::error::Reason;
 use crate::onnx::model::Node;
@@ -102,7 +102,7 @@ impl<'m> Lowering<'m> {
                     axis: None,
                     values: Arc::clone(values),
                 },
-                (_, _) => return Ok(self.wrapped(float, change, shape)),
+                (_, _) => return self.wrapped(float, change, shape),
             },
             Kind::Scaled { source, scales } => match (&change, scales.layout) {
                 (Move::Transpose(perm), ScaleLayout::Axis(axis)) => {
@@ -130,7 +130,7 @@ impl<'m> Lowering<'m> {
             | Kind::Softmax { .. }
             | Kind::Moved { .. }
             | Kind::Concat { .. }
-            | Kind::Dynamic { .. } => return Ok(self.wrapped(float, change, shape)),
+            | Kind::Dynamic { .. } => return self.wrapped(float, change, shape),
         };
         Ok(Float {
             kind,
@@ -139,12 +139,11 @@ impl<'m> Lowering<'m> {
         })
     }
 
-    fn wrapped(&self, float: Float, change: Move, shape: Shape) -> Float {
-        let kind = Kind::Moved {
-            inner: Box::new(float),
-            change,
-        };
-        self.float_of(kind, shape)
+    fn wrapped(&self, float: Float, change: Move, shape: Shape) -> Lowered<Float> {
+        let inner = Box::new(float);
+        let wrapped = self.float_of(Kind::Moved { inner, change }, shape);
+        wrapped.extent.check()?;
+        Ok(wrapped)
     }
 
     fn is_8_bit(&self, source: &Placed) -> bool {
@@ -246,6 +245,7 @@ impl<'m> Lowering<'m> {
                 Ok(self.rearranged(source, dims, Op::Pad(op), name))
             }
             Move::Gather { axis, picks } => {
+                self.folder.pay(&[picks.len(), NODE_COST])?;
                 let mut ids = Vec::with_capacity(picks.len());
                 for &pick in picks {
                     let mut ranges: Vec<_> = shape.dims.iter().map(|&d| (0, 1, d)).collect();
@@ -305,6 +305,8 @@ impl<'m> Lowering<'m> {
         resize: &Resampling,
         base: &str,
     ) -> Lowered<(String, String)> {
+        self.folder
+            .pay(&[resize.rows.len() + resize.columns.len()])?;
         let mut add = |suffix: &str, values: &[i64], extent: usize| {
             let dims = if values.len() == extent {
                 vec![extent]

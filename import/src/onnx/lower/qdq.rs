@@ -9,7 +9,7 @@ use requant_numerics::edge::{self, EdgeRounding};
 use requant_numerics::{DType, table};
 
 use super::value::{Clamp, Float, Kind, Lowered, Mapped, Placed, Scales, Shape, Stop};
-use super::{Lowering, Target};
+use super::{Lowering, NODE_COST, Target};
 use crate::onnx::constant::{Constant, QuantConstant, ScaleLayout};
 use crate::onnx::elem::Elem;
 use crate::onnx::error::Reason;
@@ -215,6 +215,7 @@ impl<'m> Lowering<'m> {
         let placed = match self.quantized.get(&key) {
             Some(placed) => placed.clone(),
             None => {
+                self.folder.pay(&[float.extent.parts(), NODE_COST])?;
                 let placed = self.materialize(&float, Target { dtype, quant }, out)?;
                 self.quantized.insert(key, placed.clone());
                 placed
@@ -393,6 +394,7 @@ impl<'m> Lowering<'m> {
         bytes: &[u8],
         name: &str,
     ) -> Lowered<Placed> {
+        self.folder.pay(&[256])?;
         let tensor = Tensor::new(DType::U8, vec![256], bytes.to_vec())
             .ok_or_else(|| Reason::Shape(vec![bytes.len() as i64]))?;
         let table = self.builder.tensor(&format!("{name}.table"), tensor);

@@ -66,7 +66,9 @@ impl<'m> Lowering<'m> {
             axis,
             flat,
         };
-        self.define_float(node, kind, shape);
+        let softmax = self.float_of(kind, shape);
+        softmax.extent.check()?;
+        self.define(node, 0, Mapped::Float(softmax));
         Ok(())
     }
 

@@ -423,7 +423,9 @@ impl<'m> Lowering<'m> {
                 shape,
             ));
         }
-        Ok(self.float_of(Kind::Concat { parts, axis }, shape))
+        let joined = self.float_of(Kind::Concat { parts, axis }, shape);
+        joined.extent.check()?;
+        Ok(joined)
     }
 
     /// The values behind parts that all share a type and a quantization.

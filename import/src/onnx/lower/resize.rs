@@ -46,6 +46,8 @@ impl<'m> Lowering<'m> {
             let (size, scale) = targets[first + i];
             positions(&sampling, dims[first + i], size, scale)
         };
+        self.folder
+            .pay(&[3 * (targets[first].0 + targets[first + 1].0)])?;
         let resize = Resampling {
             size: [targets[first].0, targets[first + 1].0],
             rows: axis(0)?,

@@ -163,6 +163,68 @@ pub(crate) struct Float {
     pub(crate) clamp: Clamp,
     /// Index of the node that made it.
     pub(crate) origin: usize,
+    /// How large the expression is.
+    pub(crate) extent: Extent,
+}
+
+/// How large a float expression is: what is nested too deeply, or joined too often, is refused before
+/// it is walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    depth: usize,
+    parts: usize,
+}
+
+impl Extent {
+    const MAX_DEPTH: usize = 64;
+    const MAX_PARTS: usize = 1024;
+
+    /// The extent of an expression made of these.
+    pub(crate) fn of<'a>(inner: impl Iterator<Item = &'a Float>) -> Self {
+        let one = Extent { depth: 0, parts: 1 };
+        inner.fold(one, |sum, float| Extent {
+            depth: sum.depth.max(float.extent.depth + 1),
+            parts: sum.parts + float.extent.parts,
+        })
+    }
+
+    /// Number of expressions in it.
+    pub(crate) fn parts(self) -> usize {
+        self.parts
+    }
+
+    /// Refuses what is too large.
+    pub(crate) fn check(self) -> Result<(), Reason> {
+        if self.depth > Self::MAX_DEPTH || self.parts > Self::MAX_PARTS {
+            return Err(Reason::Nesting);
+        }
+        Ok(())
+    }
+}
+
+impl Kind {
+    /// How large an expression of this kind is.
+    pub(crate) fn extent(&self) -> Extent {
+        match self {
+            Kind::Moved { inner, .. } | Kind::Softmax { inner, .. } => {
+                Extent::of(std::iter::once(&**inner))
+            }
+            Kind::Concat { parts, .. } => Extent::of(parts.iter().filter_map(|part| match part {
+                Part::Float(float) => Some(float),
+                Part::Constant(_) => None,
+            })),
+            Kind::Edge(_)
+            | Kind::Activation { .. }
+            | Kind::Scaled { .. }
+            | Kind::Linear(_)
+            | Kind::Binary { .. }
+            | Kind::Mean { .. }
+            | Kind::AveragePool { .. }
+            | Kind::Interpolate { .. }
+            | Kind::Function { .. }
+            | Kind::Dynamic { .. } => Extent::of(std::iter::empty()),
+        }
+    }
 }
 
 /// What the reals are made of.

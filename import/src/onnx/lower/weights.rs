@@ -65,6 +65,7 @@ impl Lowering<'_> {
             .tensors
             .get(&tensor)
             .map_or(1, |t| t.dims()[0]);
+        self.folder.pay(&[channels, 4])?;
         let zero_points = if scales.zero_points.iter().all(|&z| z == 0) {
             None
         } else {
@@ -105,18 +106,21 @@ impl Lowering<'_> {
         };
         let rank = perm.len();
         let missing = rank.saturating_sub(constant.values.dims.len());
-        let dims = [&vec![1; missing][..], &constant.values.dims].concat();
-        let placed = Constant::clone(&constant.values)
-            .reshaped(dims)
-            .and_then(|values| values.transposed(perm))
-            .and_then(|values| integer_tensor(constant.dtype, &values));
-        let tensor = placed.ok_or_else(|| Reason::Operand {
-            tensor: constant.name.clone(),
+        let key = format!("value {perm:?}\n{}", constant.name);
+        let base = format!("{}.values", constant.name);
+        let name = self.builder.shared_tensor(key, &base, || {
+            let dims = [&vec![1; missing][..], &constant.values.dims].concat();
+            constant
+                .values
+                .reshaped(dims)
+                .and_then(|values| values.transposed(perm))
+                .and_then(|values| integer_tensor(constant.dtype, &values))
+                .ok_or_else(|| Reason::Operand {
+                    tensor: constant.name.clone(),
+                })
         })?;
-        let dims = tensor.dims().to_vec();
-        let name = self
-            .builder
-            .tensor(&format!("{}.values", constant.name), tensor);
+        let tensor = self.builder.graph.tensors.get(&name);
+        let dims = tensor.map_or_else(Vec::new, |tensor| tensor.dims().to_vec());
         let quant = Affine { scale, zero_point };
         let id = self
             .builder
