@@ -250,3 +250,21 @@ fn the_first_reader_gives_an_integer_input_its_scale() {
     let quant = graph.value(graph.inputs[0]).quant.unwrap();
     assert_eq!((quant.scale, quant.zero_point), (0.5, 7));
 }
+
+#[test]
+fn two_bit_weights_are_read() {
+    let middle = vec![
+        node("DequantizeLinear", &["w", "s"], &["wd"]),
+        node("MatMul", &["d", "wd"], &["o"]),
+    ];
+    // [4, 1], element 0 in the low bits: 1, −1, −2, 0.
+    let weights = raw("w", 26, &[4, 1], vec![0b00_10_11_01]);
+    let graph = between(&[0, 4], middle, vec![weights]);
+    let weights = graph
+        .tensors
+        .values()
+        .find(|t| t.dtype() == DType::I2)
+        .unwrap();
+    assert_eq!(weights.integers().unwrap(), [1, -1, -2, 0]);
+    assert_eq!(graph.precision().label(), "int2");
+}
