@@ -11,7 +11,7 @@ use crate::conv::ConvShape;
 use crate::epilogue::Output;
 use crate::error::{at_least, byte_sign, product, zero_point_in_range};
 use crate::memory::{Carver, LINE, piece};
-use crate::pack::Matrix;
+use crate::pack::{Matrix, Packed};
 use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
 use crate::table::{self, Kernel, WeightFormat};
 use crate::tiles::{Job, MACS_PER_PART, Split, Walk};
@@ -320,7 +320,7 @@ impl Run<'_> {
             other: self.other,
             output: &self.output,
             first_row: index * spec.m,
-            weights: packed,
+            weights: Packed::new(self.matmul.walk.kernel(), packed),
             bias,
             padding: 0,
             row_factor: self.matmul.b_shift - self.b_zero_point,

@@ -108,7 +108,7 @@ impl Panels {
 
 /// Writes one panel; `weight(channel, k)` yields the weights of `channel < panel.used`, counted from
 /// the panel's first, at `k < depth`. `packed` is the panel's bytes.
-pub(crate) fn pack_panel(
+fn pack_panel(
     kernel: &Kernel,
     panel: &Panel,
     depth: usize,
@@ -200,7 +200,29 @@ impl Matrix<'_> {
     }
 }
 
-/// Weights packed for one kernel, which they remember.
+/// Packed weights and the kernel they are for: the walk over tiles calls no other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Packed<'a> {
+    kernel: &'static Kernel,
+    bytes: &'a [u8],
+}
+
+impl<'a> Packed<'a> {
+    /// Weights that `pack_panel` wrote for this kernel.
+    pub(crate) fn new(kernel: &'static Kernel, bytes: &'a [u8]) -> Self {
+        Packed { kernel, bytes }
+    }
+
+    pub(crate) fn kernel(&self) -> &'static Kernel {
+        self.kernel
+    }
+
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+}
+
+/// Packed weights that a layer owns.
 #[derive(Clone, Debug)]
 pub(crate) struct PackedWeights {
     kernel: &'static Kernel,
@@ -218,23 +240,16 @@ impl PackedWeights {
         let mut data = Aligned::zeroed(panels.bytes);
         let bytes = data.bytes_mut();
         for (index, panel) in panels.list.iter().enumerate() {
-            pack_panel(
-                kernel,
-                panel,
-                depth,
-                &mut bytes[panels.place(index)],
-                |channel, k| weight(panel.channel + channel, k),
-            );
+            let packed = &mut bytes[panels.place(index)];
+            pack_panel(kernel, panel, depth, packed, |channel, k| {
+                weight(panel.channel + channel, k)
+            });
         }
         PackedWeights { kernel, data }
     }
 
-    pub(crate) fn kernel(&self) -> &'static Kernel {
-        self.kernel
-    }
-
-    pub(crate) fn bytes(&self) -> &[u8] {
-        self.data.bytes()
+    pub(crate) fn get(&self) -> Packed<'_> {
+        Packed::new(self.kernel, self.data.bytes())
     }
 }
 

@@ -97,9 +97,13 @@ impl RowPlan {
         self.row_bytes
     }
 
-    /// Bytes of strip for `rows` rows.
+    /// Bytes of strip for `rows` rows; none where no row is ever gathered.
     pub(crate) fn strip_bytes(&self, rows: usize) -> usize {
-        rows * self.row_bytes + SLACK
+        if self.form != Form::Gathered && self.shape.stays_inside() {
+            0
+        } else {
+            rows * self.row_bytes + SLACK
+        }
     }
 
     /// Fills `table` with the pointers of the tile of output rows `rows`, counted over the batch, and

@@ -13,7 +13,7 @@ use core::ops::Range;
 use crate::conv::ConvShape;
 use crate::epilogue::{Epilogue, Output, Place};
 use crate::memory::{Carver, LINE, piece};
-use crate::pack::{Panel, Panels};
+use crate::pack::{Packed, Panel, Panels};
 use crate::parallel::{Shared, share};
 use crate::rows::RowPlan;
 use crate::table::{Kernel, Tile};
@@ -135,8 +135,7 @@ impl Split {
 /// One product to compute: operands and output.
 ///
 /// # Contract of [`Job::run`]
-/// - `input` holds every image that the rows reach into; `weights` was packed by the walk's kernel and
-///   panels; `bias` has a value for each packed column;
+/// - `input` holds every image that the rows reach into; `weights` was packed for the walk's panels; `bias` has a value for each packed column;
 /// - `output` and, where the epilogue has a second operand, `other` hold all rows at the walk's width;
 /// - no other thread runs the same rows and panels on this output at the same time.
 pub(crate) struct Job<'a> {
@@ -146,7 +145,7 @@ pub(crate) struct Job<'a> {
     pub(crate) output: &'a Shared<'a>,
     /// First output row of the job, counted over the whole output.
     pub(crate) first_row: usize,
-    pub(crate) weights: &'a [u8],
+    pub(crate) weights: Packed<'a>,
     pub(crate) bias: &'a [i32],
     pub(crate) padding: u8,
     /// Times the sum of a row's activations, added to all its sums: the share of the weights' zero
@@ -161,6 +160,7 @@ impl Job<'_> {
     /// The contract of [`Job`].
     pub(crate) unsafe fn run(&self, rows: Range<usize>, panels: Range<usize>, scratch: &mut [u8]) {
         let walk = self.walk;
+        debug_assert!(core::ptr::eq(self.weights.kernel(), walk.kernel));
         let mut carver = Carver::new(scratch);
         let block_rows = walk.block_rows.min(rows.len());
         let tile = carver.words(walk.kernel.tallest() * walk.kernel.widest());
@@ -216,7 +216,9 @@ impl Job<'_> {
                 group,
                 block.start + tile.start..block.start + tile.end,
                 &mut table[tile.start * plan.segments..tile.end * plan.segments],
-                &mut strip[tile.start * plan.row_bytes()..],
+                strip
+                    .get_mut(tile.start * plan.row_bytes()..)
+                    .unwrap_or_default(),
             );
         }
     }
@@ -235,8 +237,8 @@ impl Job<'_> {
     ) {
         let walk = self.walk;
         let plan = &walk.plan;
-        let functions = walk.kernel.tiles[panel.width_index];
-        let weights = &self.weights[panel.offset..];
+        let functions = self.weights.kernel().tiles[panel.width_index];
+        let weights = &self.weights.bytes()[panel.offset..];
         let bias = &self.bias[panel.column..panel.column + panel.width];
         for rows in self.tiles(block.len()) {
             let pointers = &table[rows.start * plan.segments..rows.end * plan.segments];

@@ -125,7 +125,11 @@ impl Case {
 
     /// Runs a prepared convolution; the zero point is given at the run where `dynamic`.
     fn check(&self, conv: &Conv, dynamic: bool) {
-        for threads in [1, 2] {
+        self.check_on(conv, dynamic, &[1, 2]);
+    }
+
+    fn check_on(&self, conv: &Conv, dynamic: bool, threads: &[usize]) {
+        for &threads in threads {
             let mut scratch = vec![0xa5; conv.scratch_bytes(threads) + 1];
             let mut got = vec![0x5a; self.want.len()];
             conv.run(
@@ -317,6 +321,19 @@ fn awkward_shapes() {
             for batch in [1, 2] {
                 Case::new(&mut rng, shape, batch, format).check_all(&isas);
             }
+        }
+    }
+}
+
+/// A pool may be larger than any split of the work.
+#[test]
+fn many_threads() {
+    let mut rng = Rng(5);
+    for isa in isas() {
+        for shape in [ConvShape::gemm(5, 700, 400), ConvShape::gemm(900, 70, 40)] {
+            let case = Case::new(&mut rng, shape, 1, WeightFormat::I8);
+            let conv = Conv::new(isa, &case.spec(case.zero_point)).unwrap();
+            case.check_on(&conv, false, &[3, 64, 65, 100]);
         }
     }
 }

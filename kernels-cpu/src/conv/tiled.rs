@@ -51,11 +51,11 @@ impl Tiled {
     }
 
     pub(super) fn kernel(&self) -> &'static Kernel {
-        self.weights.kernel()
+        self.weights.get().kernel()
     }
 
     pub(super) fn packed_bytes(&self) -> usize {
-        self.weights.bytes().len()
+        self.weights.get().bytes().len()
     }
 
     pub(super) fn scratch_bytes(&self, threads: usize) -> usize {
@@ -78,7 +78,7 @@ impl Tiled {
             other: io.other.unwrap_or(&[]),
             output: &output,
             first_row: 0,
-            weights: self.weights.bytes(),
+            weights: self.weights.get(),
             bias,
             padding: zero_point as u8,
             row_factor: 0,

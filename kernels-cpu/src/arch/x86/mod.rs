@@ -13,6 +13,7 @@ mod avx2_epilogue;
 mod avx512;
 mod avx512_depthwise;
 mod avx512_epilogue;
+mod avx512_round;
 mod vbmi;
 
 pub(super) const KERNELS: &[&[Kernel]] = &[avx2::KERNELS, avx512::KERNELS];
