@@ -4,7 +4,8 @@
 
 use std::{error::Error, fmt, num::NonZeroUsize, path::Path, sync::Arc};
 
-use requant_model::{Graph, artifact};
+use requant_import::onnx::{self, ImportOptions};
+use requant_model::{Graph, artifact, builtin};
 use requant_numerics::ModelPrecision;
 use requant_runtime::{
     Backend, CpuBackend, CpuOptions, Executable, Plan, PlanOptions, ReferenceBackend,
@@ -129,6 +130,9 @@ impl Engine for RuntimeEngine {
     fn load(&self, file: &Path) -> Result<Arc<dyn Network>, EngineError> {
         let graph = match file.extension().and_then(|extension| extension.to_str()) {
             Some("safetensors") => artifact::read_file(file).map_err(EngineError::refused)?,
+            Some("onnx") => {
+                onnx::import_file(file, &ImportOptions::default()).map_err(EngineError::refused)?
+            }
             _ => {
                 let name = file
                     .file_name()
@@ -142,7 +146,8 @@ impl Engine for RuntimeEngine {
     }
 
     fn built_in(&self) -> Result<Arc<dyn Network>, EngineError> {
-        Err(EngineError::Format { name: "fashion".to_owned() })
+        let graph = artifact::read(builtin::FASHION).map_err(EngineError::refused)?;
+        self.compile(graph)
     }
 }
 

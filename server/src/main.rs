@@ -113,8 +113,13 @@ fn greet(server: &Server) {
     if let Some(version) = models.first()
         && let Some(input) = version.signature().inputs.first()
     {
+        // An image for the built-in model comes with the sources.
+        let file = match registry.folder() {
+            None => "model/builtin/example.npy",
+            Some(_) => "FILE.npy",
+        };
         text += &format!(
-            "try      requant infer {} --input {}=FILE.npy --server {grpc}\n",
+            "try      requant infer {} --input {}={file} --server {grpc}\n",
             version.model, input.name
         );
     }

@@ -18,7 +18,7 @@ use tower::layer::util::{Identity, Stack};
 
 use crate::{
     engine::Engine,
-    grpc::{EdgeLayer, HealthService, InferenceService},
+    grpc::{EdgeLayer, HealthService, InFlight, InferenceService},
     metrics::{self, Recorder},
     metrics_http,
     options::{ModelControl, Options},
@@ -35,6 +35,9 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How long readiness is seen to be false before connections are told to go away.
 const ANNOUNCEMENT: Duration = Duration::from_millis(250);
+/// How long connections may take to close when no call is left; a client that does not answer would
+/// hold the server up for the whole drain timeout.
+const PARTING: Duration = Duration::from_secs(1);
 /// How often recorded metric samples are moved into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -67,6 +70,7 @@ pub struct Server {
     registry: Arc<Registry>,
     /// Set to true when connections are told to go away.
     leave: watch::Sender<bool>,
+    in_flight: InFlight,
     grpc: JoinHandle<Result<(), tonic::transport::Error>>,
     background: Vec<JoinHandle<()>>,
     drain_limit: Duration,
@@ -103,7 +107,8 @@ impl Server {
         };
         let registry = Registry::new(engine, source, options.drain_limit());
         let (leave, mut left) = watch::channel(false);
-        let router = router(options, &registry)?;
+        let in_flight = InFlight::default();
+        let router = router(options, &registry, in_flight.clone())?;
         let incoming = incoming
             .with_nodelay(Some(true))
             .with_keepalive(Some(KEEPALIVE));
@@ -127,6 +132,7 @@ impl Server {
             metrics_address,
             registry,
             leave,
+            in_flight,
             grpc,
             background,
             drain_limit: options.drain_limit(),
@@ -173,7 +179,10 @@ impl Server {
         let drained = tokio::time::timeout(self.drain_limit.max(ANNOUNCEMENT), async {
             tokio::time::sleep(ANNOUNCEMENT.min(self.drain_limit)).await;
             self.leave.send_replace(true);
-            let _ = (&mut self.grpc).await;
+            tokio::select! {
+                _ = &mut self.grpc => {}
+                () = quiet(&self.in_flight, PARTING) => {}
+            }
             self.registry.close().await;
         })
         .await
@@ -186,9 +195,23 @@ impl Server {
     }
 }
 
+/// Waits until no call has been in flight for `time`.
+async fn quiet(in_flight: &InFlight, time: Duration) {
+    let step = Duration::from_millis(10);
+    let mut idle = Duration::ZERO;
+    while idle < time {
+        tokio::time::sleep(step).await;
+        idle = match in_flight.count() {
+            0 => idle + step,
+            _ => Duration::ZERO,
+        };
+    }
+}
+
 fn router(
     options: &Options,
     registry: &Arc<Registry>,
+    in_flight: InFlight,
 ) -> Result<Router<Stack<EdgeLayer, Identity>>, StartError> {
     let control = options.model_control == ModelControl::Explicit;
     let inference =
@@ -208,7 +231,7 @@ fn router(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
-        .layer(EdgeLayer::new(options.max_request_mib))
+        .layer(EdgeLayer::new(options.max_request_mib, in_flight))
         .add_service(inference)
         .add_service(health)
         .add_service(reflection().build_v1()?)

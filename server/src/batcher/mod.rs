@@ -232,6 +232,11 @@ impl Batcher {
         })
     }
 
+    /// Requests in the line.
+    pub fn waiting(&self) -> usize {
+        self.shared.lock().queue.len()
+    }
+
     /// Takes no more requests; the threads end when the line is empty.
     pub fn close(&self) {
         self.shared.lock().closed = true;

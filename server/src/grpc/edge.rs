@@ -4,11 +4,16 @@
 //!   request out of the line;
 //! - a message above the limit is RESOURCE_EXHAUSTED and names the flag (not OUT_OF_RANGE);
 //! - answers are compressed only for callers who compress themselves: every Python client announces
-//!   that it could read gzip, and almost none wants to wait for it.
+//!   that it could read gzip, and almost none wants to wait for it;
+//! - calls are counted while they are worked on, so that a stopping server knows when it is done.
 
 use std::{
     future::Future,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -26,16 +31,45 @@ use crate::error::RequestError;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline(pub(crate) Instant);
 
+/// The calls that are being worked on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InFlight(Arc<AtomicUsize>);
+
+impl InFlight {
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(SeqCst)
+    }
+
+    fn enter(&self) -> Entered {
+        self.0.fetch_add(1, SeqCst);
+        Entered(Arc::clone(&self.0))
+    }
+}
+
+/// Counts one call until it is dropped.
+struct Entered(Arc<AtomicUsize>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
 /// Makes [`Edge`]s.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct EdgeLayer {
     max_request_mib: u32,
+    in_flight: InFlight,
 }
 
 impl EdgeLayer {
-    /// A layer that explains the limit of `max_request_mib` MiB.
-    pub(crate) fn new(max_request_mib: u32) -> Self {
-        EdgeLayer { max_request_mib }
+    /// A layer that explains the limit of `max_request_mib` MiB and counts calls.
+    pub(crate) fn new(max_request_mib: u32, in_flight: InFlight) -> Self {
+        EdgeLayer {
+            max_request_mib,
+            in_flight,
+        }
     }
 }
 
@@ -46,6 +80,7 @@ impl<S> Layer<S> for EdgeLayer {
         Edge {
             inner,
             max_request_mib: self.max_request_mib,
+            in_flight: self.in_flight.clone(),
         }
     }
 }
@@ -55,6 +90,7 @@ impl<S> Layer<S> for EdgeLayer {
 pub(crate) struct Edge<S> {
     inner: S,
     max_request_mib: u32,
+    in_flight: InFlight,
 }
 
 impl<S, B> Service<Request<B>> for Edge<S>
@@ -87,8 +123,10 @@ where
             request.extensions_mut().insert(Deadline(deadline));
         }
         let max_request_mib = self.max_request_mib;
+        let entered = self.in_flight.enter();
         let answer = self.inner.call(request);
         Box::pin(async move {
+            let _entered = entered;
             let mut response = match deadline {
                 None => answer.await?,
                 Some(deadline) => tokio::select! {
@@ -181,6 +219,58 @@ mod tests {
                 want,
                 "{text:?}"
             );
+        }
+    }
+
+    /// A service that never answers, or answers with a status.
+    struct Inner(Option<Status>);
+
+    impl Service<Request<()>> for Inner {
+        type Response = Response<Body>;
+        type Error = std::convert::Infallible;
+        type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Self::Error>> + Send>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: Request<()>) -> Self::Future {
+            assert!(request.extensions().get::<Deadline>().is_some());
+            assert!(request.headers().get("grpc-accept-encoding").is_none());
+            let status = self.0.clone();
+            Box::pin(async move {
+                match status {
+                    Some(status) => Ok(status.into_http()),
+                    None => std::future::pending().await,
+                }
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_deadline_is_the_callers_and_too_large_names_the_flag() {
+        for (inner, code, words) in [
+            (None, Code::DeadlineExceeded, "deadline"),
+            (
+                Some(Status::out_of_range("x")),
+                Code::ResourceExhausted,
+                "--max-request-mib",
+            ),
+            (Some(Status::not_found("x")), Code::NotFound, "x"),
+        ] {
+            let in_flight = InFlight::default();
+            let mut edge = EdgeLayer::new(7, in_flight.clone()).layer(Inner(inner));
+            let request = Request::builder()
+                .header("grpc-timeout", "20m")
+                .header("grpc-accept-encoding", "gzip")
+                .body(())
+                .unwrap();
+            let call = edge.call(request);
+            assert_eq!(in_flight.count(), 1);
+            let status = Status::from_header_map(call.await.unwrap().headers()).unwrap();
+            assert_eq!(status.code(), code);
+            assert!(status.message().contains(words), "{status}");
+            assert_eq!(in_flight.count(), 0);
         }
     }
 }

@@ -6,6 +6,6 @@ mod health;
 mod infer;
 mod service;
 
-pub(crate) use edge::EdgeLayer;
+pub(crate) use edge::{EdgeLayer, InFlight};
 pub(crate) use health::HealthService;
 pub(crate) use service::InferenceService;

@@ -25,10 +25,46 @@ pub fn parse_text(text: &[u8]) -> Result<ModelConfig, ConfigError> {
     let fault = |reason: String| ConfigError::Text { reason };
     let text = std::str::from_utf8(text).map_err(|_| ConfigError::Encoding)?;
     let descriptor = descriptor().ok_or_else(|| fault("descriptors are broken".to_owned()))?;
-    DynamicMessage::parse_text_format(descriptor, text)
+    DynamicMessage::parse_text_format(descriptor, &with_colons(text))
         .map_err(|error| fault(error.to_string()))?
         .transcode_to()
         .map_err(|error| fault(error.to_string()))
+}
+
+/// Writes `input [ … ]` as `input: [ … ]`. Lists of messages may leave the colon out, as nearly every
+/// configuration does; the parser insists on it.
+fn with_colons(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 16);
+    let mut quote = None;
+    let mut comment = false;
+    let mut escaped = false;
+    let mut before = ' ';
+    for c in text.chars() {
+        if comment {
+            comment = c != '\n';
+        } else if let Some(open) = quote {
+            if escaped {
+                escaped = false;
+            } else if c == '\\' {
+                escaped = true;
+            } else if c == open || c == '\n' {
+                quote = None;
+            }
+            before = c;
+        } else {
+            match c {
+                '#' => comment = true,
+                '"' | '\'' => quote = Some(c),
+                '[' if before == '_' || before.is_ascii_alphanumeric() => out.push(':'),
+                _ => {}
+            }
+            if !comment && !c.is_whitespace() {
+                before = c;
+            }
+        }
+        out.push(c);
+    }
+    out
 }
 
 /// Reads protobuf JSON.
@@ -77,6 +113,20 @@ mod tests {
             panic!("dynamic_batching was lost");
         };
         assert_eq!(batching.preferred_batch_size, [4, 8]);
+    }
+
+    #[test]
+    fn colons_appear_where_they_may_be_left_out() {
+        for (text, want) in [
+            ("input [ {", "input : [ {"),
+            ("input: [ {", "input: [ {"),
+            ("a # [\n [", "a # [\n : ["),
+            ("a: \"b [\" c [", "a: \"b [\" c : ["),
+            (r#"a: "\"" b ["#, r#"a: "\"" b : ["#),
+            ("a: 'x[' b: [1]", "a: 'x[' b: [1]"),
+        ] {
+            assert_eq!(with_colons(text).replace(" :[", " : ["), want);
+        }
     }
 
     #[test]

@@ -248,7 +248,7 @@ mod tests {
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("model.onnx"), b"secret").unwrap();
         let repository = tempfile::tempdir().unwrap();
-        let link = std::os::unix::fs::symlink::<&Path, PathBuf>;
+        let link = |to: &Path, at: PathBuf| std::os::unix::fs::symlink(to, at);
 
         link(outside.path(), repository.path().join("elsewhere")).unwrap();
         let error = ModelFolder::open(repository.path(), "elsewhere").unwrap_err();

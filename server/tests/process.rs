@@ -1,0 +1,266 @@
+//! The real program: exit codes, what it prints, and a drain under load.
+
+mod common;
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use requant_proto::inference::{
+    self as pb, grpc_inference_service_client::GrpcInferenceServiceClient,
+};
+use tonic::{Code, transport::Channel};
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_requant-server"));
+    for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("REQUANT_")) {
+        command.env_remove(key);
+    }
+    command.env_remove("RUST_LOG");
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    program().args(arguments).output().unwrap()
+}
+
+#[test]
+fn wrong_flags_exit_with_2_and_one_line() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = busy.local_addr().unwrap().to_string();
+    for arguments in [
+        &["--http-address", "0.0.0.0:8000"][..],
+        &["--auth-token-file", "x"],
+        &["--backend", "quantum"],
+        &["--grpc-address", "8001"],
+        &["--grpc-address", &taken],
+        &["--grpc-address", "127.0.0.1:0", "--metrics-address", &taken],
+        &["--model-repository", "/nonexistent/folder"],
+        &["--model-repository", file.path().to_str().unwrap()],
+        &["--max-request-mib", "lots"],
+        &["--threads", "0"],
+        &["model.onnx"],
+    ] {
+        let output = run(arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{arguments:?}: {stderr}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+    let output = program()
+        .env("REQUANT_DRAIN_TIMEOUT", "soon")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn help_and_version_exit_with_0() {
+    let help = run(&["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    let text = String::from_utf8(help.stdout).unwrap();
+    for flag in [
+        "--model-repository",
+        "--grpc-address",
+        "--metrics-address",
+        "--backend",
+        "--model-control",
+        "--load-model",
+        "--threads",
+        "--max-request-mib",
+        "--drain-timeout",
+        "--log-format",
+    ] {
+        assert!(text.contains(flag), "{flag}");
+    }
+    assert_eq!(run(&["--version"]).status.code(), Some(0));
+}
+
+/// A server in a process of its own, ended with the test.
+struct Process {
+    child: Child,
+    grpc: String,
+    stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Process {
+    fn start(arguments: &[&str]) -> Process {
+        let mut child = program()
+            .args([
+                "--grpc-address",
+                "127.0.0.1:0",
+                "--metrics-address",
+                "127.0.0.1:0",
+            ])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let address = line
+            .split_whitespace()
+            .nth(1)
+            .unwrap_or_else(|| panic!("printed {line:?}"));
+        Process {
+            grpc: format!("http://{address}"),
+            child,
+            stdout,
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let status = Command::new("kill").args([name, &id]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for the end; stdout and stderr from then on.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut text = String::new();
+        self.stdout.read_to_string(&mut text).unwrap();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        (self.child.wait().unwrap().code(), text)
+    }
+}
+
+fn fashion_request() -> pb::ModelInferRequest {
+    let mut request = common::good("fashion", 1, 0.0);
+    request.inputs = vec![common::input("input", "FP32", &[1, 1, 28, 28])];
+    request.raw_input_contents = vec![common::f32_bytes(&[0.25; 784])];
+    request
+}
+
+async fn connect(uri: &str) -> GrpcInferenceServiceClient<Channel> {
+    let channel = Channel::from_shared(uri.to_owned())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    GrpcInferenceServiceClient::new(channel)
+}
+
+#[tokio::test]
+async fn a_drain_loses_nothing_that_was_accepted() {
+    let process = Process::start(&["--drain-timeout", "20"]);
+    let stopping = Arc::new(AtomicBool::new(false));
+    let answered = Arc::new(AtomicUsize::new(0));
+    let mut callers = Vec::new();
+    for _ in 0..8 {
+        let mut client = connect(&process.grpc).await;
+        let (stopping, answered) = (Arc::clone(&stopping), Arc::clone(&answered));
+        callers.push(tokio::spawn(async move {
+            loop {
+                match client.model_infer(fashion_request()).await {
+                    Ok(answer) => {
+                        assert_eq!(answer.into_inner().raw_output_contents[0].len(), 40);
+                        answered.fetch_add(1, SeqCst);
+                    }
+                    Err(status) => {
+                        assert!(stopping.load(SeqCst), "failed before the stop: {status}");
+                        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+                        return;
+                    }
+                }
+            }
+        }));
+    }
+    let mut watcher = tonic_health::pb::health_client::HealthClient::new(
+        Channel::from_shared(process.grpc.clone())
+            .unwrap()
+            .connect()
+            .await
+            .unwrap(),
+    );
+    let request = tonic_health::pb::HealthCheckRequest::default();
+    let mut health = watcher.watch(request).await.unwrap().into_inner();
+    assert_eq!(health.message().await.unwrap().unwrap().status, 1);
+    while answered.load(SeqCst) < 50 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stopping.store(true, SeqCst);
+    let stopped = Instant::now();
+    process.signal("-TERM");
+    // The watch says NOT_SERVING and ends, so that it does not hold the server up.
+    assert_eq!(health.message().await.unwrap().unwrap().status, 2);
+    assert!(health.message().await.unwrap().is_none());
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    let (code, text) = process.end();
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        stopped.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        stopped.elapsed()
+    );
+    assert!(!text.contains("not answered"), "{text}");
+}
+
+#[tokio::test]
+async fn an_interrupt_stops_an_idle_server() {
+    let process = Process::start(&["--log-format", "json"]);
+    let mut client = connect(&process.grpc).await;
+    let ready = client
+        .server_ready(pb::ServerReadyRequest {})
+        .await
+        .unwrap();
+    assert!(ready.into_inner().ready);
+    process.signal("-INT");
+    let (code, text) = process.end();
+    assert_eq!(code, Some(0), "{text}");
+    let logged: Vec<&str> = text.lines().filter(|line| line.starts_with('{')).collect();
+    assert!(
+        logged.iter().any(|line| line.contains("\"stopping\"")),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_real_onnx_model_from_a_repository() {
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data");
+    let data = std::env::var("REQUANT_TEST_DATA").unwrap_or_else(|_| data.to_owned());
+    let file = Path::new(&data).join("quantized/onnx/ort_fmnist_resnet_qdq.onnx");
+    if !file.is_file() {
+        eprintln!("skipped: {} is not there", file.display());
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(folder.path().join("fmnist/1")).unwrap();
+    std::fs::copy(&file, folder.path().join("fmnist/1/model.onnx")).unwrap();
+    let process = Process::start(&["--model-repository", folder.path().to_str().unwrap()]);
+    let mut client = connect(&process.grpc).await;
+    let name = "fmnist".to_owned();
+    let request = pb::ModelMetadataRequest {
+        name: name.clone(),
+        version: String::new(),
+    };
+    let metadata = client.model_metadata(request).await.unwrap().into_inner();
+    let input = &metadata.inputs[0];
+    let mut shape = input.shape.clone();
+    if shape[0] == -1 {
+        shape[0] = 1;
+    }
+    let mut request = fashion_request();
+    request.model_name = name;
+    request.inputs = vec![common::input(&input.name, &input.datatype, &shape)];
+    let answer = client.model_infer(request).await.unwrap().into_inner();
+    assert_eq!(common::f32_values(&answer.raw_output_contents[0]).len(), 10);
+    process.signal("-TERM");
+    assert_eq!(process.end().0, Some(0));
+}
