@@ -2,6 +2,11 @@
 //!
 //! `cargo bench -p requant-server --bench startup` prints the median, least and largest of 21 starts.
 
+#![allow(
+    clippy::expect_used,
+    reason = "a benchmark that cannot run has nothing to say"
+)]
+
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

@@ -136,13 +136,13 @@ impl Options {
         arguments: impl IntoIterator<Item = impl Into<std::ffi::OsString> + Clone>,
     ) -> Result<Options, Refusal> {
         let options = Options::try_parse_from(arguments).map_err(refusal)?;
-        if let Some(folder) = &options.model_repository {
-            if !folder.is_dir() {
-                return Err(Refusal::Wrong(format!(
-                    "--model-repository: '{}' is not a folder",
-                    folder.display()
-                )));
-            }
+        if let Some(folder) = &options.model_repository
+            && !folder.is_dir()
+        {
+            return Err(Refusal::Wrong(format!(
+                "--model-repository: '{}' is not a folder",
+                folder.display()
+            )));
         }
         if !options.load_model.is_empty() && options.model_control != ModelControl::Explicit {
             return Err(Refusal::Wrong(

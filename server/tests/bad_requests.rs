@@ -1,6 +1,12 @@
 //! Everything that can be wrong with a request: each fault has its code and a message that names the
 //! tensor, and the server answers a good request afterwards.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests are tests"
+)]
+
 mod common;
 
 use bytes::{BufMut as _, Bytes, BytesMut};

@@ -1,5 +1,11 @@
 //! The real program: exit codes, what it prints, and a drain under load.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests are tests"
+)]
+
 mod common;
 
 use std::{

@@ -1,5 +1,11 @@
 //! Loading, reloading, unloading and following a repository, with requests under way.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests are tests"
+)]
+
 mod common;
 
 use std::{fs, time::Duration};

@@ -1,5 +1,11 @@
 //! The protocol as a client sees it, over a real connection to a server in this process.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests are tests"
+)]
+
 mod common;
 
 use std::time::{Duration, Instant};

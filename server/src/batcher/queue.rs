@@ -352,7 +352,7 @@ mod tests {
             Decision::Run(batch) => {
                 assert_eq!(batch.iter().map(|e| e.rows).collect::<Vec<_>>(), [1, 3, 4]);
             }
-            other => panic!("{other:?}"),
+            other @ (Decision::Wait(_) | Decision::Idle) => panic!("{other:?}"),
         }
         assert!(queue.is_empty());
         assert_eq!(queue.bytes, 0);
@@ -373,7 +373,7 @@ mod tests {
             Decision::Run(batch) => {
                 assert_eq!(batch.iter().map(|e| e.id).collect::<Vec<_>>(), [1, 2]);
             }
-            other => panic!("{other:?}"),
+            other @ (Decision::Wait(_) | Decision::Idle) => panic!("{other:?}"),
         }
         assert_eq!(expired.iter().map(|e| e.id).collect::<Vec<_>>(), [0]);
         assert_eq!(queue.bytes, 0);

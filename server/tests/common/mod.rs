@@ -5,6 +5,8 @@
     dead_code,
     unreachable_pub,
     missing_debug_implementations,
+    clippy::unwrap_used,
+    clippy::panic,
     reason = "every test file uses a part of this, and nobody else does"
 )]
 
@@ -340,9 +342,12 @@ pub async fn start(arguments: &[&str]) -> Running {
     }
 }
 
+/// Name, configuration and versions of a model.
+pub type Model<'a> = (&'a str, &'a str, &'a [(u64, &'a str)]);
+
 /// A repository in a temporary folder: for each model its name, configuration (none when empty) and
 /// versions with the text of the model file.
-pub fn repository(models: &[(&str, &str, &[(u64, &str)])]) -> tempfile::TempDir {
+pub fn repository(models: &[Model<'_>]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, config, versions) in models {
         write_model(folder.path(), name, config, versions);
