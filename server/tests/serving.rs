@@ -235,7 +235,7 @@ async fn infer_in_every_form() {
     assert_eq!(answer.outputs[0].shape, [1, 2]);
     assert_eq!(
         answer.raw_output_contents[0][4..],
-        b"7.000000:2\x0a\0\0\05.000000:1"[..]
+        b"7.000000:2\x0a\0\0\x005.000000:1"[..]
     );
 
     // A model without a batch dimension, and one without server-side batching.
