@@ -1,5 +1,7 @@
 //! Log lines on stderr: for people or as JSON, at level info unless `RUST_LOG` says otherwise.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt};
 
 use crate::options::LogFormat;
@@ -12,6 +14,7 @@ pub fn install(format: LogFormat) {
     let builder = fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
     // Refused only when another subscriber is installed, as in tests.
     let _ = match format {
