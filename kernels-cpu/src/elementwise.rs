@@ -336,10 +336,14 @@ fn row_all(core: &Core, a: Operand<'_>, b: Operand<'_>, output: &mut [u8]) {
             BinaryOp::Add(add) => match add.scheme {
                 AddScheme::F32Fma { .. } => pairs.for_each(|(a, b)| *a = add.apply(*a, *b)),
                 AddScheme::Rhu { .. } => pairs.for_each(|(a, b)| *a = add.apply(*a, *b)),
+                AddScheme::TfliteDouble { .. } => {
+                    pairs.for_each(|(a, b)| *a = add.apply(*a, *b));
+                }
             },
             BinaryOp::Mul(mul) => match mul.scheme {
                 MulScheme::F32 { .. } => pairs.for_each(|(a, b)| *a = mul.apply(*a, *b)),
                 MulScheme::Rhu { .. } => pairs.for_each(|(a, b)| *a = mul.apply(*a, *b)),
+                MulScheme::TfliteDouble(_) => pairs.for_each(|(a, b)| *a = mul.apply(*a, *b)),
             },
         }
         if core.output == DType::I16 {

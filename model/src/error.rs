@@ -1,7 +1,7 @@
 //! Everything that can be wrong with a graph, named.
 
 use requant_numerics::elementwise::ElementwiseError;
-use requant_numerics::{BoundError, DType, RequantizeError};
+use requant_numerics::{BoundError, DType, DyadicError, RequantizeError};
 use thiserror::Error;
 
 /// A fault of a whole graph.
@@ -276,6 +276,9 @@ pub enum NodeError {
     /// Bad parameters of an elementwise operator.
     #[error(transparent)]
     Elementwise(#[from] ElementwiseError),
+    /// A ratio of scales that is no multiplier.
+    #[error(transparent)]
+    Multiplier(#[from] DyadicError),
     /// An accumulator that could overflow.
     #[error("output channel {channel}: {source}")]
     Bound {

@@ -2,6 +2,9 @@
 
 use thiserror::Error;
 
+use crate::dyadic::{DyadicError, tflite_multiplier};
+use crate::rounding::{saturate, tflite_double};
+
 /// How a sum of two quantized tensors is rounded.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AddScheme {
@@ -25,7 +28,32 @@ pub enum AddScheme {
         /// Shift, `1 ≤ s ≤ 62`.
         s: u8,
     },
+    /// TFLite's ADD and SUB of 8-bit operands: each operand is brought to a common scale,
+    /// `q_i = MBQM((x_i − z_i) << 20, M_i)`, and the sum or difference to the output,
+    /// `MBQM(q_a ± q_b, M)`; MBQM is [`tflite_double`](crate::rounding::tflite_double).
+    TfliteDouble {
+        /// Whether the second operand is subtracted.
+        subtract: bool,
+        /// `s_a/T` with `T = 2·max(s_a, s_b)`.
+        a: TfliteMultiplier,
+        /// `s_b/T`.
+        b: TfliteMultiplier,
+        /// `T/(2^20·s_y)`.
+        output: TfliteMultiplier,
+    },
 }
+
+/// A multiplier `m·2^(e−31)` of [`tflite_double`](crate::rounding::tflite_double).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TfliteMultiplier {
+    /// Mantissa, not negative.
+    pub m: i32,
+    /// Exponent, `−31 ≤ e ≤ 30`.
+    pub e: i8,
+}
+
+/// Bits by which TFLite's sum shifts its operands left before the first rounding.
+pub const TFLITE_ADD_SHIFT: u32 = 20;
 
 /// A sum of two quantized tensors with its zero points and clamp.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,6 +88,8 @@ pub enum MulScheme {
         /// Shift, `1 ≤ s ≤ 62`.
         s: u8,
     },
+    /// TFLite's MUL: `MBQM(p, M)` with `M = s_a·s_b/s_y`, then the output's zero point.
+    TfliteDouble(TfliteMultiplier),
 }
 
 /// A product of two quantized tensors with its zero points and clamp.
@@ -94,9 +124,39 @@ pub enum ElementwiseError {
     /// A mantissa is outside its range.
     #[error("multiplier {0} is outside its range")]
     Mantissa(i32),
+    /// An exponent is outside [-31, 30].
+    #[error("exponent {0} is outside [-31, 30]")]
+    Exponent(i8),
     /// The clamp is empty.
     #[error("clamp [{0}, {1}] is empty")]
     Clamp(i32, i32),
+}
+
+impl TfliteMultiplier {
+    /// The form of a real multiplier; see [`tflite_multiplier`](crate::dyadic::tflite_multiplier).
+    ///
+    /// # Errors
+    /// Refuses what is not a positive finite number below 2^30.
+    pub fn from_f64(multiplier: f64) -> Result<Self, DyadicError> {
+        let (m, e) = tflite_multiplier(multiplier)?;
+        Ok(TfliteMultiplier { m, e })
+    }
+
+    /// The product, rounded twice.
+    #[inline]
+    pub const fn apply(self, value: i32) -> i32 {
+        tflite_double(value, self.m, self.e)
+    }
+
+    fn validate(self) -> Result<(), ElementwiseError> {
+        if self.m < 0 {
+            return Err(ElementwiseError::Mantissa(self.m));
+        }
+        if !(-31..=30).contains(&self.e) {
+            return Err(ElementwiseError::Exponent(self.e));
+        }
+        Ok(())
+    }
 }
 
 impl AddParams {
@@ -139,6 +199,26 @@ impl AddParams {
                 (rounded + i64::from(self.zero_point)).clamp(i64::from(self.lo), i64::from(self.hi))
                     as i32
             }
+            AddScheme::TfliteDouble {
+                subtract,
+                a: m_a,
+                b: m_b,
+                output,
+            } => {
+                let raised = |q: i32, z: i32| saturate(i64::from(q - z) << TFLITE_ADD_SHIFT);
+                let a = m_a.apply(raised(a, self.zero_point_a));
+                let b = m_b.apply(raised(b, self.zero_point_b));
+                // Legitimate multipliers of operands stay below 1/2, so neither saturates.
+                let sum = if subtract {
+                    a.saturating_sub(b)
+                } else {
+                    a.saturating_add(b)
+                };
+                let rounded = output.apply(sum);
+                rounded
+                    .saturating_add(self.zero_point)
+                    .clamp(self.lo, self.hi)
+            }
         }
     }
 
@@ -163,6 +243,11 @@ impl AddParams {
                 }
                 check_shift(s)?;
             }
+            AddScheme::TfliteDouble { a, b, output, .. } => {
+                for multiplier in [a, b, output] {
+                    multiplier.validate()?;
+                }
+            }
         }
         check_clamp(self.lo, self.hi)
     }
@@ -184,6 +269,10 @@ impl MulParams {
                     .saturating_add(self.zero_point)
                     .clamp(self.lo, self.hi)
             }
+            MulScheme::TfliteDouble(multiplier) => multiplier
+                .apply(product)
+                .saturating_add(self.zero_point)
+                .clamp(self.lo, self.hi),
         }
     }
 
@@ -200,6 +289,7 @@ impl MulParams {
                 }
                 check_shift(s)?;
             }
+            MulScheme::TfliteDouble(multiplier) => multiplier.validate()?,
         }
         check_clamp(self.lo, self.hi)
     }

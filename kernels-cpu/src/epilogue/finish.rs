@@ -65,6 +65,11 @@ pub(crate) enum Sum {
         lo: i64,
         hi: i64,
     },
+    /// TFLite's sum, as it is defined.
+    Double {
+        product_first: bool,
+        add: AddParams,
+    },
 }
 
 impl Finish {
@@ -135,6 +140,10 @@ impl Sum {
                     hi: add.hi.into(),
                 }
             }
+            AddScheme::TfliteDouble { .. } => Sum::Double {
+                product_first,
+                add: *add,
+            },
         }
     }
 
@@ -181,6 +190,15 @@ impl Sum {
                     let sum = first * product + second * mantissa;
                     let rounded = (sum + constant) >> shift;
                     *value = (rounded + zero_point).clamp(lo, hi) as i32;
+                }
+            }
+            Sum::Double { product_first, add } => {
+                for (i, value) in row.iter_mut().enumerate() {
+                    *value = if product_first {
+                        add.apply(*value, other(i))
+                    } else {
+                        add.apply(other(i), *value)
+                    };
                 }
             }
         }

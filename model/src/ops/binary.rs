@@ -1,7 +1,9 @@
 //! Sum and product of two activations, element by element, with broadcasting.
 
 use requant_numerics::DType;
-use requant_numerics::elementwise::{AddParams, AddScheme, MulParams, MulScheme};
+use requant_numerics::elementwise::{
+    AddParams, AddScheme, MulParams, MulScheme, TFLITE_ADD_SHIFT, TfliteMultiplier,
+};
 use serde::{Deserialize, Serialize};
 
 use super::context::{affine, value_type};
@@ -26,6 +28,11 @@ pub enum AddSpec {
         /// Shift.
         s: u8,
     },
+    /// TFLite's ADD and SUB, 8-bit operands. The multipliers follow from the operands' scales.
+    TfliteDouble {
+        /// Whether the second operand is subtracted.
+        subtract: bool,
+    },
 }
 
 /// How a product is rounded; see [`MulScheme`].
@@ -41,6 +48,8 @@ pub enum MulSpec {
         /// Shift.
         s: u8,
     },
+    /// TFLite's MUL. The multiplier follows from the operands' scales.
+    TfliteDouble,
 }
 
 /// Sum (or difference) of two activations.
@@ -90,6 +99,24 @@ impl Add {
                 lo: self.lo,
                 hi: self.hi,
             },
+            AddSpec::TfliteDouble { subtract } => {
+                let (s_a, s_b) = (f64::from(a.scale), f64::from(b.scale));
+                let common = 2.0 * s_a.max(s_b);
+                let raised = f64::from(1u32 << TFLITE_ADD_SHIFT) * f64::from(y.scale);
+                AddParams {
+                    scheme: AddScheme::TfliteDouble {
+                        subtract,
+                        a: TfliteMultiplier::from_f64(s_a / common)?,
+                        b: TfliteMultiplier::from_f64(s_b / common)?,
+                        output: TfliteMultiplier::from_f64(common / raised)?,
+                    },
+                    zero_point_a: a.zero_point,
+                    zero_point_b: b.zero_point,
+                    zero_point: y.zero_point,
+                    lo: self.lo,
+                    hi: self.hi,
+                }
+            }
         };
         params.validate()?;
         Ok(params)
@@ -109,6 +136,11 @@ impl Mul {
                 scale: a.scale * b.scale / y.scale,
             },
             MulSpec::Rhu { m, s } => MulScheme::Rhu { m, s },
+            MulSpec::TfliteDouble => {
+                let product = f64::from(a.scale) * f64::from(b.scale);
+                let multiplier = product / f64::from(y.scale);
+                MulScheme::TfliteDouble(TfliteMultiplier::from_f64(multiplier)?)
+            }
         };
         let params = MulParams {
             scheme,
@@ -126,8 +158,13 @@ impl Mul {
 impl Rule for Add {
     fn check(&self, cx: &Context<'_>) -> Result<Vec<Expected>, NodeError> {
         cx.arity(2, 1)?;
-        operand(cx.inputs[0], 16)?;
-        operand(cx.inputs[1], 16)?;
+        let bits = match self.scheme {
+            AddSpec::F32Fma { .. } | AddSpec::Rhu { .. } => 16,
+            // The shift to the left leaves no room for wider operands.
+            AddSpec::TfliteDouble { .. } => 8,
+        };
+        operand(cx.inputs[0], bits)?;
+        operand(cx.inputs[1], bits)?;
         clamp(cx.outputs[0], 16, self.lo, self.hi)?;
         self.params(cx)?;
         elementwise(cx.inputs[0], cx.inputs[1])

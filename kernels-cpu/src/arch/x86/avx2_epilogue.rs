@@ -33,7 +33,7 @@ pub(super) fn select(round: &Round, finish: &Finish) -> Option<BlockFn> {
             ..
         } => true,
         FinishJoin::Add {
-            sum: Sum::Integer { .. },
+            sum: Sum::Integer { .. } | Sum::Double { .. },
             ..
         }
         | FinishJoin::Residual(_) => return None,

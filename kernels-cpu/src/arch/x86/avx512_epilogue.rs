@@ -25,7 +25,7 @@ pub(super) fn select(round: &Round, finish: &Finish) -> Option<BlockFn> {
         (
             _,
             FinishJoin::Add {
-                sum: Sum::Integer { .. },
+                sum: Sum::Integer { .. } | Sum::Double { .. },
                 ..
             },
         ) => None,
@@ -88,7 +88,7 @@ impl Adder {
                 ..
             } => (product_first, [product, other, offset, lo, hi]),
             FinishJoin::Add {
-                sum: Sum::Integer { .. },
+                sum: Sum::Integer { .. } | Sum::Double { .. },
                 ..
             }
             | FinishJoin::None
