@@ -12,8 +12,8 @@ pub struct BoundError {
     pub bound: u128,
 }
 
-/// `A·Σ_k u·|w − zp_w| + |bias| + 2^(k−1) < 2^31`, with `A = 2^b − 1` for b-bit activations, and the
-/// same bound with `|w|` for `|w − zp_w|`.
+/// `A·Σ_k u·|w − zp_w| + |bias| + 2^(k−1) < 2^31`, with `A` the activations' [`DType::reach`]
+/// (`2^b − 1` for b bits), and the same bound with `|w|` for `|w − zp_w|`.
 ///
 /// `weights` yields `(w, u)` of one output channel, `u = 1` without group multipliers; `shift` is the
 /// `k` of the rounding `shift`, 0 otherwise. Returns the larger of the two bounds.
@@ -27,7 +27,7 @@ pub fn accumulator_bound(
     bias: i32,
     shift: u8,
 ) -> Result<u32, BoundError> {
-    let largest_activation = (1u128 << activations.bits().min(16)) - 1;
+    let largest_activation = u128::from(activations.reach().min(u32::from(u16::MAX)));
     let (mut centred, mut plain) = (0u128, 0u128);
     for (weight, multiplier) in weights {
         let multiplier = u128::from(multiplier.unsigned_abs());
@@ -67,6 +67,14 @@ mod tests {
         assert_eq!(
             accumulator_bound(DType::U4, [(-8, 127)].into_iter(), 0, 0, 0),
             Ok(15_240)
+        );
+        assert_eq!(
+            accumulator_bound(DType::Binary, ones(784, -1), 0, 5, 0),
+            Ok(789)
+        );
+        assert_eq!(
+            accumulator_bound(DType::Ternary, ones(784, 1), 0, 0, 0),
+            Ok(784)
         );
     }
 

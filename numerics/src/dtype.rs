@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DType {
+    /// -1 and 1: one bit plane, 1 for -1.
+    Binary,
+    /// -1, 0 and 1: two bit planes, non-zero and negative.
+    Ternary,
     /// Signed 2 bits, [-2, 1].
     I2,
     /// Unsigned 2 bits, [0, 3].
@@ -37,7 +41,9 @@ pub enum DType {
 
 impl DType {
     /// Every type, in ascending width.
-    pub const ALL: [DType; 11] = [
+    pub const ALL: [DType; 13] = [
+        DType::Binary,
+        DType::Ternary,
         DType::I2,
         DType::U2,
         DType::I4,
@@ -54,7 +60,8 @@ impl DType {
     /// Width of an element in bits.
     pub const fn bits(self) -> u32 {
         match self {
-            DType::I2 | DType::U2 => 2,
+            DType::Binary => 1,
+            DType::Ternary | DType::I2 | DType::U2 => 2,
             DType::I4 | DType::U4 => 4,
             DType::I8 | DType::U8 => 8,
             DType::I16 => 16,
@@ -69,9 +76,11 @@ impl DType {
         if bits < 8 { 1 } else { bits / 8 }
     }
 
-    /// Smallest and largest value of an integer type, or `None` for float types.
+    /// Smallest and largest value of an integer type, or `None` for float types. Every integer between
+    /// them is a value of the type, but 0 is none of `binary`.
     pub const fn range(self) -> Option<(i64, i64)> {
         match self {
+            DType::Binary | DType::Ternary => Some((-1, 1)),
             DType::I2 => Some((-2, 1)),
             DType::U2 => Some((0, 3)),
             DType::I4 => Some((-8, 7)),
@@ -85,6 +94,38 @@ impl DType {
         }
     }
 
+    /// Whether an integer is a value of the type; false for float types.
+    pub const fn contains(self, value: i64) -> bool {
+        match self.range() {
+            Some((lo, hi)) => {
+                value >= lo && value <= hi && !(value == 0 && matches!(self, DType::Binary))
+            }
+            None => false,
+        }
+    }
+
+    /// The largest `|x − zero point|` of an integer type: `2^b − 1` for `b` bits, 1 for `binary` and
+    /// `ternary`, whose zero point is 0.
+    pub const fn reach(self) -> u32 {
+        match self {
+            DType::Binary | DType::Ternary => 1,
+            DType::I2
+            | DType::U2
+            | DType::I4
+            | DType::U4
+            | DType::I8
+            | DType::U8
+            | DType::I16
+            | DType::I32
+            | DType::I64
+            | DType::F32
+            | DType::F64 => {
+                let bits = self.bits();
+                if bits < 32 { (1 << bits) - 1 } else { u32::MAX }
+            }
+        }
+    }
+
     /// Whether a tensor of this type may be an activation or weight of an integer operator: an
     /// integer of at most 8 bits.
     pub const fn is_quantized(self) -> bool {
@@ -95,7 +136,9 @@ impl DType {
     pub const fn is_signed(self) -> bool {
         match self {
             DType::U2 | DType::U4 | DType::U8 => false,
-            DType::I2
+            DType::Binary
+            | DType::Ternary
+            | DType::I2
             | DType::I4
             | DType::I8
             | DType::I16
@@ -109,6 +152,8 @@ impl DType {
     /// The lower-case name used in manifests, logs and reports.
     pub const fn name(self) -> &'static str {
         match self {
+            DType::Binary => "binary",
+            DType::Ternary => "ternary",
             DType::I2 => "i2",
             DType::U2 => "u2",
             DType::I4 => "i4",
@@ -140,9 +185,15 @@ mod tests {
             let Some((lo, hi)) = dtype.range() else {
                 continue;
             };
+            assert_eq!(lo < 0, dtype.is_signed(), "{dtype}");
+            assert!(dtype.contains(lo) && dtype.contains(hi), "{dtype}");
+            assert!(!matches!(hi.checked_add(1), Some(v) if dtype.contains(v)));
+            if matches!(dtype, DType::Binary | DType::Ternary) {
+                assert_eq!(dtype.contains(0), dtype == DType::Ternary);
+                continue;
+            }
             let span = (hi as i128) - (lo as i128) + 1;
             assert_eq!(span, 1i128 << dtype.bits(), "{dtype}");
-            assert_eq!(lo < 0, dtype.is_signed(), "{dtype}");
         }
     }
 }

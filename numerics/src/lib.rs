@@ -1,6 +1,6 @@
 //! The executable specification of Requant's integer arithmetic.
 //!
-//! Everything a backend computes is defined here once, in plain scalar Rust: value types, the five
+//! Everything a backend computes is defined here once, in plain scalar Rust: value types, the
 //! roundings, requantization, elementwise formulas, the float edges and the proof that accumulators
 //! cannot overflow. A SIMD or CUDA kernel is correct when it gives the same bytes as this crate, and
 //! wrong when one bit differs.
@@ -24,6 +24,6 @@ pub mod table;
 pub use bounds::{BoundError, accumulator_bound};
 pub use dtype::DType;
 pub use dyadic::{Dyadic, DyadicError};
-pub use precision::{LayerPrecision, ModelPrecision};
+pub use precision::{ActivationPrecision, LayerPrecision, ModelPrecision, WeightPrecision};
 pub use requantize::{Requantize, RequantizeError, Residual, Scheme};
 pub use rounding::Rounding;

@@ -38,6 +38,20 @@ pub enum Scheme {
         /// Scales, positive and finite.
         scale: Vec<f64>,
     },
+    /// No rounding but a count: `y = lo + (hi − lo)/levels · #{i : acc ≥ τ_i}`, with `≤` for `≥` in the
+    /// channels that fall. What batch norm followed by a sign, or by any other monotone step function,
+    /// becomes; the zero point takes no part.
+    ///
+    /// A constant output is `τ = i32::MIN` in a channel that rises (always) or falls (never):
+    /// accumulators are proved greater.
+    Thresholds {
+        /// Thresholds of a channel, 1 to 255; divides `hi − lo`.
+        levels: usize,
+        /// `[channels, levels]`.
+        tau: Vec<i32>,
+        /// Whether a channel counts `acc ≤ τ`; one entry or one a channel.
+        falls: Vec<bool>,
+    },
 }
 
 /// A residual input of [`Requantize`]: `((res − zero_point) << 8)·m` joins the accumulator's product
@@ -52,7 +66,7 @@ pub struct Residual {
 }
 
 /// Everything between an `i32` accumulator and the stored output:
-/// `y = clamp(round(acc) + zero_point, lo, hi)`.
+/// `y = clamp(round(acc) + zero_point, lo, hi)`, or a step function of the accumulator.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Requantize {
     /// Rounding and multipliers.
@@ -107,6 +121,22 @@ pub enum RequantizeError {
         /// The scale.
         value: f64,
     },
+    /// A number of thresholds outside 1..=255.
+    #[error("{levels} thresholds a channel are outside [1, 255]")]
+    Levels {
+        /// The number.
+        levels: usize,
+    },
+    /// Outputs between the limits that the number of thresholds cannot reach in equal steps.
+    #[error("{levels} thresholds do not cut [{lo}, {hi}] into equal steps")]
+    Steps {
+        /// Thresholds of a channel.
+        levels: usize,
+        /// Lower limit.
+        lo: i32,
+        /// Upper limit.
+        hi: i32,
+    },
     /// The clamp is empty.
     #[error("clamp [{lo}, {hi}] is empty")]
     Clamp {
@@ -121,14 +151,15 @@ pub enum RequantizeError {
 const SCALE_RANGE: core::ops::RangeInclusive<f64> = 8.271806125530277e-25..=1.2089258196146292e24;
 
 impl Scheme {
-    /// The name of the rounding.
-    pub const fn rounding(&self) -> Rounding {
+    /// The name of the rounding; none for thresholds.
+    pub const fn rounding(&self) -> Option<Rounding> {
         match self {
-            Scheme::Rhu { .. } => Rounding::Rhu,
-            Scheme::Shift { .. } => Rounding::Shift,
-            Scheme::F32Rne { .. } => Rounding::F32Rne,
-            Scheme::TfliteDouble { .. } => Rounding::TfliteDouble,
-            Scheme::F64Away { .. } => Rounding::F64Away,
+            Scheme::Rhu { .. } => Some(Rounding::Rhu),
+            Scheme::Shift { .. } => Some(Rounding::Shift),
+            Scheme::F32Rne { .. } => Some(Rounding::F32Rne),
+            Scheme::TfliteDouble { .. } => Some(Rounding::TfliteDouble),
+            Scheme::F64Away { .. } => Some(Rounding::F64Away),
+            Scheme::Thresholds { .. } => None,
         }
     }
 
@@ -139,6 +170,7 @@ impl Scheme {
             Scheme::Shift { k } => k.len(),
             Scheme::F32Rne { scale } => scale.len(),
             Scheme::F64Away { scale } => scale.len(),
+            Scheme::Thresholds { falls, .. } => falls.len(),
         }
     }
 
@@ -164,6 +196,12 @@ impl Scheme {
                 check_shifts(e.iter().map(|&e| i32::from(e)), -31, 30)
             }
             Scheme::F64Away { scale } => check_scales(scale.iter().copied()),
+            Scheme::Thresholds { levels, tau, falls } => {
+                if !(1..=255).contains(levels) {
+                    return Err(RequantizeError::Levels { levels: *levels });
+                }
+                check_lengths(tau.len(), falls.len().saturating_mul(*levels))
+            }
         }
     }
 
@@ -175,7 +213,8 @@ impl Scheme {
             Scheme::Rhu { .. }
             | Scheme::F32Rne { .. }
             | Scheme::TfliteDouble { .. }
-            | Scheme::F64Away { .. } => 0,
+            | Scheme::F64Away { .. }
+            | Scheme::Thresholds { .. } => 0,
         }
     }
 }
@@ -191,6 +230,13 @@ impl Requantize {
                 lo: self.lo,
                 hi: self.hi,
             });
+        }
+        if let Scheme::Thresholds { levels, .. } = &self.scheme {
+            let (lo, hi, span) = (self.lo, self.hi, i64::from(self.hi) - i64::from(self.lo));
+            if *levels > 0 && span % (*levels as i64) != 0 {
+                let levels = *levels;
+                return Err(RequantizeError::Steps { levels, lo, hi });
+            }
         }
         self.scheme.validate()
     }
@@ -216,6 +262,15 @@ impl Requantize {
             }
             Scheme::F64Away { scale } => {
                 rounding::f64_away(acc, scale[index(scale.len(), channel)])
+            }
+            Scheme::Thresholds { levels, tau, falls } => {
+                let i = index(falls.len(), channel);
+                let passed = |tau: &&i32| if falls[i] { acc <= **tau } else { acc >= **tau };
+                let count = tau[i * levels..(i + 1) * levels]
+                    .iter()
+                    .filter(passed)
+                    .count();
+                return self.lo + (self.hi - self.lo) / *levels as i32 * count as i32;
             }
         };
         self.finish(i64::from(rounded))

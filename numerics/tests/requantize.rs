@@ -171,3 +171,61 @@ fn parameters_out_of_range_are_named() {
         Err(RequantizeError::Clamp { lo: 2, hi: 1 })
     );
 }
+
+#[test]
+fn thresholds_count() {
+    let of = |levels, tau: &[i32], falls: &[bool], lo, hi| Requantize {
+        scheme: Scheme::Thresholds {
+            levels,
+            tau: tau.to_vec(),
+            falls: falls.to_vec(),
+        },
+        zero_point: 5,
+        lo,
+        hi,
+    };
+    // Signs: rising, falling, always, never.
+    let sign = of(
+        1,
+        &[3, -2, i32::MIN, i32::MIN],
+        &[false, true, false, true],
+        -1,
+        1,
+    );
+    assert_eq!(sign.validate(), Ok(()));
+    for (acc, want) in [
+        (2, [-1, -1, 1, -1]),
+        (3, [1, -1, 1, -1]),
+        (-2, [-1, 1, 1, -1]),
+        (-3, [-1, 1, 1, -1]),
+        (i32::MAX, [1, -1, 1, -1]),
+        (-i32::MAX, [-1, 1, 1, -1]),
+    ] {
+        let got: Vec<i32> = (0..4).map(|c| sign.apply(acc, c)).collect();
+        assert_eq!(got, want, "{acc}");
+    }
+    let steps = of(3, &[-4, 0, 9], &[false], 0, 3);
+    let got = [-5, -4, -1, 0, 8, 9].map(|acc| steps.apply(acc, 7));
+    assert_eq!(got, [0, 1, 1, 2, 2, 3]);
+    for (bad, error) in [
+        (
+            of(0, &[], &[false], 0, 1),
+            RequantizeError::Levels { levels: 0 },
+        ),
+        (
+            of(2, &[1, 2], &[false], 0, 3),
+            RequantizeError::Steps {
+                levels: 2,
+                lo: 0,
+                hi: 3,
+            },
+        ),
+        (
+            of(1, &[1, 2, 3], &[false, true], 0, 1),
+            RequantizeError::Lengths { left: 3, right: 2 },
+        ),
+        (of(1, &[], &[], 0, 1), RequantizeError::Empty),
+    ] {
+        assert_eq!(bad.validate(), Err(error));
+    }
+}
