@@ -20,6 +20,7 @@ pub mod requantize;
 pub mod rounding;
 pub mod softmax;
 pub mod table;
+pub mod tflite;
 
 pub use bounds::{BoundError, accumulator_bound};
 pub use dtype::DType;
