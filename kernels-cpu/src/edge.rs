@@ -200,7 +200,7 @@ fn dequantize_all(
         DType::U2 | DType::U4 | DType::U8 => {
             integers(parameters, first, output, |i| i32::from(input[i]))
         }
-        DType::I2 | DType::I4 | DType::I8 => {
+        DType::Binary | DType::Ternary | DType::I2 | DType::I4 | DType::I8 => {
             integers(parameters, first, output, |i| i32::from(input[i] as i8))
         }
         DType::I16 => integers(parameters, first, output, |i| element(DType::I16, input, i)),

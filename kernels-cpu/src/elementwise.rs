@@ -377,7 +377,7 @@ fn widen(dtype: DType, operand: Operand<'_>, first: usize, buffer: &mut [i32]) {
                 *value = i32::from(*byte);
             }
         }
-        DType::I2 | DType::I4 | DType::I8 => {
+        DType::Binary | DType::Ternary | DType::I2 | DType::I4 | DType::I8 => {
             for (value, byte) in buffer.iter_mut().zip(bytes) {
                 *value = i32::from(*byte as i8);
             }

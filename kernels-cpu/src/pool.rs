@@ -291,7 +291,7 @@ impl AveragePool {
         }
         let add = match spec.input {
             DType::U2 | DType::U4 | DType::U8 => add_unsigned(isa),
-            DType::I2 | DType::I4 | DType::I8 => add_signed(isa),
+            DType::Binary | DType::Ternary | DType::I2 | DType::I4 | DType::I8 => add_signed(isa),
             DType::I16 | DType::I32 | DType::I64 | DType::F32 | DType::F64 => add_words(isa),
         };
         Ok(AveragePool { spec, add })

@@ -10,7 +10,7 @@ pub const FASHION: &[u8] = include_bytes!("../builtin/fashion.safetensors");
 
 #[cfg(test)]
 mod tests {
-    use requant_numerics::{DType, ModelPrecision};
+    use requant_numerics::{DType, ModelPrecision, WeightPrecision};
 
     use super::FASHION;
     use crate::artifact;
@@ -25,15 +25,16 @@ mod tests {
             assert!(graph.provenance.contains_key(key), "{key}");
         }
         let layers = graph.layers();
-        let weights = |bits: &[u32]| -> u64 {
+        let weights = |precisions: &[WeightPrecision]| -> u64 {
             let of = |layer: &&crate::LayerInfo| {
-                let width = layer.precision.map(|precision| precision.weight_bits());
-                width.is_some_and(|width| bits.contains(&width))
+                let stored = layer.precision.map(|precision| precision.weights);
+                stored.is_some_and(|stored| precisions.contains(&stored))
             };
             layers.iter().filter(of).map(|layer| layer.weights).sum()
         };
-        assert_eq!(weights(&[4, 8]), 42_256);
-        assert!(2 * weights(&[4]) >= weights(&[4, 8]), "{}", weights(&[4]));
+        let four = weights(&[WeightPrecision::W4]);
+        assert_eq!(four + weights(&[WeightPrecision::W8]), 42_256);
+        assert!(2 * four >= 42_256, "{four}");
     }
 
     #[test]

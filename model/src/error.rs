@@ -267,6 +267,9 @@ pub enum NodeError {
         /// Output type.
         dtype: DType,
     },
+    /// A codebook beside zero points or groups.
+    #[error("a codebook goes with neither zero points nor groups")]
+    Codebook,
     /// More multiply-accumulates than one node may ask for.
     #[error("needs too many multiply-accumulates for one node")]
     Macs,

@@ -4,6 +4,7 @@ use requant_numerics::{DType, Requantize, Scheme};
 use serde::{Deserialize, Serialize};
 
 use crate::ops::Context;
+use crate::ops::context::{shape_error, type_error, value_type};
 use crate::{NodeError, Value};
 
 /// A rounding with the names of its parameter tensors, each of 1 element or one a channel.
@@ -38,6 +39,14 @@ pub enum SchemeSpec {
     F64Away {
         /// Scales.
         scale: String,
+    },
+    /// Thresholds, `tau` is `i32` of shape `[channels, levels]`, with 1 channel for all or each of them.
+    Thresholds {
+        /// Thresholds.
+        tau: String,
+        /// 1 where a channel counts `acc ≤ τ`, `u8`, one or one a channel; 0 where absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        falls: Option<String>,
     },
 }
 
@@ -103,7 +112,18 @@ impl RequantizeSpec {
             SchemeSpec::F64Away { scale } => Scheme::F64Away {
                 scale: cx.f64s(scale, channels)?,
             },
+            SchemeSpec::Thresholds { tau, falls } => {
+                thresholds(cx, tau, falls.as_deref(), channels)?
+            }
         };
+        let steps_by_two =
+            matches!(scheme, Scheme::Thresholds { levels: 1, .. }) && (lo, hi) == (-1, 1);
+        if value.dtype == DType::Binary && !steps_by_two {
+            return Err(value_type(
+                value,
+                "an integer that may be 0, or given one threshold",
+            ));
+        }
         let requantize = Requantize {
             scheme,
             zero_point: value.zero_point(),
@@ -115,11 +135,50 @@ impl RequantizeSpec {
     }
 }
 
+fn thresholds(
+    cx: &Context<'_>,
+    name: &str,
+    falls: Option<&str>,
+    channels: usize,
+) -> Result<Scheme, NodeError> {
+    let tensor = cx.tensor(name)?;
+    let &[rows, levels] = tensor.dims() else {
+        return Err(shape_error(name, tensor, &[channels, 1]));
+    };
+    if rows != 1 && rows != channels {
+        return Err(shape_error(name, tensor, &[channels, levels]));
+    }
+    let tau = match tensor.i32s() {
+        Some(tau) if tensor.dtype() == DType::I32 => tau,
+        Some(_) | None => return Err(type_error(name, tensor, "i32")),
+    };
+    let falls = match falls {
+        None => vec![false; rows],
+        Some(name) => {
+            let flags = cx.i32s(name, DType::U8, channels)?;
+            if let Some(index) = flags.iter().position(|&flag| flag > 1) {
+                let value = f64::from(flags[index]);
+                let name = name.to_owned();
+                return Err(NodeError::TensorValue { name, index, value });
+            }
+            // One direction serves the thresholds of every channel.
+            let at = |row| flags[requant_numerics::requantize::index(flags.len(), row)] == 1;
+            if rows == 1 && flags.len() != 1 {
+                return Err(shape_error(name, cx.tensor(name)?, &[1]));
+            }
+            (0..rows).map(at).collect()
+        }
+    };
+    Ok(Scheme::Thresholds { levels, tau, falls })
+}
+
 /// Constant weights of a convolution or matrix product.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WeightSpec {
     /// The tensor: `[O, KH, KW, I/g]` of a convolution, `[N, K]` of a matrix product; at most 8 bits.
+    /// With a codebook: indices of centroids, unsigned, `[O, ceil(K/d)]`, with `K` all that an output
+    /// channel sees, in that order.
     pub tensor: String,
     /// Zero points, one or one an output channel, `i32`; 0 where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -127,6 +186,11 @@ pub struct WeightSpec {
     /// Group multipliers along K.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub groups: Option<GroupSpec>,
+    /// Centroids, for weights that are indices: `i8`, `[n, d]`, at most 256 of them. An index stands for
+    /// `d` consecutive weights along K, what is left of the last one past K for none. Zero points and
+    /// groups do not go with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codebook: Option<String>,
 }
 
 /// Integer multipliers `u` of groups of consecutive weights along K: `scale = channel_scale·u`.

@@ -31,11 +31,10 @@ impl Tensor {
     /// A tensor from integers, packed as its type asks; `None` where a value is outside the type's
     /// range or the count does not fit the shape.
     pub fn from_integers(dtype: DType, dims: Vec<usize>, values: &[i64]) -> Option<Self> {
-        let (lo, hi) = dtype.range()?;
         if limits::elements(&dims)? != values.len() {
             return None;
         }
-        if values.iter().any(|v| !(lo..=hi).contains(v)) {
+        if values.iter().any(|&v| !dtype.contains(v)) {
             return None;
         }
         let size = dtype.size_in_memory();
@@ -108,7 +107,7 @@ impl Tensor {
         };
         let data = &self.data;
         Some(match self.dtype {
-            DType::I2 | DType::U2 | DType::I4 | DType::U4 => {
+            DType::Binary | DType::Ternary | DType::I2 | DType::U2 | DType::I4 | DType::U4 => {
                 let columns = self.dims.last().copied().unwrap_or(1);
                 bytes(&packing::unpack(self.dtype, data, columns)?)
             }
@@ -152,7 +151,11 @@ mod tests {
             let Some((lo, hi)) = dtype.range() else {
                 continue;
             };
-            let values = [lo, hi, 0, 1, lo / 2, hi / 2];
+            let values = if dtype == DType::Binary {
+                [lo, hi, 1, 1, -1, -1]
+            } else {
+                [lo, hi, 0, 1, lo / 2, hi / 2]
+            };
             let tensor = Tensor::from_integers(dtype, vec![2, 3], &values).unwrap();
             assert_eq!(tensor.integers().unwrap(), values, "{dtype}");
             let again = Tensor::new(dtype, vec![2, 3], tensor.data().to_vec());

@@ -114,8 +114,9 @@ fn check_value(index: usize, value: &Value) -> Result<(), ModelError> {
             scale: quant.scale,
         });
     }
-    // The 16-bit residual stream and accumulators are symmetric.
-    let symmetric = value.dtype.bits() > 8;
+    // The 16-bit residual stream and accumulators are symmetric, and so is what is told by its sign.
+    let signs = matches!(value.dtype, DType::Binary | DType::Ternary);
+    let symmetric = value.dtype.bits() > 8 || signs;
     let inside = (lo..=hi).contains(&i64::from(quant.zero_point));
     if !inside || (symmetric && quant.zero_point != 0) {
         let (dtype, zero_point) = (value.dtype, quant.zero_point);

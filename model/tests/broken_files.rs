@@ -76,7 +76,7 @@ const BROKEN: &[(Break, &str)] = &[
     ),
     (
         |f| f.value(1)["dtype"] = json!("u7"),
-        "the manifest cannot be read: unknown variant `u7`, expected one of `i2`, `u2`, `i4`, `u4`, `i8`, `u8`, `i16`, `i32`, `i64`, `f32`, `f64`",
+        "the manifest cannot be read: unknown variant `u7`, expected one of `binary`, `ternary`, `i2`, `u2`, `i4`, `u4`, `i8`, `u8`, `i16`, `i32`, `i64`, `f32`, `f64`",
     ),
     (
         |f| f.value(1)["dtype"] = json!("f64"),
@@ -133,7 +133,7 @@ const BROKEN: &[(Break, &str)] = &[
     // Nodes.
     (
         |f| f.node(1)["op"]["kind"] = json!("exec"),
-        "the manifest cannot be read: unknown variant `exec`, expected one of `quantize`, `dequantize`, `conv`, `gemm`, `mat_mul`, `add`, `mul`, `table`, `rescale`, `max_pool`, `average_pool`, `mean`, `concat`, `slice`, `pad`, `reshape`, `transpose`, `resize`, `softmax`, `q_linear_softmax`, `arg_max`, `constant`, `dynamic_quantize`, `scale_accumulator`",
+        "the manifest cannot be read: unknown variant `exec`, expected one of `quantize`, `dequantize`, `conv`, `gemm`, `mat_mul`, `add`, `mul`, `table`, `rescale`, `max_pool`, `average_pool`, `mean`, `concat`, `slice`, `pad`, `reshape`, `transpose`, `resize`, `softmax`, `q_linear_softmax`, `tflite_softmax`, `arg_max`, `constant`, `dynamic_quantize`, `scale_accumulator`",
     ),
     (
         |f| f.node(1)["inputs"] = json!([]),
@@ -205,7 +205,7 @@ const BROKEN: &[(Break, &str)] = &[
     ),
     (
         |f| f.node(1)["op"]["linear"]["requantize"]["scheme"]["round"] = json!("up"),
-        "the manifest cannot be read: unknown variant `up`, expected one of `rhu`, `shift`, `f32_rne`, `tflite_double`, `f64_away`",
+        "the manifest cannot be read: unknown variant `up`, expected one of `rhu`, `shift`, `f32_rne`, `tflite_double`, `f64_away`, `thresholds`",
     ),
     (
         |f| f.node(1)["op"]["linear"]["requantize"]["scheme"]["s"] = json!("conv.m"),
@@ -217,7 +217,7 @@ const BROKEN: &[(Break, &str)] = &[
     ),
     (
         |f| f.node(3)["op"]["kind"] = json!("reshape2"),
-        "the manifest cannot be read: unknown variant `reshape2`, expected one of `quantize`, `dequantize`, `conv`, `gemm`, `mat_mul`, `add`, `mul`, `table`, `rescale`, `max_pool`, `average_pool`, `mean`, `concat`, `slice`, `pad`, `reshape`, `transpose`, `resize`, `softmax`, `q_linear_softmax`, `arg_max`, `constant`, `dynamic_quantize`, `scale_accumulator`",
+        "the manifest cannot be read: unknown variant `reshape2`, expected one of `quantize`, `dequantize`, `conv`, `gemm`, `mat_mul`, `add`, `mul`, `table`, `rescale`, `max_pool`, `average_pool`, `mean`, `concat`, `slice`, `pad`, `reshape`, `transpose`, `resize`, `softmax`, `q_linear_softmax`, `tflite_softmax`, `arg_max`, `constant`, `dynamic_quantize`, `scale_accumulator`",
     ),
     (
         |f| f.value(4)["dims"] = json!([1, 13]),

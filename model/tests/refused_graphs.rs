@@ -153,7 +153,15 @@ fn scales_along_an_axis_stand_alone_and_wide_types_are_symmetric() {
             axis: 0,
             block: 1,
         });
-        node(&mut graph, Op::Dequantize(Dequantize { blocks }), &[x], y);
+        node(
+            &mut graph,
+            Op::Dequantize(Dequantize {
+                blocks,
+                offset: None,
+            }),
+            &[x],
+            y,
+        );
         let got = graph.validate().err().map(|error| {
             let ModelError::Node { source, .. } = error else {
                 unreachable!("{error}");

@@ -127,6 +127,13 @@ pub enum RequantizeError {
         /// The number.
         levels: usize,
     },
+    /// A channel that falls with the threshold `i32::MAX`, which every accumulator is at most: a
+    /// constant is stated as `i32::MIN` in a channel that rises.
+    #[error("channel {index} falls and has the threshold 2^31 - 1")]
+    Threshold {
+        /// Channel.
+        index: usize,
+    },
     /// Outputs between the limits that the number of thresholds cannot reach in equal steps.
     #[error("{levels} thresholds do not cut [{lo}, {hi}] into equal steps")]
     Steps {
@@ -200,7 +207,14 @@ impl Scheme {
                 if !(1..=255).contains(levels) {
                     return Err(RequantizeError::Levels { levels: *levels });
                 }
-                check_lengths(tau.len(), falls.len().saturating_mul(*levels))
+                check_lengths(tau.len(), falls.len().saturating_mul(*levels))?;
+                let rows = tau.chunks_exact(*levels).zip(falls).enumerate();
+                for (index, (tau, falls)) in rows {
+                    if *falls && tau.contains(&i32::MAX) {
+                        return Err(RequantizeError::Threshold { index });
+                    }
+                }
+                Ok(())
             }
         }
     }

@@ -225,6 +225,10 @@ fn thresholds_count() {
             RequantizeError::Lengths { left: 3, right: 2 },
         ),
         (of(1, &[], &[], 0, 1), RequantizeError::Empty),
+        (
+            of(1, &[i32::MAX, i32::MAX], &[false, true], 0, 1),
+            RequantizeError::Threshold { index: 1 },
+        ),
     ] {
         assert_eq!(bad.validate(), Err(error));
     }

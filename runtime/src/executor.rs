@@ -204,7 +204,9 @@ impl<R: Runner> Instance for HostInstance<R> {
 pub(crate) fn read_int(dtype: DType, data: &[u8], index: usize) -> i32 {
     let byte = |i: usize| data.get(i).copied().unwrap_or(0);
     match dtype {
-        DType::I2 | DType::I4 | DType::I8 => i32::from(byte(index) as i8),
+        DType::Binary | DType::Ternary | DType::I2 | DType::I4 | DType::I8 => {
+            i32::from(byte(index) as i8)
+        }
         DType::U2 | DType::U4 | DType::U8 => i32::from(byte(index)),
         DType::I16 => i32::from(i16::from_le_bytes([byte(2 * index), byte(2 * index + 1)])),
         DType::I32 => i32::from_le_bytes(std::array::from_fn(|i| byte(4 * index + i))),

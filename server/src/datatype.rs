@@ -9,7 +9,7 @@ use crate::engine::{Form, TensorInfo};
 /// The protocol's name of an element type.
 pub(crate) fn wire_name(dtype: DType) -> &'static str {
     match dtype {
-        DType::I2 | DType::I4 | DType::I8 => "INT8",
+        DType::Binary | DType::Ternary | DType::I2 | DType::I4 | DType::I8 => "INT8",
         DType::U2 | DType::U4 | DType::U8 => "UINT8",
         DType::I16 => "INT16",
         DType::I32 => "INT32",
@@ -22,7 +22,7 @@ pub(crate) fn wire_name(dtype: DType) -> &'static str {
 /// The configuration's number of an element type.
 pub(crate) fn config_type(dtype: DType) -> DataType {
     match dtype {
-        DType::I2 | DType::I4 | DType::I8 => DataType::TypeInt8,
+        DType::Binary | DType::Ternary | DType::I2 | DType::I4 | DType::I8 => DataType::TypeInt8,
         DType::U2 | DType::U4 | DType::U8 => DataType::TypeUint8,
         DType::I16 => DataType::TypeInt16,
         DType::I32 => DataType::TypeInt32,

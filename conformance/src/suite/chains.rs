@@ -1,7 +1,8 @@
 //! Whole little networks: residual blocks with sums and tables to fuse, branches, float edges.
 
 use requant_model::ops::{
-    Add, AddSpec, Concat, Conv, Dequantize, Gemm, MaxPool, Mean, Quantize, Reshape, Table, Window,
+    Add, AddSpec, Border, Concat, Conv, Dequantize, Gemm, MaxPool, Mean, Quantize, Reshape, Table,
+    Window,
 };
 use requant_model::spec::{Linear, WeightSpec};
 use requant_model::{Affine, Graph, Op, Tensor, ValueId};
@@ -26,6 +27,7 @@ fn conv(b: &mut Builder, rng: &mut Rng, x: ValueId, out_c: usize, kernel: usize)
         tensor,
         zero_points: None,
         groups: None,
+        codebook: None,
     });
     let linear = Linear {
         weights,
@@ -46,6 +48,7 @@ fn conv(b: &mut Builder, rng: &mut Rng, x: ValueId, out_c: usize, kernel: usize)
             linear,
             window,
             groups: 1,
+            border: Border::Own,
         }),
         &[x],
         &[y],
@@ -137,6 +140,7 @@ pub(super) fn chain(rng: &mut Rng) -> Graph {
         tensor,
         zero_points: None,
         groups: None,
+        codebook: None,
     });
     let scale = Affine {
         scale: 0.003,

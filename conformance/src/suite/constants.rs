@@ -44,6 +44,7 @@ fn dynamic(b: &mut Builder, rng: &mut Rng, rows: usize, n: usize) -> ValueId {
             tensor: b.tensor(weights),
             zero_points: None,
             groups: None,
+            codebook: None,
         });
         let linear = Linear {
             weights,
@@ -91,7 +92,14 @@ fn blocked(b: &mut Builder, rng: &mut Rng, rows: usize, n: usize) -> ValueId {
     blocks.scales = b.tensor(Tensor::from_f32(shape, &scales));
     let y = fixed(b, DType::F32, &[rows, n], None);
     let blocks = Some(blocks);
-    b.node(Op::Dequantize(Dequantize { blocks }), &[values], &[y]);
+    b.node(
+        Op::Dequantize(Dequantize {
+            blocks,
+            offset: None,
+        }),
+        &[values],
+        &[y],
+    );
     y
 }
 

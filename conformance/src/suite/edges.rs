@@ -50,12 +50,20 @@ pub(super) fn edges(rng: &mut Rng) -> Graph {
         Op::Quantize(Quantize {
             rounding,
             blocks: blocks.clone(),
+            thresholds: None,
         }),
         &[x],
         &[q],
     );
     let y = b.value(DType::F32, &dims, None);
-    b.node(Op::Dequantize(Dequantize { blocks }), &[q], &[y]);
+    b.node(
+        Op::Dequantize(Dequantize {
+            blocks,
+            offset: None,
+        }),
+        &[q],
+        &[y],
+    );
     let axis = rng.size(1, 2);
     let soft = b.value(DType::F32, &dims, None);
     b.node(Op::Softmax(Softmax { axis }), &[y], &[soft]);
@@ -111,6 +119,7 @@ pub(super) fn dynamic(rng: &mut Rng) -> Graph {
             tensor,
             zero_points,
             groups: None,
+            codebook: None,
         });
         let linear = Linear {
             weights,

@@ -1,6 +1,6 @@
 //! Convolutions and matrix products.
 
-use requant_model::ops::{Conv, Gemm, MatMul, Window};
+use requant_model::ops::{Border, Conv, Gemm, MatMul, Window};
 use requant_model::spec::{GroupSpec, Linear, WeightSpec};
 use requant_model::{Graph, Op, Tensor, ValueId};
 use requant_numerics::{DType, Rounding};
@@ -78,6 +78,7 @@ fn layer(
             tensor,
             zero_points,
             groups,
+            codebook: None,
         });
     }
     if !rng.one_in(4) {
@@ -153,6 +154,7 @@ fn conv_case(rng: &mut Rng, parts: Parts, depthwise: bool) -> Graph {
             linear,
             window,
             groups,
+            border: Border::Own,
         }),
         &inputs,
         &[output],

@@ -1,9 +1,11 @@
 //! Elementwise operators.
 
-use requant_model::ops::{Add, AddSpec, Mul, MulSpec, QLinearSoftmax, Rescale, Table, broadcast};
+use requant_model::ops::{
+    Add, AddSpec, Mul, MulSpec, QLinearSoftmax, Rescale, Table, TfliteSoftmax, broadcast,
+};
 use requant_model::{Graph, Op, Tensor, ValueId};
 use requant_numerics::softmax::exp_table;
-use requant_numerics::{DType, Rounding};
+use requant_numerics::{DType, Rounding, tflite};
 
 use crate::builder::{affine, clamp, random_tensor};
 use crate::{Builder, Rng};
@@ -49,10 +51,18 @@ fn operands(b: &mut Builder, rng: &mut Rng, types: &[DType]) -> (ValueId, ValueI
 
 pub(super) fn add(rng: &mut Rng) -> Graph {
     let mut b = Builder::new("add", true);
-    let (x, y, dims) = operands(&mut b, rng, &[DType::U8, DType::I8, DType::I16, DType::U4]);
+    // TFLite's sum has no room for wider operands.
+    let tflite = rng.one_in(3);
+    let types = [DType::U8, DType::I8, DType::U4, DType::I16];
+    let types = if tflite { &types[..3] } else { &types };
+    let (x, y, dims) = operands(&mut b, rng, types);
     let out_type = rng.pick(&[DType::U8, DType::I8, DType::I16, DType::I4]);
     let output = b.quantized(rng, out_type, &dims);
-    let scheme = if rng.one_in(2) {
+    let scheme = if tflite {
+        AddSpec::TfliteDouble {
+            subtract: rng.one_in(3),
+        }
+    } else if rng.one_in(2) {
         AddSpec::F32Fma {
             subtract: rng.one_in(3),
         }
@@ -74,7 +84,9 @@ pub(super) fn mul(rng: &mut Rng) -> Graph {
     let (x, y, dims) = operands(&mut b, rng, &NARROW);
     let out_type = rng.pick(&[DType::U8, DType::I8, DType::I16]);
     let output = b.quantized(rng, out_type, &dims);
-    let scheme = if rng.one_in(2) {
+    let scheme = if rng.one_in(3) {
+        MulSpec::TfliteDouble
+    } else if rng.one_in(2) {
         MulSpec::F32
     } else {
         MulSpec::Rhu {
@@ -128,6 +140,16 @@ pub(super) fn softmax(rng: &mut Rng) -> Graph {
     let kind = rng.pick(&[DType::U8, DType::I8]);
     let axis = rng.size(1, 2);
     let x = b.input(rng, kind, &dims);
+    if rng.one_in(2) {
+        let scale = b.graph.value(x).quant.expect("quantized").scale;
+        let table = tflite::exp_table(f64::from(scale)).expect("a scale in range");
+        let table = table.map(i64::from);
+        let table = b.tensor(Tensor::from_integers(DType::I32, vec![256], &table));
+        let output = b.quantized(rng, kind, &dims);
+        let op = Op::TfliteSoftmax(TfliteSoftmax { axis, table });
+        b.node(op, &[x], &[output]);
+        return b.finish(&[output]);
+    }
     let table = exp_table(b.graph.value(x).quant.expect("quantized").scale, dims[axis]);
     let table = b.tensor(Tensor::from_f32(vec![256], &table));
     let output = b.quantized(rng, kind, &dims);

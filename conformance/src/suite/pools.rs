@@ -1,7 +1,7 @@
 //! Pools, means and resizes.
 
 use requant_model::ops::{AveragePool, Interpolation, MaxPool, Mean, Resize, WEIGHT_BITS, Window};
-use requant_model::{Graph, Op, Tensor};
+use requant_model::{Graph, Op, Tensor, ValueId};
 use requant_numerics::{DType, Rounding};
 
 use crate::{Builder, Rng};
@@ -55,18 +55,36 @@ pub(super) fn max_pool(rng: &mut Rng) -> Graph {
     b.finish(&[output])
 }
 
+/// An output of its own scale or, where stored integers are averaged, of the input's.
+fn pooled(
+    b: &mut Builder,
+    rng: &mut Rng,
+    raw: bool,
+    x: ValueId,
+    dtype: DType,
+    dims: &[usize],
+) -> (DType, ValueId) {
+    if !raw {
+        return (dtype, b.quantized(rng, dtype, dims));
+    }
+    let (dtype, quant) = (b.graph.value(x).dtype, b.graph.value(x).quant);
+    (dtype, b.value(dtype, dims, quant))
+}
+
 pub(super) fn average_pool(rng: &mut Rng) -> Graph {
     let mut b = Builder::new("average_pool", true);
     let (window, dims, out_dims) = window(rng);
     let (in_type, out_type) = (rng.pick(&NARROW), rng.pick(&NARROW));
     let x = b.input(rng, in_type, &dims);
-    let output = b.quantized(rng, out_type, &out_dims);
+    let raw = rng.one_in(3);
+    let (out_type, output) = pooled(&mut b, rng, raw, x, out_type, &out_dims);
     let [kh, kw] = window.kernel;
     let round = rng.pick(&Rounding::ALL);
     let requantize = b.requantize(rng, round, kh * kw, (kh * kw) as f64, out_type);
     let op = AveragePool {
         window,
         include_pad: rng.one_in(2),
+        raw,
         requantize,
     };
     b.node(Op::AveragePool(op), &[x], &[output]);
@@ -146,12 +164,14 @@ pub(super) fn resize(rng: &mut Rng) -> Graph {
     };
     let (rows, columns) = (positions(0), positions(1));
     let (round, out_type) = (rng.pick(&Rounding::ALL), rng.pick(&NARROW));
+    let raw = rng.one_in(3);
+    let (out_type, output) = pooled(&mut b, rng, raw, x, out_type, &out_dims);
     let requantize = b.requantize(rng, round, 1, f64::from(1 << (2 * WEIGHT_BITS)), out_type);
-    let output = b.quantized(rng, out_type, &out_dims);
     let interpolation = Interpolation::Linear {
         rows,
         columns,
         requantize,
+        raw,
     };
     b.node(
         Op::Resize(Resize {

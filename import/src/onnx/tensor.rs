@@ -74,7 +74,9 @@ fn from_raw(elem: Elem, raw: &[u8], count: usize) -> Data {
         Elem::Known(dtype) => match dtype {
             DType::F32 => Data::Float(words(raw, f32::from_le_bytes)),
             DType::F64 => Data::Float(words(raw, |w| f64::from_le_bytes(w) as f32)),
-            DType::I2 | DType::U2 | DType::I4 | DType::U4 => unpacked(dtype, raw, count),
+            DType::Binary | DType::Ternary | DType::I2 | DType::U2 | DType::I4 | DType::U4 => {
+                unpacked(dtype, raw, count)
+            }
             DType::I8 => Data::Narrow(raw.iter().map(|&b| i16::from(b as i8)).collect()),
             DType::U8 => Data::Narrow(raw.iter().map(|&b| i16::from(b)).collect()),
             DType::I16 => Data::Narrow(words(raw, i16::from_le_bytes)),
@@ -126,7 +128,7 @@ fn from_fields(elem: Elem, proto: &TensorProto, count: usize) -> Result<Data, Te
                 expect(count, proto.double_data.len())?;
                 Data::Float(proto.double_data.iter().map(|&v| v as f32).collect())
             }
-            DType::I2 | DType::U2 | DType::I4 | DType::U4 => {
+            DType::Binary | DType::Ternary | DType::I2 | DType::U2 | DType::I4 | DType::U4 => {
                 let packed: Vec<u8> = ints((count * dtype.bits() as usize).div_ceil(8))?
                     .iter()
                     .map(|&v| v as u8)

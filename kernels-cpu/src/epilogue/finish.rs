@@ -66,10 +66,7 @@ pub(crate) enum Sum {
         hi: i64,
     },
     /// TFLite's sum, as it is defined.
-    Double {
-        product_first: bool,
-        add: AddParams,
-    },
+    Double { product_first: bool, add: AddParams },
 }
 
 impl Finish {

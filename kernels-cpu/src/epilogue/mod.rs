@@ -285,7 +285,9 @@ impl Place {
 pub(crate) fn element(dtype: DType, bytes: &[u8], index: usize) -> i32 {
     match dtype {
         DType::U2 | DType::U4 | DType::U8 => i32::from(bytes[index]),
-        DType::I2 | DType::I4 | DType::I8 => i32::from(bytes[index] as i8),
+        DType::Binary | DType::Ternary | DType::I2 | DType::I4 | DType::I8 => {
+            i32::from(bytes[index] as i8)
+        }
         DType::I16 => i32::from(i16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]])),
         DType::I32 | DType::I64 | DType::F32 | DType::F64 => 0,
     }

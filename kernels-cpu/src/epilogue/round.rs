@@ -7,7 +7,7 @@
 
 use requant_numerics::requantize::index;
 use requant_numerics::rounding;
-use requant_numerics::{Residual, Scheme};
+use requant_numerics::{Requantize, Residual, Scheme};
 
 use super::{Join, Quantized};
 
@@ -41,6 +41,13 @@ pub(crate) enum Round {
     Double { m: Vec<i32>, e: Vec<i8> },
     /// `f64_away`.
     Away { scale: Vec<f64> },
+    /// Thresholds: `base + step·#{acc ≥ τ}`, thresholds of one level after the other; channels that
+    /// fall count down from the top. The zero point is taken off, because it is added later.
+    Steps {
+        tau: Vec<Vec<i32>>,
+        base: Vec<i32>,
+        step: Vec<i32>,
+    },
 }
 
 impl Round {
@@ -72,7 +79,35 @@ impl Round {
             Scheme::F64Away { scale } => Round::Away {
                 scale: spread(columns, 0.0, |c| scale[index(scale.len(), c)]),
             },
+            Scheme::Thresholds { levels, tau, falls } => {
+                steps((requantize, *levels), tau, falls, columns)
+            }
         }
+    }
+}
+
+fn steps(
+    (requantize, levels): (&Requantize, usize),
+    tau: &[i32],
+    falls: &[bool],
+    columns: &[Option<usize>],
+) -> Round {
+    let (lo, hi) = (requantize.lo, requantize.hi);
+    let up = (hi - lo) / levels as i32;
+    let down = |c: usize| falls[index(falls.len(), c)];
+    // `acc ≤ τ` where not `acc ≥ τ + 1`; a τ of a channel that falls is not the largest number.
+    let threshold = |level: usize, c: usize| {
+        let tau = tau[index(falls.len(), c) * levels + level];
+        if down(c) { tau.saturating_add(1) } else { tau }
+    };
+    Round::Steps {
+        tau: (0..levels)
+            .map(|level| spread(columns, 0, |c| threshold(level, c)))
+            .collect(),
+        base: spread(columns, 0, |c| {
+            (if down(c) { hi } else { lo }) - requantize.zero_point
+        }),
+        step: spread(columns, 0, |c| if down(c) { -up } else { up }),
     }
 }
 
@@ -181,6 +216,16 @@ pub(super) fn round_row(
             let scale = &scale[place];
             for (i, value) in row.iter_mut().enumerate() {
                 *value = rounding::f64_away(*value, scale[i]);
+            }
+        }
+        Round::Steps { tau, base, step } => {
+            let (base, step) = (&base[place.clone()], &step[place.clone()]);
+            for (i, value) in row.iter_mut().enumerate() {
+                let count: i32 = tau
+                    .iter()
+                    .map(|tau| i32::from(*value >= tau[place.start + i]))
+                    .sum();
+                *value = base[i] + step[i] * count;
             }
         }
     }

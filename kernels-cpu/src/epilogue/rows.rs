@@ -94,7 +94,7 @@ fn widen(dtype: DType, bytes: &[u8], wide: &mut [i32; WIDEST]) {
                 *wide = i32::from(*byte);
             }
         }
-        DType::I2 | DType::I4 | DType::I8 => {
+        DType::Binary | DType::Ternary | DType::I2 | DType::I4 | DType::I8 => {
             for (wide, byte) in wide.iter_mut().zip(bytes) {
                 *wide = i32::from(*byte as i8);
             }

@@ -131,7 +131,7 @@ pub enum ArtifactError {
 /// The container type and shape that hold a tensor.
 fn stored_form(dtype: DType, dims: &[usize]) -> (Dtype, Vec<usize>) {
     let stored = match dtype {
-        DType::I2 | DType::U2 | DType::I4 | DType::U4 => {
+        DType::Binary | DType::Ternary | DType::I2 | DType::U2 | DType::I4 | DType::U4 => {
             let mut dims = dims.to_vec();
             if let Some(last) = dims.last_mut() {
                 *last = requant_numerics::packing::packed_row_bytes(dtype, *last);

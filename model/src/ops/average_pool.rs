@@ -4,7 +4,7 @@
 use requant_numerics::Requantize;
 use serde::{Deserialize, Serialize};
 
-use super::context::{quantized, rank};
+use super::context::{quantized, rank, same_quant};
 use super::max_pool::check_windows;
 use super::{Context, Expected, Rule, Window};
 use crate::NodeError;
@@ -18,6 +18,10 @@ pub struct AveragePool {
     pub window: Window,
     /// Whether padding counts as elements equal to the zero point.
     pub include_pad: bool,
+    /// Whether the stored integers are averaged, zero points and all, as TFLite does: both sides share
+    /// scale and zero point, and a tie is rounded by the stored integer's sign.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub raw: bool,
     /// Parameters: entry `n − 1` serves windows of `n` elements, `KH·KW` entries.
     pub requantize: RequantizeSpec,
 }
@@ -29,8 +33,26 @@ impl AveragePool {
     /// As [`RequantizeSpec::resolve`].
     pub fn requantize(&self, cx: &Context<'_>) -> Result<Requantize, NodeError> {
         let [kh, kw] = self.window.kernel;
-        self.requantize.resolve(cx, kh * kw, cx.outputs[0])
+        let requantize = self.requantize.resolve(cx, kh * kw, cx.outputs[0])?;
+        Ok(without_zero_point(requantize, self.raw))
     }
+}
+
+/// A requantization of stored integers adds no zero point.
+pub(super) fn without_zero_point(requantize: Requantize, raw: bool) -> Requantize {
+    let zero_point = if raw { 0 } else { requantize.zero_point };
+    Requantize {
+        zero_point,
+        ..requantize
+    }
+}
+
+/// Stored integers are averaged only between values of one type, scale and zero point.
+pub(super) fn check_raw(cx: &Context<'_>, raw: bool) -> Result<(), NodeError> {
+    if raw {
+        same_quant(cx.inputs[0], cx.outputs[0])?;
+    }
+    Ok(())
 }
 
 impl Rule for AveragePool {
@@ -39,6 +61,7 @@ impl Rule for AveragePool {
         let x = cx.inputs[0];
         rank(x, 4)?;
         quantized(x)?;
+        check_raw(cx, self.raw)?;
         quantized(cx.outputs[0])?;
         self.window.check()?;
         let (h, w) = self.window.outputs(&x.dims)?;

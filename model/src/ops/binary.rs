@@ -193,7 +193,9 @@ fn operand(value: &Value, bits: u32) -> Result<(), NodeError> {
 
 fn clamp(value: &Value, bits: u32, lo: i32, hi: i32) -> Result<(), NodeError> {
     let (min, max) = value.dtype.range().unwrap_or((0, -1));
-    if value.dtype.bits() > bits || i64::from(lo) < min || i64::from(hi) > max {
+    // A sum or product of other integers may be 0, which is no binary value.
+    let outside = i64::from(lo) < min || i64::from(hi) > max || value.dtype == DType::Binary;
+    if value.dtype.bits() > bits || outside {
         let dtype: DType = value.dtype;
         return Err(NodeError::Clamp { lo, hi, dtype });
     }

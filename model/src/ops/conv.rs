@@ -1,11 +1,12 @@
 //! Convolution, channels last: `[N, H, W, C] ⊛ [O, KH, KW, C/g] → [N, OH, OW, O]`.
 //!
 //! `acc[n,y,x,o] = Σ (in − z_in)·(w − z_w)·u + bias[o]`; elements outside the input count as the zero
-//! point, so they add nothing.
+//! point, so they add nothing. Outside a binary input there are ones, unless the node says otherwise.
 
+use requant_numerics::DType;
 use serde::{Deserialize, Serialize};
 
-use super::context::rank;
+use super::context::{rank, value_type};
 use super::{Context, Expected, Rule, Window};
 use crate::spec::Linear;
 use crate::{NodeError, limits};
@@ -20,6 +21,26 @@ pub struct Conv {
     pub window: Window,
     /// Groups; divides input and output channels.
     pub groups: usize,
+    /// What lies outside a binary input.
+    #[serde(default, rename = "pad", skip_serializing_if = "Border::is_own")]
+    pub border: Border,
+}
+
+/// What elements outside the input of a convolution count as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Border {
+    /// The input's own: the zero point, or 1 where the input is binary and has no zero.
+    #[default]
+    Own,
+    /// Nothing, where the input is binary.
+    Zero,
+}
+
+impl Border {
+    fn is_own(&self) -> bool {
+        *self == Border::Own
+    }
 }
 
 impl Rule for Conv {
@@ -38,6 +59,9 @@ impl Rule for Conv {
                 name: "ceil",
                 value: vec![1],
             });
+        }
+        if self.border == Border::Zero && x.dtype != DType::Binary {
+            return Err(value_type(x, "binary, because its border is zero"));
         }
         let Some(weights) = self.linear.weights_of(cx) else {
             let name = self.linear.weights.as_ref().map(|w| w.tensor.clone());

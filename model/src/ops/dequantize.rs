@@ -1,4 +1,4 @@
-//! Integers to float at the network's edge: `f32(q − zp)·s`.
+//! Integers to float at the network's edge: `f32(q − zp)·s`, and perhaps a constant added to that in f32.
 
 use requant_numerics::DType;
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,31 @@ pub struct Dequantize {
     /// Scales along an axis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocks: Option<BlockScales>,
+    /// What is added last, `f32`, finite, one or one an index of the last axis.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<String>,
+}
+
+impl Dequantize {
+    /// The offset of a node, none where it states none.
+    ///
+    /// # Errors
+    /// A missing tensor or one of another type or shape; a value that is not finite.
+    pub fn offset(&self, cx: &Context<'_>) -> Result<Option<Vec<f32>>, NodeError> {
+        let Some(name) = &self.offset else {
+            return Ok(None);
+        };
+        let channels = cx.inputs[0].dims.last().copied().unwrap_or(1);
+        let offset = cx.f32s(name, channels)?;
+        match offset.iter().position(|v| !v.is_finite()) {
+            Some(index) => Err(NodeError::TensorValue {
+                name: name.clone(),
+                index,
+                value: f64::from(offset[index]),
+            }),
+            None => Ok(Some(offset)),
+        }
+    }
 }
 
 impl Rule for Dequantize {
@@ -30,6 +55,10 @@ impl Rule for Dequantize {
             None => {
                 affine(x)?;
             }
+        }
+        if self.offset(cx)?.is_some_and(|offset| offset.len() > 1) && x.batched && x.dims.len() < 2
+        {
+            return Err(NodeError::MixesSamples);
         }
         Ok(vec![Expected {
             dims: x.dims.clone(),

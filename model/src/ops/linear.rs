@@ -1,7 +1,7 @@
 //! What convolutions and matrix products with weights share: operands, bias, weights, the overflow
 //! proof and the requantization of the accumulator.
 
-use requant_numerics::{DType, Requantize, Residual, accumulator_bound};
+use requant_numerics::{DType, Requantize, Residual, WeightPrecision, accumulator_bound};
 
 use super::Context;
 use super::context::{of_type, quantized, shape_error, type_error, value_type};
@@ -33,22 +33,38 @@ impl Weights<'_> {
             Weights::Value(value) => &value.dims,
         }
     }
-
-    /// Products an accumulator sums: the dimensions past the output channel.
-    pub fn k(&self) -> usize {
-        self.dims().iter().skip(1).product()
-    }
 }
 
 /// Constant weights as a kernel needs them: `(w − zero_point)·u`, `[O, K]`, exact in 16 bits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightData {
-    /// Element type in the file.
+    /// Element type in the file; `i8` of a codebook.
     pub dtype: DType,
     /// Effective weights; `|·| ≤ 128·127`.
     pub effective: Vec<i16>,
     /// Output channels.
     pub channels: usize,
+    /// What the weights are made of, where that is a codebook.
+    pub codebook: Option<Codebook>,
+}
+
+/// Weights as indices of centroids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Codebook {
+    /// Indices, `[O, ceil(K/width)]`, each below the number of centroids.
+    pub indices: Vec<u8>,
+    /// Centroids, `[n, width]`.
+    pub centroids: Vec<i8>,
+    /// Weights of a centroid.
+    pub width: usize,
+}
+
+impl Codebook {
+    /// Weight `k` of channel `o` among rows of `per_row` indices.
+    fn weight(&self, per_row: usize, o: usize, k: usize) -> i8 {
+        let index = usize::from(self.indices[o * per_row + k / self.width]);
+        self.centroids[index * self.width + k % self.width]
+    }
 }
 
 /// The operands of a linear node and its resolved parameters.
@@ -87,13 +103,35 @@ impl Linear {
         }
     }
 
-    /// The effective constant weights of a checked node; `None` where weights are an operand.
-    pub fn weight_data(&self, cx: &Context<'_>) -> Option<WeightData> {
+    /// How the weights of a checked node are stored.
+    pub fn weight_precision(&self, cx: &Context<'_>) -> Option<WeightPrecision> {
+        match &self.weights {
+            Some(spec) if spec.codebook.is_some() => Some(WeightPrecision::Codebook),
+            _ => WeightPrecision::of(self.weights_of(cx)?.dtype()),
+        }
+    }
+
+    /// The effective constant weights of a checked node, `k` of them an output channel; `None` where
+    /// weights are an operand.
+    pub fn weight_data(&self, cx: &Context<'_>, k: usize) -> Option<WeightData> {
         let spec = self.weights.as_ref()?;
         let tensor = cx.tensors.get(&spec.tensor)?;
         let channels = *tensor.dims().first()?;
+        if let Some(name) = &spec.codebook {
+            let codebook = spec.codebook(cx, name, channels, k).ok()?;
+            let per_row = codebook.indices.len() / channels;
+            let weight = |o| {
+                let codebook = &codebook;
+                (0..k).map(move |i| i16::from(codebook.weight(per_row, o, i)))
+            };
+            return Some(WeightData {
+                dtype: DType::I8,
+                effective: (0..channels).flat_map(weight).collect(),
+                channels,
+                codebook: Some(codebook),
+            });
+        }
         let raw = tensor.i32s()?;
-        let k = raw.len() / channels;
         let zero_points = spec.zero_points(cx, channels).ok()?;
         let multipliers = spec.multipliers(cx, channels, k).ok()?;
         let effective = (0..channels).flat_map(|o| {
@@ -112,6 +150,7 @@ impl Linear {
             dtype: tensor.dtype(),
             effective: effective.collect(),
             channels,
+            codebook: None,
         })
     }
 
@@ -274,6 +313,46 @@ impl Multipliers {
 }
 
 impl WeightSpec {
+    /// The codebook in tensor `name` and the indices into it, checked.
+    fn codebook(
+        &self,
+        cx: &Context<'_>,
+        name: &str,
+        channels: usize,
+        k: usize,
+    ) -> Result<Codebook, NodeError> {
+        if self.zero_points.is_some() || self.groups.is_some() {
+            return Err(NodeError::Codebook);
+        }
+        let centroids = cx.tensor(name)?;
+        if centroids.dtype() != DType::I8 {
+            return Err(type_error(name, centroids, "i8"));
+        }
+        let width = match *centroids.dims() {
+            [count, width] if count <= 256 && width <= k => width,
+            _ => return Err(shape_error(name, centroids, &[256, k.min(8)])),
+        };
+        let indices = cx.shaped(&self.tensor, &[channels, k.div_ceil(width)])?;
+        if indices.dtype().is_signed() || !indices.dtype().is_quantized() {
+            let expected = "an unsigned integer of at most 8 bits, because it indexes a codebook";
+            return Err(type_error(&self.tensor, indices, expected));
+        }
+        let values = indices.i32s().unwrap_or_default();
+        let count = centroids.dims()[0] as i32;
+        if let Some(index) = values.iter().position(|&value| value >= count) {
+            return Err(NodeError::TensorValue {
+                name: self.tensor.clone(),
+                index,
+                value: f64::from(values[index]),
+            });
+        }
+        Ok(Codebook {
+            indices: values.into_iter().map(|value| value as u8).collect(),
+            centroids: centroids.data().iter().map(|&byte| byte as i8).collect(),
+            width,
+        })
+    }
+
     fn zero_points(&self, cx: &Context<'_>, channels: usize) -> Result<Vec<i32>, NodeError> {
         match &self.zero_points {
             Some(name) => cx.i32s(name, DType::I32, channels),
@@ -332,6 +411,17 @@ impl WeightSpec {
         shift: impl Fn(usize) -> u8,
     ) -> Result<(), NodeError> {
         let tensor = cx.tensor(&self.tensor)?;
+        if let Some(name) = &self.codebook {
+            let k = dims.iter().skip(1).product();
+            let codebook = self.codebook(cx, name, dims[0], k)?;
+            let per_row = codebook.indices.len() / dims[0];
+            for (channel, &bias) in bias.iter().enumerate() {
+                let weight = |i| (i32::from(codebook.weight(per_row, channel, i)), 1);
+                accumulator_bound(x, (0..k).map(weight), 0, bias, shift(channel))
+                    .map_err(|source| NodeError::Bound { channel, source })?;
+            }
+            return Ok(());
+        }
         if !tensor.dtype().is_quantized() {
             return Err(type_error(
                 &self.tensor,

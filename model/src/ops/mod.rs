@@ -8,7 +8,7 @@ mod average_pool;
 mod binary;
 mod concat;
 mod constant;
-mod context;
+pub(crate) mod context;
 mod conv;
 mod dequantize;
 mod dynamic_quantize;
@@ -29,7 +29,7 @@ mod table;
 mod transpose;
 mod window;
 
-use requant_numerics::LayerPrecision;
+use requant_numerics::{ActivationPrecision, LayerPrecision, WeightPrecision};
 use serde::{Deserialize, Serialize};
 
 pub use argmax::ArgMax;
@@ -38,11 +38,11 @@ pub use binary::{Add, AddSpec, Mul, MulSpec, broadcast};
 pub use concat::Concat;
 pub use constant::Constant;
 pub use context::Context;
-pub use conv::Conv;
+pub use conv::{Border, Conv};
 pub use dequantize::Dequantize;
 pub use dynamic_quantize::DynamicQuantize;
 pub use gemm::Gemm;
-pub use linear::{LinearParts, WeightData, Weights};
+pub use linear::{Codebook, LinearParts, WeightData, Weights};
 pub use matmul::MatMul;
 pub use max_pool::MaxPool;
 pub use mean::Mean;
@@ -53,7 +53,7 @@ pub use reshape::Reshape;
 pub use resize::{Interpolation, Resize, WEIGHT_BITS};
 pub use scale_accumulator::ScaleAccumulator;
 pub use slice::Slice;
-pub use softmax::{QLinearSoftmax, Softmax};
+pub use softmax::{QLinearSoftmax, Softmax, TfliteSoftmax};
 pub use table::Table;
 pub use transpose::Transpose;
 pub use window::Window;
@@ -104,6 +104,8 @@ pub enum Op {
     Softmax(Softmax),
     /// Softmax from 8 bits to 8 bits.
     QLinearSoftmax(QLinearSoftmax),
+    /// TFLite's softmax from 8 bits to 8 bits.
+    TfliteSoftmax(TfliteSoftmax),
     /// Index of the largest element.
     ArgMax(ArgMax),
     /// A constant as a value.
@@ -154,6 +156,7 @@ impl Op {
             Op::Resize(_) => "resize",
             Op::Softmax(_) => "softmax",
             Op::QLinearSoftmax(_) => "q_linear_softmax",
+            Op::TfliteSoftmax(_) => "tflite_softmax",
             Op::ArgMax(_) => "arg_max",
             Op::Constant(_) => "constant",
             Op::DynamicQuantize(_) => "dynamic_quantize",
@@ -183,6 +186,7 @@ impl Op {
             Op::Resize(op) => op,
             Op::Softmax(op) => op,
             Op::QLinearSoftmax(op) => op,
+            Op::TfliteSoftmax(op) => op,
             Op::ArgMax(op) => op,
             Op::Constant(op) => op,
             Op::DynamicQuantize(op) => op,
@@ -213,6 +217,7 @@ impl Op {
             | Op::Resize(_)
             | Op::Softmax(_)
             | Op::QLinearSoftmax(_)
+            | Op::TfliteSoftmax(_)
             | Op::ArgMax(_)
             | Op::Constant(_)
             | Op::DynamicQuantize(_)
@@ -225,16 +230,18 @@ impl Op {
     pub fn work(&self, cx: &Context<'_>) -> Option<(u64, LayerPrecision)> {
         let out = cx.outputs.first()?.elements() as u64;
         let x = cx.inputs.first()?;
+        let channels = *x.dims.last()?;
+        let of = WeightPrecision::of;
         let (weights, k) = match self {
             Op::Conv(op) => {
-                let weights = op.linear.weights_of(cx)?;
-                (weights.dtype(), weights.k())
+                let window: usize = op.window.kernel.iter().product();
+                (
+                    op.linear.weight_precision(cx)?,
+                    window * (channels / op.groups),
+                )
             }
-            Op::Gemm(op) => {
-                let weights = op.linear.weights_of(cx)?;
-                (weights.dtype(), weights.k())
-            }
-            Op::MatMul(_) => (cx.inputs.get(1)?.dtype, *x.dims.last()?),
+            Op::Gemm(op) => (op.linear.weight_precision(cx)?, channels),
+            Op::MatMul(_) => (of(cx.inputs.get(1)?.dtype)?, channels),
             Op::Quantize(_)
             | Op::Dequantize(_)
             | Op::Add(_)
@@ -252,15 +259,17 @@ impl Op {
             | Op::Resize(_)
             | Op::Softmax(_)
             | Op::QLinearSoftmax(_)
+            | Op::TfliteSoftmax(_)
             | Op::ArgMax(_)
             | Op::Constant(_)
             | Op::DynamicQuantize(_)
             | Op::ScaleAccumulator(_) => return None,
         };
-        Some((
-            out.saturating_mul(k as u64),
-            LayerPrecision::of(weights, x.dtype)?,
-        ))
+        let precision = LayerPrecision {
+            activations: ActivationPrecision::of(x.dtype)?,
+            weights,
+        };
+        Some((out.saturating_mul(k as u64), precision))
     }
 }
 

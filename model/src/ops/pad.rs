@@ -23,8 +23,7 @@ impl Rule for Pad {
         cx.arity(1, 1)?;
         let x = cx.inputs[0];
         same_quant(x, cx.outputs[0])?;
-        let (lo, hi) = x.dtype.range().unwrap_or((0, -1));
-        if !(lo..=hi).contains(&i64::from(self.value)) || x.dtype.bits() > 16 {
+        if !x.dtype.contains(i64::from(self.value)) || x.dtype.bits() > 16 {
             return Err(NodeError::Attribute {
                 name: "value",
                 value: vec![i64::from(self.value)],

@@ -1,10 +1,10 @@
-//! Float to integers at the network's edge: `clamp(rne(x/s) + zp)`.
+//! Float to integers at the network's edge: `clamp(rne(x/s) + zp)`, or a step function of the float.
 
-use requant_numerics::DType;
 use requant_numerics::edge::EdgeRounding;
+use requant_numerics::{DType, RequantizeError};
 use serde::{Deserialize, Serialize};
 
-use super::context::{affine, of_type, shape_error, value_type};
+use super::context::{affine, of_type, shape_error, type_error, value_type};
 use super::{Context, Expected, Rule};
 use crate::{NodeError, Value, limits};
 
@@ -34,6 +34,56 @@ pub struct Quantize {
     /// Scales along an axis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocks: Option<BlockScales>,
+    /// Thresholds instead of a division.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thresholds: Option<EdgeThresholds>,
+}
+
+/// `y = lo + (hi − lo)/levels · #{i : x ≥ t_i}`, compared as floats.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EdgeThresholds {
+    /// `f32`, `[levels]`, not NaN.
+    pub tensor: String,
+    /// Lowest output.
+    pub lo: i32,
+    /// Highest output; `levels` divides the difference.
+    pub hi: i32,
+}
+
+impl EdgeThresholds {
+    /// The thresholds and the step between outputs, for a result of a type.
+    ///
+    /// # Errors
+    /// A missing tensor or one of another type or shape, a NaN, limits outside the type, steps that are
+    /// not whole.
+    pub fn resolve(&self, cx: &Context<'_>, dtype: DType) -> Result<(Vec<f32>, i32), NodeError> {
+        let name = &self.tensor;
+        let tensor = cx.tensor(name)?;
+        let thresholds = match (tensor.f32s(), tensor.dims()) {
+            (Some(thresholds), [_]) => thresholds,
+            (Some(_), _) => return Err(shape_error(name, tensor, &[1])),
+            (None, _) => return Err(type_error(name, tensor, "f32")),
+        };
+        if let Some(index) = thresholds.iter().position(|t| t.is_nan()) {
+            let (name, value) = (name.clone(), f64::NAN);
+            return Err(NodeError::TensorValue { name, index, value });
+        }
+        let (lo, hi) = (self.lo, self.hi);
+        let span = i64::from(hi) - i64::from(lo);
+        let step = span / thresholds.len() as i64;
+        let inside = dtype.contains(lo.into()) && dtype.contains(hi.into()) && lo <= hi;
+        // Between -1 and 1 lies a value that binary lacks.
+        let whole = dtype != DType::Binary || thresholds.len() == 1;
+        if !inside || !whole {
+            return Err(NodeError::Clamp { lo, hi, dtype });
+        }
+        if step * thresholds.len() as i64 != span {
+            let levels = thresholds.len();
+            return Err(RequantizeError::Steps { levels, lo, hi }.into());
+        }
+        Ok((thresholds, step as i32))
+    }
 }
 
 impl Rule for Quantize {
@@ -44,11 +94,25 @@ impl Rule for Quantize {
         if y.dtype.bits() > 16 {
             return Err(value_type(y, "an integer of at most 16 bits"));
         }
-        match &self.blocks {
-            Some(blocks) => blocks.check(cx, x, y)?,
-            None => {
+        match (&self.blocks, &self.thresholds) {
+            (Some(blocks), None) => blocks.check(cx, x, y)?,
+            (None, Some(thresholds)) => {
+                affine(y)?;
+                thresholds.resolve(cx, y.dtype)?;
+            }
+            (None, None) => {
                 affine(y)?;
             }
+            (Some(_), Some(_)) => {
+                let name = y.name.clone();
+                return Err(NodeError::TwoScales { name });
+            }
+        }
+        if y.dtype == DType::Binary && self.thresholds.is_none() {
+            return Err(value_type(
+                y,
+                "an integer that may be 0, or given a threshold",
+            ));
         }
         Ok(vec![Expected {
             dims: x.dims.clone(),
@@ -111,7 +175,7 @@ impl BlockScales {
         let dims = self.scale_dims(&x.dims);
         let tensor = cx.shaped(&self.scales, &dims)?;
         let Some(scales) = tensor.f32s() else {
-            return Err(super::context::type_error(&self.scales, tensor, "f32"));
+            return Err(type_error(&self.scales, tensor, "f32"));
         };
         if let Some(index) = scales.iter().position(|s| !limits::SCALE_RANGE.contains(s)) {
             let (name, value) = (self.scales.clone(), f64::from(scales[index]));
@@ -126,7 +190,7 @@ impl BlockScales {
         }
         let zero_points = match tensor.i32s() {
             Some(zero_points) if tensor.dtype() == DType::I32 => zero_points,
-            Some(_) | None => return Err(super::context::type_error(name, tensor, "i32")),
+            Some(_) | None => return Err(type_error(name, tensor, "i32")),
         };
         // Wider types are symmetric, as those of one scale are.
         let (lo, hi) = match integers.dtype.range() {

@@ -6,6 +6,7 @@
 use requant_numerics::{DType, Requantize};
 use serde::{Deserialize, Serialize};
 
+use super::average_pool::{check_raw, without_zero_point};
 use super::context::{quantized, rank, same_quant, shape_error, type_error};
 use super::{Context, Expected, Rule};
 use crate::NodeError;
@@ -35,6 +36,10 @@ pub enum Interpolation {
         columns: String,
         /// From accumulator to output, one set of parameters.
         requantize: RequantizeSpec,
+        /// Whether the stored integers are weighed, zero points and all, as TFLite does: both sides
+        /// share scale and zero point.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        raw: bool,
     },
 }
 
@@ -56,8 +61,11 @@ impl Resize {
     pub fn requantize(&self, cx: &Context<'_>) -> Result<Option<Requantize>, NodeError> {
         match &self.interpolation {
             Interpolation::Nearest { .. } => Ok(None),
-            Interpolation::Linear { requantize, .. } => {
-                requantize.resolve(cx, 1, cx.outputs[0]).map(Some)
+            Interpolation::Linear {
+                requantize, raw, ..
+            } => {
+                let requantize = requantize.resolve(cx, 1, cx.outputs[0])?;
+                Ok(Some(without_zero_point(requantize, *raw)))
             }
         }
     }
@@ -81,8 +89,11 @@ impl Rule for Resize {
                 positions(cx, rows, &[self.size[0]], x.dims[1])?;
                 positions(cx, columns, &[self.size[1]], x.dims[2])?;
             }
-            Interpolation::Linear { rows, columns, .. } => {
+            Interpolation::Linear {
+                rows, columns, raw, ..
+            } => {
                 quantized(x)?;
+                check_raw(cx, *raw)?;
                 positions(cx, rows, &[self.size[0], 3], x.dims[1])?;
                 positions(cx, columns, &[self.size[1], 3], x.dims[2])?;
                 self.requantize(cx)?;

@@ -32,7 +32,6 @@ impl Rule for Table {
         if tensor.dtype() != DType::U8 {
             return Err(type_error(&self.table, tensor, "u8"));
         }
-        let (lo, hi) = y.dtype.range().unwrap_or((0, 0));
         let value = |byte: u8| {
             if y.dtype.is_signed() {
                 i64::from(byte as i8)
@@ -43,7 +42,7 @@ impl Rule for Table {
         if let Some(index) = tensor
             .data()
             .iter()
-            .position(|&b| !(lo..=hi).contains(&value(b)))
+            .position(|&b| !y.dtype.contains(value(b)))
         {
             let value = value(tensor.data()[index]) as f64;
             return Err(NodeError::TensorValue {

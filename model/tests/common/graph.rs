@@ -41,6 +41,7 @@ pub(crate) fn graph() -> Graph {
             tensor: tensor("conv.w", DType::I8, &[3, 3, 3, 2], conv_weights),
             zero_points: None,
             groups: None,
+            codebook: None,
         }),
         bias: Some(tensor("conv.bias", DType::I32, &[3], vec![100, -200, 300])),
         requantize: Some(RequantizeSpec {
@@ -68,6 +69,7 @@ pub(crate) fn graph() -> Graph {
             ),
             zero_points: None,
             groups: None,
+            codebook: None,
         }),
         bias: Some(tensor("fc.bias", DType::I32, &[5], vec![1, 2, 3, 4, 5])),
         ..Linear::default()
@@ -95,6 +97,7 @@ pub(crate) fn graph() -> Graph {
             linear,
             window: window(3, 1, 1),
             groups: 1,
+            border: Default::default(),
         }),
         x,
         conv,

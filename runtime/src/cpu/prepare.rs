@@ -223,6 +223,7 @@ pub(super) fn step(isa: Isa, plan: &Plan, step: &Step) -> Result<Kernel, KernelE
         }
         StepOp::Dequantize {
             scales: EdgeScales::Tensor { scale, zero_point },
+            offset: None,
         } => {
             let kernel = Dequantize::new(isa, buffer(0).dtype, &[*scale], *zero_point)?;
             Kernel::Dequantize(kernel)
@@ -233,6 +234,7 @@ pub(super) fn step(isa: Isa, plan: &Plan, step: &Step) -> Result<Kernel, KernelE
         | StepOp::ResizeNearest { .. } => Kernel::Move,
         StepOp::Quantize { .. }
         | StepOp::Dequantize { .. }
+        | StepOp::EdgeThresholds { .. }
         | StepOp::MatMul { .. }
         | StepOp::Mean { .. }
         | StepOp::Transpose { .. }
@@ -240,6 +242,7 @@ pub(super) fn step(isa: Isa, plan: &Plan, step: &Step) -> Result<Kernel, KernelE
         | StepOp::ResizeLinear { .. }
         | StepOp::Softmax { .. }
         | StepOp::QLinearSoftmax { .. }
+        | StepOp::TfliteSoftmax { .. }
         | StepOp::ArgMax { .. }
         | StepOp::DynamicQuantize
         | StepOp::ScaleAccumulator { .. } => Kernel::Portable,

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use requant_model::ops::{Context, Interpolation};
+use requant_model::ops::{Border, Context, Interpolation};
 use requant_model::spec::Linear;
 use requant_model::{Graph, Node, NodeError, Op, Tensor, Value, ValueId};
 use requant_numerics::edge::EdgeRounding;
@@ -115,6 +115,20 @@ enum Made {
 fn resolve(op: &Op, node: &Node, cx: &Context<'_>) -> Result<Made, NodeError> {
     let zero_point = cx.inputs.first().map_or(0, |x| x.zero_point());
     Ok(Made::Step(match op {
+        Op::Quantize(op) if op.thresholds.is_some() => {
+            let (thresholds, lo, step) = match &op.thresholds {
+                Some(spec) => {
+                    let (thresholds, step) = spec.resolve(cx, cx.outputs[0].dtype)?;
+                    (thresholds, spec.lo, step)
+                }
+                None => (Vec::new(), 0, 0),
+            };
+            StepOp::EdgeThresholds {
+                thresholds,
+                lo,
+                step,
+            }
+        }
         Op::Quantize(op) => {
             let scales = edge_scales(cx, op.blocks.as_ref(), cx.outputs[0])?;
             StepOp::Quantize {
@@ -124,15 +138,19 @@ fn resolve(op: &Op, node: &Node, cx: &Context<'_>) -> Result<Made, NodeError> {
         }
         Op::Dequantize(op) => {
             let scales = edge_scales(cx, op.blocks.as_ref(), cx.inputs[0])?;
-            StepOp::Dequantize { scales }
+            let offset = op.offset(cx)?;
+            StepOp::Dequantize { scales, offset }
         }
         Op::Conv(op) => {
             let dims = |value: &Value| [value.dims[0], value.dims[1], value.dims[2], value.dims[3]];
             let (input, output) = (dims(cx.inputs[0]), dims(cx.outputs[0]));
-            let conv = conv_step(&op.linear, node, cx, input, output)?;
+            let depth = op.window.kernel.iter().product::<usize>() * (input[3] / op.groups);
+            let conv = conv_step(&op.linear, node, cx, (input, output, depth))?;
+            let ones = cx.inputs[0].dtype == DType::Binary && op.border == Border::Own;
             StepOp::Conv(Box::new(ConvStep {
                 window: op.window.clone(),
                 groups: op.groups,
+                outside: i32::from(ones),
                 ..conv
             }))
         }
@@ -142,7 +160,8 @@ fn resolve(op: &Op, node: &Node, cx: &Context<'_>) -> Result<Made, NodeError> {
                 [1, 1, lead.iter().product(), *last]
             };
             let (input, output) = (rows(cx.inputs[0]), rows(cx.outputs[0]));
-            StepOp::Conv(Box::new(conv_step(&op.linear, node, cx, input, output)?))
+            let shape = (input, output, input[3]);
+            StepOp::Conv(Box::new(conv_step(&op.linear, node, cx, shape)?))
         }
         Op::MatMul(op) => StepOp::MatMul {
             zero_point_a: if op.dynamic_zero_point {
@@ -167,7 +186,7 @@ fn resolve(op: &Op, node: &Node, cx: &Context<'_>) -> Result<Made, NodeError> {
         Op::AveragePool(op) => StepOp::AveragePool {
             window: op.window.clone(),
             include_pad: op.include_pad,
-            zero_point,
+            zero_point: if op.raw { 0 } else { zero_point },
             requantize: op.requantize(cx)?,
         },
         Op::Mean(op) => StepOp::Mean {
@@ -198,14 +217,17 @@ fn resolve(op: &Op, node: &Node, cx: &Context<'_>) -> Result<Made, NodeError> {
                     .map(|v| v as usize)
                     .collect(),
             },
-            (Interpolation::Linear { rows, columns, .. }, Some(requantize)) => {
-                StepOp::ResizeLinear {
-                    rows: positions(cx, rows)?.as_chunks().0.to_vec(),
-                    columns: positions(cx, columns)?.as_chunks().0.to_vec(),
-                    zero_point,
-                    requantize,
-                }
-            }
+            (
+                Interpolation::Linear {
+                    rows, columns, raw, ..
+                },
+                Some(requantize),
+            ) => StepOp::ResizeLinear {
+                rows: positions(cx, rows)?.as_chunks().0.to_vec(),
+                columns: positions(cx, columns)?.as_chunks().0.to_vec(),
+                zero_point: if *raw { 0 } else { zero_point },
+                requantize,
+            },
             (Interpolation::Linear { rows, .. }, None) => {
                 return Err(NodeError::MissingTensor { name: rows.clone() });
             }
@@ -221,6 +243,15 @@ fn resolve(op: &Op, node: &Node, cx: &Context<'_>) -> Result<Made, NodeError> {
                 table: Box::new(op.exponentials(cx).ok_or_else(missing)?),
                 inverse_scale: (1.0 / scale).floor(),
                 zero_point: cx.outputs[0].zero_point(),
+            }
+        }
+        Op::TfliteSoftmax(op) => {
+            let missing = || NodeError::MissingTensor {
+                name: op.table.clone(),
+            };
+            StepOp::TfliteSoftmax {
+                axis: op.axis,
+                table: Box::new(op.exponentials(cx).ok_or_else(missing)?),
             }
         }
         Op::ArgMax(op) => StepOp::ArgMax {
@@ -249,8 +280,7 @@ fn conv_step(
     linear: &Linear,
     node: &Node,
     cx: &Context<'_>,
-    input: [usize; 4],
-    output: [usize; 4],
+    (input, output, depth): ([usize; 4], [usize; 4], usize),
 ) -> Result<ConvStep, NodeError> {
     let parts = linear.parts();
     let (requantize, residual) = linear.requantize(cx, output[3])?.unzip();
@@ -272,7 +302,8 @@ fn conv_step(
             ceil: false,
         },
         groups: 1,
-        weights: linear.weight_data(cx).map(Arc::new),
+        outside: 0,
+        weights: linear.weight_data(cx, depth).map(Arc::new),
         weight_zero_point: parts
             .weights
             .map_or(0, |index| cx.inputs[index].zero_point()),
@@ -351,7 +382,8 @@ impl Edges {
             let Op::Quantize(op) = &node.op else {
                 return None;
             };
-            if op.blocks.is_some() || graph.outputs.contains(value) {
+            let folds = op.blocks.is_none() && op.thresholds.is_none();
+            if !folds || graph.outputs.contains(value) {
                 return None;
             }
             let quantized = graph.value(node.outputs[0]);
@@ -370,6 +402,7 @@ impl Edges {
             if let Some((index, node)) = made_by
                 && let Op::Dequantize(op) = &node.op
                 && op.blocks.is_none()
+                && op.offset.is_none()
                 && let Some(edge) = edge(graph.value(node.inputs[0]), EdgeRounding::HalfEven)
             {
                 folded[index] = consumers[value.index()].is_empty();

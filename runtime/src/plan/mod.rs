@@ -129,6 +129,7 @@ impl Plan {
                     dtype: weights.dtype,
                     effective: Vec::new(),
                     channels: weights.channels,
+                    codebook: None,
                 });
             }
         }

@@ -7,6 +7,7 @@ use requant_numerics::edge::EdgeRounding;
 use requant_numerics::elementwise::{AddParams, MulParams};
 use requant_numerics::softmax::ExpTable;
 use requant_numerics::table::Table;
+use requant_numerics::tflite;
 use requant_numerics::{LayerPrecision, Requantize, Residual};
 
 use super::BufferId;
@@ -86,6 +87,9 @@ pub struct ConvStep {
     pub weight_zero_point: i32,
     /// Zero point of the input.
     pub zero_point: Operand,
+    /// What elements outside the input count as, less the zero point: 1 around binary inputs, 0
+    /// otherwise.
+    pub outside: i32,
     /// One bias an output channel, or none.
     pub bias: Vec<i32>,
     /// What happens to the accumulator.
@@ -172,6 +176,17 @@ pub enum StepOp {
     Dequantize {
         /// Scales.
         scales: EdgeScales,
+        /// Added last, one or one an index of the last axis.
+        offset: Option<Vec<f32>>,
+    },
+    /// Float to integers by thresholds: `lo + step·#{i : x ≥ t_i}`.
+    EdgeThresholds {
+        /// Thresholds.
+        thresholds: Vec<f32>,
+        /// Lowest output.
+        lo: i32,
+        /// From one output to the next.
+        step: i32,
     },
     /// Convolution or product with weights.
     Conv(Box<ConvStep>),
@@ -282,6 +297,13 @@ pub enum StepOp {
         /// Zero point of the output.
         zero_point: i32,
     },
+    /// TFLite's softmax from 8 bits to 8 bits.
+    TfliteSoftmax {
+        /// The axis.
+        axis: usize,
+        /// Exponentials.
+        table: Box<tflite::ExpTable>,
+    },
     /// Index of the largest element.
     ArgMax {
         /// The axis.
@@ -308,6 +330,7 @@ impl StepOp {
         match self {
             StepOp::Quantize { .. } => "quantize",
             StepOp::Dequantize { .. } => "dequantize",
+            StepOp::EdgeThresholds { .. } => "edge_thresholds",
             StepOp::Conv(_) => "conv",
             StepOp::MatMul { .. } => "mat_mul",
             StepOp::Add(_) => "add",
@@ -325,6 +348,7 @@ impl StepOp {
             StepOp::ResizeLinear { .. } => "resize_linear",
             StepOp::Softmax { .. } => "softmax",
             StepOp::QLinearSoftmax { .. } => "q_linear_softmax",
+            StepOp::TfliteSoftmax { .. } => "tflite_softmax",
             StepOp::ArgMax { .. } => "arg_max",
             StepOp::DynamicQuantize => "dynamic_quantize",
             StepOp::ScaleAccumulator { .. } => "scale_accumulator",

@@ -52,6 +52,7 @@ pub(crate) fn dequantize(
     operands: &Operands<'_>,
     out: &mut [u8],
     scales: &EdgeScales,
+    offset: Option<&[f32]>,
 ) {
     let x = operands.read(step.inputs[0]);
     let dtype = operands.dtype(step.inputs[0]);
@@ -60,11 +61,24 @@ pub(crate) fn dequantize(
     for index in 0..elements {
         let at = sample_index(index, elements, operands.samples(step.inputs[0]));
         let (scale, zero_point) = scale_at(scales, &dims, at);
-        write_f32(
-            out,
-            index,
-            edge::dequantize(read_int(dtype, x, index), scale, zero_point),
-        );
+        let y = edge::dequantize(read_int(dtype, x, index), scale, zero_point);
+        let y = offset.map_or(y, |offset| y + offset[index % offset.len()]);
+        write_f32(out, index, y);
+    }
+}
+
+pub(crate) fn thresholds(
+    step: &Step,
+    operands: &Operands<'_>,
+    out: &mut [u8],
+    (thresholds, lo, by): (&[f32], i32, i32),
+) {
+    let x = operands.read(step.inputs[0]);
+    let dtype = operands.dtype(step.outputs[0]);
+    for index in 0..x.len() / 4 {
+        let x = read_f32(x, index);
+        let passed = thresholds.iter().filter(|&&threshold| x >= threshold);
+        write_int(dtype, out, index, lo + by * passed.count() as i32);
     }
 }
 

@@ -39,13 +39,16 @@ pub(super) fn conv(step: &Step, conv: &ConvStep, operands: &Operands<'_>, out: &
                 for kx in 0..kw {
                     let row = (y * sh + ky * dh).wrapping_sub(top);
                     let column = (x0 * sw + kx * dw).wrapping_sub(left);
+                    let weights = ((o * kh + ky) * kw + kx) * group_in;
                     // A position before the border wraps to a huge one.
                     if row >= in_h || column >= in_w {
+                        for c in 0..group_in {
+                            acc += conv.outside * weight(weights + c);
+                        }
                         continue;
                     }
                     let base =
                         ((image * in_h + row) * in_w + column) * in_c + o / group_out * group_in;
-                    let weights = ((o * kh + ky) * kw + kx) * group_in;
                     for c in 0..group_in {
                         let value = read_int(x_type, x, base + c) - zero_point;
                         acc += value * weight(weights + c);

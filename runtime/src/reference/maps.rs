@@ -1,7 +1,8 @@
-//! Elementwise operators, and the softmax from 8 bits to 8 bits.
+//! Elementwise operators, and the softmaxes from 8 bits to 8 bits.
 
 use requant_numerics::Requantize;
 use requant_numerics::softmax::{ExpTable, qlinear_softmax};
+use requant_numerics::tflite;
 
 use super::{around, for_each, strides};
 use crate::arena::Operands;
@@ -109,5 +110,30 @@ pub(super) fn softmax(
                 write_int(dtype, out, start + i * inner, y);
             },
         );
+    }
+}
+
+pub(super) fn tflite_softmax(
+    step: &Step,
+    operands: &Operands<'_>,
+    out: &mut [u8],
+    axis: usize,
+    table: &tflite::ExpTable,
+) {
+    let (x, x_type) = (
+        operands.read(step.inputs[0]),
+        operands.dtype(step.inputs[0]),
+    );
+    let dtype = operands.dtype(step.outputs[0]);
+    let (lo, hi) = dtype
+        .range()
+        .map_or((0, 0), |(lo, hi)| (lo as i32, hi as i32));
+    let (outer, extent, inner) = around(&operands.dims(step.inputs[0]), axis);
+    for row in 0..outer * inner {
+        let start = row / inner * extent * inner + row % inner;
+        let values = (0..extent).map(|i| read_int(x_type, x, start + i * inner));
+        tflite::softmax(values, table, (lo, hi), |i, y| {
+            write_int(dtype, out, start + i * inner, y);
+        });
     }
 }

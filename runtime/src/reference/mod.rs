@@ -98,7 +98,14 @@ pub(crate) fn run(step: &Step, output: usize, operands: &Operands<'_>, out: &mut
         StepOp::Quantize { scales, rounding } => {
             edges::quantize(step, operands, out, scales, *rounding);
         }
-        StepOp::Dequantize { scales } => edges::dequantize(step, operands, out, scales),
+        StepOp::Dequantize { scales, offset } => {
+            edges::dequantize(step, operands, out, scales, offset.as_deref());
+        }
+        StepOp::EdgeThresholds {
+            thresholds,
+            lo,
+            step: by,
+        } => edges::thresholds(step, operands, out, (thresholds, *lo, *by)),
         StepOp::Conv(conv) => linear::conv(step, conv, operands, out),
         StepOp::MatMul {
             zero_point_a,
@@ -177,6 +184,9 @@ pub(crate) fn run(step: &Step, output: usize, operands: &Operands<'_>, out: &mut
                 *axis,
                 (table, *inverse_scale, *zero_point),
             );
+        }
+        StepOp::TfliteSoftmax { axis, table } => {
+            maps::tflite_softmax(step, operands, out, *axis, table);
         }
         StepOp::ArgMax { axis, last } => edges::arg_max(step, operands, out, *axis, *last),
         StepOp::DynamicQuantize => edges::dynamic_quantize(step, operands, output, out),

@@ -31,7 +31,9 @@ fn value(dtype: DType, bytes: &[u8]) -> f64 {
         (DType::I32, &[a, b, c, d]) => i32::from_le_bytes([a, b, c, d]).into(),
         (DType::I16, &[a, b]) => i16::from_le_bytes([a, b]).into(),
         (DType::U2 | DType::U4 | DType::U8, &[a]) => a.into(),
-        (DType::I2 | DType::I4 | DType::I8, &[a]) => i8::from_le_bytes([a]).into(),
+        (DType::Binary | DType::Ternary | DType::I2 | DType::I4 | DType::I8, &[a]) => {
+            i8::from_le_bytes([a]).into()
+        }
         (_, _) => f64::NAN,
     }
 }

@@ -10,7 +10,13 @@ use crate::{datatype::wire_name, error::Fault};
 /// The field that carries a datatype.
 fn field_of(dtype: DType) -> &'static str {
     match dtype {
-        DType::I2 | DType::I4 | DType::I8 | DType::I16 | DType::I32 => "int_contents",
+        DType::Binary
+        | DType::Ternary
+        | DType::I2
+        | DType::I4
+        | DType::I8
+        | DType::I16
+        | DType::I32 => "int_contents",
         DType::U2 | DType::U4 | DType::U8 => "uint_contents",
         DType::I64 => "int64_contents",
         DType::F32 => "fp32_contents",
@@ -75,7 +81,7 @@ pub(super) fn bytes(
     };
     let mut data = Vec::with_capacity(count * dtype.size_in_memory());
     match dtype {
-        DType::I2 | DType::I4 | DType::I8 => {
+        DType::Binary | DType::Ternary | DType::I2 | DType::I4 | DType::I8 => {
             for (index, &value) in contents.int_contents.iter().enumerate() {
                 let narrow = i8::try_from(value).map_err(|_| range(index, value.into()))?;
                 data.extend(narrow.to_le_bytes());

@@ -288,7 +288,10 @@ impl Lowering<'_> {
         let node = format!("{name}/dequantize");
         self.builder.node(
             &node,
-            Op::Dequantize(Dequantize { blocks }),
+            Op::Dequantize(Dequantize {
+                blocks,
+                offset: None,
+            }),
             &[source.id],
             &[out],
         );

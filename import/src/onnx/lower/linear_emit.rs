@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use requant_model::ops::{Conv, Gemm, MatMul, Op};
+use requant_model::ops::{Border, Conv, Gemm, MatMul, Op};
 use requant_model::spec::{Linear as LinearSpec, RequantizeSpec};
 use requant_model::{Tensor, ValueId};
 use requant_numerics::DType;
@@ -171,6 +171,7 @@ impl Lowering<'_> {
                     linear: spec,
                     window: pool.window.clone(),
                     groups: *groups,
+                    border: Border::Own,
                 };
                 (Op::Conv(conv), dims, Finish::Image(rank))
             }

@@ -115,6 +115,7 @@ impl Lowering<'_> {
         let op = Op::Quantize(Quantize {
             rounding: EdgeRounding::HalfEven,
             blocks: None,
+            thresholds: None,
         });
         self.builder
             .node(&format!("{name}/quantize"), op, &[source.id], &[out]);
@@ -302,6 +303,7 @@ impl Lowering<'_> {
         let op = AveragePool {
             window: pool.window.clone(),
             include_pad,
+            raw: false,
             requantize,
         };
         self.builder.node(&node, Op::AveragePool(op), &[x], &[out]);
@@ -328,6 +330,7 @@ impl Lowering<'_> {
             rows,
             columns,
             requantize,
+            raw: false,
         };
         let op = Op::Resize(Resize {
             size: resize.size,

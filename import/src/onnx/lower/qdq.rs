@@ -264,6 +264,7 @@ impl<'m> Lowering<'m> {
         let op = Quantize {
             rounding: EdgeRounding::HalfEven,
             blocks: Some(blocks),
+            thresholds: None,
         };
         self.builder
             .node(&node.name, Op::Quantize(op), &[source.id], &[id]);

@@ -88,6 +88,7 @@ impl Lowering<'_> {
             tensor,
             zero_points,
             groups,
+            codebook: None,
         })
     }
 

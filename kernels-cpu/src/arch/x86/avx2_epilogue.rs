@@ -46,7 +46,11 @@ pub(super) fn select(round: &Round, finish: &Finish) -> Option<BlockFn> {
         (Round::Float { .. }, false) => Some(block::<Float, false>),
         (Round::Float { .. }, true) => Some(block::<Float, true>),
         (
-            Round::Wide { .. } | Round::Residual { .. } | Round::Double { .. } | Round::Away { .. },
+            Round::Wide { .. }
+            | Round::Residual { .. }
+            | Round::Double { .. }
+            | Round::Away { .. }
+            | Round::Steps { .. },
             _,
         ) => None,
     }
@@ -261,7 +265,9 @@ impl Adder {
         };
         let other = match self.dtype {
             DType::U2 | DType::U4 | DType::U8 => _mm256_cvtepu8_epi32(loaded),
-            DType::I2 | DType::I4 | DType::I8 => _mm256_cvtepi8_epi32(loaded),
+            DType::Binary | DType::Ternary | DType::I2 | DType::I4 | DType::I8 => {
+                _mm256_cvtepi8_epi32(loaded)
+            }
             DType::I16 | DType::I32 | DType::I64 | DType::F32 | DType::F64 => {
                 _mm256_cvtepi16_epi32(loaded)
             }

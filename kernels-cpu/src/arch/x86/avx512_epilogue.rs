@@ -29,7 +29,7 @@ pub(super) fn select(round: &Round, finish: &Finish) -> Option<BlockFn> {
                 ..
             },
         ) => None,
-        (Round::Double { .. } | Round::Away { .. }, _) => None,
+        (Round::Double { .. } | Round::Away { .. } | Round::Steps { .. }, _) => None,
         (Round::High { .. }, FinishJoin::None) => Some(block::<High, Alone>),
         (Round::High { .. }, _) => Some(block::<High, Added>),
         (Round::Wide { .. }, FinishJoin::None) => Some(block::<Wide, Alone>),
@@ -209,7 +209,7 @@ unsafe fn widen(dtype: DType, from: *const u8, index: usize, mask: u16) -> __m51
                 let bytes = _mm512_maskz_loadu_epi8(mask.into(), from.add(index).cast());
                 _mm512_cvtepu8_epi32(_mm512_castsi512_si128(bytes))
             }
-            DType::I2 | DType::I4 | DType::I8 => {
+            DType::Binary | DType::Ternary | DType::I2 | DType::I4 | DType::I8 => {
                 let bytes = _mm512_maskz_loadu_epi8(mask.into(), from.add(index).cast());
                 _mm512_cvtepi8_epi32(_mm512_castsi512_si128(bytes))
             }
