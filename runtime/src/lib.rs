@@ -30,4 +30,5 @@ pub use plan::{Plan, PlanOptions};
 pub use ports::{contains_nan, outside_range};
 pub use reference::ReferenceBackend;
 pub use requant_kernels_cpu::Isa;
+pub use requant_kernels_cpu::isa::UnknownIsa;
 pub use stats::{PrecisionStats, RunStats, StepStats};

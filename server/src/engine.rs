@@ -8,7 +8,7 @@ use requant_import::onnx::{self, ImportOptions};
 use requant_model::{Graph, artifact, builtin};
 use requant_numerics::ModelPrecision;
 use requant_runtime::{
-    Backend, CpuBackend, CpuOptions, Executable, Plan, PlanOptions, ReferenceBackend,
+    Backend, CpuBackend, CpuOptions, Executable, Isa, Plan, PlanOptions, ReferenceBackend,
 };
 
 pub use requant_runtime::{
@@ -78,18 +78,19 @@ impl EngineError {
     }
 }
 
-/// Opens the engine on a backend; `threads` bounds the CPU backend's compute threads.
+/// Opens the engine on a backend; `isa` and `threads` bound what the CPU backend may use.
 ///
 /// # Errors
 /// When the backend cannot run on this machine.
 pub fn open(
     choice: BackendChoice,
+    isa: Option<Isa>,
     threads: Option<NonZeroUsize>,
 ) -> Result<Arc<dyn Engine>, EngineError> {
     let backend: Box<dyn Backend> = match choice {
         BackendChoice::Auto | BackendChoice::Cpu => {
             let options = CpuOptions {
-                isa: None,
+                isa,
                 threads: threads.map_or(0, NonZeroUsize::get),
             };
             Box::new(CpuBackend::new(options).map_err(EngineError::refused)?)

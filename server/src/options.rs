@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum, error::ErrorKind};
+use requant_runtime::{Isa, UnknownIsa};
 
 /// What the command line or the environment asks for.
 #[derive(Clone, Debug, Parser)]
@@ -60,6 +61,11 @@ pub struct Options {
     /// Compute threads of the CPU backend [default: the cores granted].
     #[arg(long, env = "REQUANT_THREADS", value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+
+    /// Instruction set of the CPU backend: scalar, avx2, avx512-vnni or neon-dotprod [default: the
+    /// best one that this machine has]. Answers are the same bytes on each.
+    #[arg(long, env = "REQUANT_ISA", value_name = "NAME", value_parser = available_isa)]
+    pub isa: Option<Isa>,
 
     /// Largest request message in MiB.
     #[arg(
@@ -149,6 +155,11 @@ impl Options {
                 "--load-model needs --model-control explicit".to_owned(),
             ));
         }
+        if options.isa.is_some() && options.backend == BackendChoice::Reference {
+            return Err(Refusal::Wrong(
+                "--isa needs --backend cpu: the reference backend has no kernels".to_owned(),
+            ));
+        }
         Ok(options)
     }
 
@@ -161,6 +172,18 @@ impl Options {
     pub fn drain_limit(&self) -> Duration {
         Duration::from_secs(self.drain_timeout)
     }
+}
+
+/// An instruction set by name, if this machine can execute it.
+fn available_isa(name: &str) -> Result<Isa, String> {
+    let isa: Isa = name
+        .parse()
+        .map_err(|error: UnknownIsa| error.to_string())?;
+    if isa.is_available() {
+        return Ok(isa);
+    }
+    let available: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+    Err(format!("this machine has {}", available.join(", ")))
 }
 
 fn refusal(error: clap::Error) -> Refusal {
@@ -184,6 +207,13 @@ fn refusal(error: clap::Error) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An instruction set that this machine cannot have.
+    const FOREIGN: &str = if cfg!(target_arch = "aarch64") {
+        "avx2"
+    } else {
+        "neon-dotprod"
+    };
 
     fn read(arguments: &[&str]) -> Result<Options, Refusal> {
         let all: Vec<&str> = std::iter::once("requant-server")
@@ -215,6 +245,9 @@ mod tests {
             (&["--max-request-mib", "2048"], "2048"),
             (&["--threads", "0"], "0"),
             (&["--drain-timeout", "-1"], "-1"),
+            (&["--isa", "sse2"], "sse2"),
+            (&["--isa", FOREIGN], FOREIGN),
+            (&["--isa", "scalar", "--backend", "reference"], "--isa"),
             (&["--log-format", "xml"], "xml"),
             (&["--load-model", "m"], "--model-control explicit"),
             (&["--model-repository", "/nonexistent"], "/nonexistent"),
