@@ -17,6 +17,7 @@ pub mod lookup;
 pub mod matmul;
 pub mod parallel;
 pub mod pool;
+pub mod probe;
 pub mod table;
 pub mod threads;
 pub mod transpose;

@@ -18,6 +18,7 @@ pub mod error;
 mod executor;
 pub mod plan;
 mod ports;
+pub mod profile;
 mod reference;
 mod stats;
 
@@ -31,4 +32,5 @@ pub use ports::{contains_nan, outside_range};
 pub use reference::ReferenceBackend;
 pub use requant_kernels_cpu::Isa;
 pub use requant_kernels_cpu::isa::UnknownIsa;
+pub use requant_kernels_cpu::probe;
 pub use stats::{PrecisionStats, RunStats, StepStats};

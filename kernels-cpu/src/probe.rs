@@ -1,0 +1,111 @@
+//! What this machine can do at most, measured: the rate of an instruction set's integer dot product on
+//! registers alone. A kernel's speed is reported as a share of it, so reports of different machines
+//! compare.
+
+use std::time::{Duration, Instant};
+
+use crate::Isa;
+
+/// Operations a second (2 a multiply-accumulate) of the dot product of 8-bit values on one thread: the
+/// median of slices of one millisecond within `limit`. `None` where the instruction set has no such
+/// instruction, or no probe is written for it.
+///
+/// AVX2 has no exact 8-bit dot product: the figure is that of `vpmaddwd` on values widened to 16 bits, with
+/// the additions still to do.
+pub fn dot_rate(isa: Isa, limit: Duration) -> Option<f64> {
+    let (rounds, operations) = dot_loop(isa)?;
+    let timed = |count: usize| {
+        let start = Instant::now();
+        rounds(count);
+        start.elapsed().as_secs_f64()
+    };
+    let mut count = 1 << 10;
+    while timed(count) < 1e-3 {
+        count *= 2;
+    }
+    let (start, mut rates) = (Instant::now(), Vec::new());
+    while rates.is_empty() || start.elapsed() < limit {
+        rates.push(operations * count as f64 / timed(count));
+    }
+    rates.sort_by(f64::total_cmp);
+    rates.get(rates.len() / 2).copied()
+}
+
+/// A loop of the dot product on registers, and the operations of one of its rounds.
+#[cfg(target_arch = "x86_64")]
+pub fn dot_loop(isa: Isa) -> Option<(fn(usize), f64)> {
+    if !isa.is_available() {
+        return None;
+    }
+    match isa {
+        Isa::Scalar | Isa::NeonDot => None,
+        Isa::Avx2 => Some((x86::avx2, 12.0 * 16.0 * 2.0)),
+        Isa::Avx512Vnni => Some((x86::avx512, 24.0 * 64.0 * 2.0)),
+    }
+}
+
+/// A loop of the dot product on registers, and the operations of one of its rounds.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn dot_loop(_isa: Isa) -> Option<(fn(usize), f64)> {
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use core::arch::x86_64::*;
+    use core::hint::black_box;
+
+    use crate::Isa;
+
+    pub(super) fn avx512(rounds: usize) {
+        #[target_feature(enable = "avx512f,avx512vnni")]
+        fn copy(rounds: usize) {
+            let x = _mm512_set1_epi32(black_box(0x01020304));
+            let w = _mm512_set1_epi32(black_box(0x04030201));
+            let mut sums = [_mm512_setzero_si512(); 24];
+            for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = _mm512_dpbusd_epi32(*sum, x, w);
+                }
+            }
+            black_box(sums);
+        }
+        if Isa::Avx512Vnni.is_available() {
+            // SAFETY: the machine has the features.
+            unsafe { copy(rounds) }
+        }
+    }
+
+    pub(super) fn avx2(rounds: usize) {
+        #[target_feature(enable = "avx2")]
+        fn copy(rounds: usize) {
+            let w = _mm256_set1_epi32(black_box(0x04030201));
+            let mut sums = [_mm256_set1_epi32(black_box(0x01020304)); 12];
+            for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = _mm256_madd_epi16(*sum, w);
+                }
+            }
+            black_box(sums);
+        }
+        if Isa::Avx2.is_available() {
+            // SAFETY: the machine has the features.
+            unsafe { copy(rounds) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_measured_where_there_is_a_dot_product() {
+        assert!(dot_rate(Isa::Scalar, Duration::ZERO).is_none());
+        for isa in Isa::available() {
+            if let Some(rate) = dot_rate(isa, Duration::from_millis(5)) {
+                assert!(rate.is_finite() && rate > 1e9, "{isa}: {rate}");
+            }
+        }
+    }
+}
