@@ -4,4 +4,6 @@
 //! before using it, and refuses by name what cannot be computed in integers.
 #![forbid(unsafe_code)]
 
+mod names;
 pub mod onnx;
+pub mod tflite;

@@ -1,20 +1,20 @@
 //! The integer graph under construction: unique names, shared tensors, and changes of layout that are
 //! made once each.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use requant_model::ops::{Op, Reshape, Transpose};
-use requant_model::{Affine, Graph, Node, Tensor, Value, ValueId, limits};
+use requant_model::{Affine, Graph, Node, Tensor, Value, ValueId};
 use requant_numerics::DType;
 
 use super::value::Placed;
+use crate::names::{Names, clean};
 
 /// Builds the graph.
 #[derive(Debug)]
 pub(crate) struct Builder {
     pub(crate) graph: Graph,
-    names: HashSet<String>,
-    counts: HashMap<String, u64>,
+    names: Names,
     layouts: HashMap<(ValueId, Layout), ValueId>,
     shared: HashMap<String, String>,
 }
@@ -34,8 +34,7 @@ impl Builder {
                 name: clean(name),
                 ..Graph::default()
             },
-            names: reserved.collect(),
-            counts: HashMap::new(),
+            names: Names::new(reserved),
             layouts: HashMap::new(),
             shared: HashMap::new(),
         }
@@ -43,20 +42,7 @@ impl Builder {
 
     /// A name that no value or tensor has yet, made from `base`.
     pub(crate) fn unique(&mut self, base: &str) -> String {
-        let base = clean(base);
-        if self.names.insert(base.clone()) {
-            return base;
-        }
-        // Counted on from the last name of this base, so that many alike stay cheap.
-        let mut count = self.counts.get(&base).copied().unwrap_or(1);
-        loop {
-            count += 1;
-            let name = format!("{base}.{count}");
-            if self.names.insert(name.clone()) {
-                self.counts.insert(base, count);
-                return name;
-            }
-        }
+        self.names.unique(base)
     }
 
     /// Adds a value under a name made from `base`.
@@ -175,23 +161,5 @@ impl Builder {
     pub(crate) fn plain(&mut self, placed: &Placed) -> ValueId {
         let identity: Vec<usize> = (0..placed.perm.len()).collect();
         self.arranged(placed, &identity)
-    }
-}
-
-/// A name that may stand in a graph.
-fn clean(name: &str) -> String {
-    // Room for suffixes below the limit on names.
-    const LONGEST: usize = limits::MAX_NAME - 128;
-    let mut out = String::new();
-    for c in name.chars() {
-        if out.len() + c.len_utf8() > LONGEST {
-            break;
-        }
-        out.push(if c.is_control() { '_' } else { c });
-    }
-    if out.is_empty() {
-        "unnamed".to_owned()
-    } else {
-        out
     }
 }
