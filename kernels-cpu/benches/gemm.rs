@@ -11,8 +11,10 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use requant_kernels_cpu::threads::ThreadPool;
-use requant_kernels_cpu::{Conv, ConvIo, ConvShape, ConvSpec, Isa, Output, Parallel, Quantized};
-use requant_kernels_cpu::{Join, Weights};
+use requant_kernels_cpu::{
+    BitConv, BitSpec, Conv, ConvIo, ConvShape, ConvSpec, Isa, Join, KernelError, Output, Parallel,
+    Quantized, Weights,
+};
 use requant_numerics::{DType, Dyadic, Requantize, Scheme};
 use serde_json::json;
 
@@ -43,6 +45,9 @@ const CONVOLUTIONS: [[usize; 6]; 9] = [
     [56, 96, 96, 3, 1, 96],
     [28, 192, 192, 3, 2, 192],
 ];
+
+/// Layer precisions, as metrics name them.
+const PRECISIONS: [&str; 6] = ["w8a8", "w4a8", "w1a1", "w1at", "wta1", "wtat"];
 
 struct Arguments {
     json: Option<String>,
@@ -89,7 +94,7 @@ fn main() {
         "shape", "prec", "kernel", "GOP/s", "peak", "share"
     );
     for (name, shape) in &shapes {
-        for precision in ["w8a8", "w4a8"] {
+        for precision in PRECISIONS {
             if !format!("{name} {precision}").contains(&arguments.filter) {
                 continue;
             }
@@ -159,33 +164,32 @@ fn measure(
     let dyadic: Vec<Dyadic> = (0..shape.out_c)
         .map(|c| Dyadic::from_f64(1e-3 + 1e-6 * c as f64).expect("a small positive scale"))
         .collect();
-    let spec = ConvSpec {
-        shape: *shape,
-        input: DType::U8,
-        input_zero_point: 7,
-        weights: match precision {
-            "w4a8" => Weights::I4(&packed),
-            _ => Weights::I8(&weights),
-        },
-        bias: &vec![11; shape.out_c],
-        output: Output::Quantized(Box::new(Quantized {
-            requantize: Requantize {
-                scheme: Scheme::Rhu {
-                    m: dyadic.iter().map(|d| d.m).collect(),
-                    s: dyadic.iter().map(|d| d.s).collect(),
+    let bias = vec![11; shape.out_c];
+    let conv = match precision {
+        "w8a8" | "w4a8" => {
+            let spec = ConvSpec {
+                shape: *shape,
+                input: DType::U8,
+                input_zero_point: 7,
+                weights: match precision {
+                    "w4a8" => Weights::I4(&packed),
+                    _ => Weights::I8(&weights),
                 },
-                zero_point: 3,
-                lo: 0,
-                hi: 255,
-            },
-            dtype: DType::U8,
-            join: Join::None,
-            table: None,
-        })),
+                bias: &bias,
+                output: requantized(&dyadic),
+            };
+            Prepared::Bytes(Conv::new(isa, &spec).expect("a valid convolution"))
+        }
+        _ => Prepared::Bits(bits(shape, precision, isa, &bias)),
     };
-    let conv = Conv::new(isa, &spec).expect("a valid convolution");
+    let ternary = matches!(precision, "w1at" | "wtat");
     let input: Vec<u8> = (0..shape.input_elements())
-        .map(|i| (i * 31 % 251) as u8)
+        .map(|i| match precision {
+            "w8a8" | "w4a8" => (i * 31 % 251) as u8,
+            _ if ternary => (i * 31 % 251 % 3) as u8,
+            _ => 1,
+        })
+        .map(|byte| if ternary && byte == 2 { 0xff } else { byte })
         .collect();
     let mut output = vec![0u8; shape.output_elements()];
     let mut scratch = vec![0u8; conv.scratch_bytes(pool.threads())];
@@ -221,6 +225,85 @@ fn measure(
     }
     let peak = (!peaks.is_empty()).then(|| median(peaks));
     (conv.kernel(), median(ours), peak)
+}
+
+/// An output of 8 bits, requantized by `rhu`.
+fn requantized(dyadic: &[Dyadic]) -> Output {
+    Output::Quantized(Box::new(Quantized {
+        requantize: Requantize {
+            scheme: Scheme::Rhu {
+                m: dyadic.iter().map(|d| d.m).collect(),
+                s: dyadic.iter().map(|d| d.s).collect(),
+            },
+            zero_point: 3,
+            lo: 0,
+            hi: 255,
+        },
+        dtype: DType::U8,
+        join: Join::None,
+        table: None,
+    }))
+}
+
+/// A convolution of binary or ternary operands whose output is a sign.
+fn bits(shape: &ConvShape, precision: &str, isa: Isa, bias: &[i32]) -> BitConv {
+    let weights = vec![1i8; shape.out_c * shape.depth()];
+    let spec = BitSpec {
+        shape: *shape,
+        input: match precision {
+            "w1at" | "wtat" => DType::Ternary,
+            _ => DType::Binary,
+        },
+        zero_border: false,
+        ternary_weights: matches!(precision, "wta1" | "wtat"),
+        weights: &weights,
+        bias,
+        output: Output::Quantized(Box::new(Quantized {
+            requantize: Requantize {
+                scheme: Scheme::Thresholds {
+                    levels: 1,
+                    tau: (0..shape.out_c as i32).collect(),
+                    falls: vec![false; shape.out_c],
+                },
+                zero_point: 0,
+                lo: -1,
+                hi: 1,
+            },
+            dtype: DType::Binary,
+            join: Join::None,
+            table: None,
+        })),
+    };
+    BitConv::new(isa, &spec).expect("a valid convolution")
+}
+
+/// What is measured.
+enum Prepared {
+    Bytes(Conv),
+    Bits(BitConv),
+}
+
+impl Prepared {
+    fn kernel(&self) -> &'static str {
+        match self {
+            Prepared::Bytes(conv) => conv.kernel(),
+            Prepared::Bits(conv) => conv.kernel(),
+        }
+    }
+
+    fn scratch_bytes(&self, threads: usize) -> usize {
+        match self {
+            Prepared::Bytes(conv) => conv.scratch_bytes(threads),
+            Prepared::Bits(conv) => conv.scratch_bytes(threads),
+        }
+    }
+
+    fn run(&self, io: ConvIo<'_>, pool: &ThreadPool) -> Result<(), KernelError> {
+        match self {
+            Prepared::Bytes(conv) => conv.run(io, pool),
+            Prepared::Bits(conv) => conv.run(io, pool),
+        }
+    }
 }
 
 fn seconds(work: impl FnOnce()) -> f64 {

@@ -8,6 +8,7 @@
 //!
 //! [`table`] lists every matrix kernel; tests and benches iterate it.
 
+pub mod bits;
 pub mod conv;
 pub mod edge;
 pub mod elementwise;
@@ -30,6 +31,8 @@ mod rows;
 mod tiles;
 mod versions;
 
+pub use bits::table::{BitKernel, Operands, bit_kernels};
+pub use bits::{BitConv, BitSpec};
 pub use conv::{Conv, ConvIo, ConvShape, ConvSpec, Weights};
 pub use edge::{Dequantize, Quantize};
 pub use elementwise::{Binary, BinaryIo, BinaryOp, BinarySpec};

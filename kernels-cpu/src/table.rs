@@ -255,7 +255,7 @@ pub(crate) fn usable(isa: Isa, takes: bool) -> Result<(), KernelError> {
 }
 
 /// An ISA and the lesser ones it includes, best first.
-fn ladder(isa: Isa) -> &'static [Isa] {
+pub(crate) fn ladder(isa: Isa) -> &'static [Isa] {
     match isa {
         Isa::Scalar => &[Isa::Scalar],
         Isa::Avx2 => &[Isa::Avx2, Isa::Scalar],

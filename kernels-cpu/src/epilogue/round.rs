@@ -220,12 +220,16 @@ pub(super) fn round_row(
         }
         Round::Steps { tau, base, step } => {
             let (base, step) = (&base[place.clone()], &step[place.clone()]);
+            if let [tau] = &tau[..] {
+                let tau = &tau[place];
+                for (i, value) in row.iter_mut().enumerate() {
+                    *value = base[i] + step[i] * i32::from(*value >= tau[i]);
+                }
+                return;
+            }
             for (i, value) in row.iter_mut().enumerate() {
-                let count: i32 = tau
-                    .iter()
-                    .map(|tau| i32::from(*value >= tau[place.start + i]))
-                    .sum();
-                *value = base[i] + step[i] * count;
+                let passed = tau.iter().map(|tau| i32::from(*value >= tau[column + i]));
+                *value = base[i] + step[i] * passed.sum::<i32>();
             }
         }
     }
