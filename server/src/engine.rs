@@ -4,13 +4,14 @@
 
 use std::{error::Error, fmt, num::NonZeroUsize, path::Path, sync::Arc};
 
-use requant_import::onnx::{self, ImportOptions};
+use requant_import::{onnx, tflite};
 use requant_model::{Graph, artifact, builtin};
 use requant_numerics::ModelPrecision;
 use requant_runtime::{
     Backend, CpuBackend, CpuOptions, Executable, Isa, Plan, PlanOptions, ReferenceBackend,
 };
 
+pub use requant_import::tflite::Kernels as TfliteKernels;
 pub use requant_runtime::{
     BackendInfo, ExecError, Footprint, Form, Instance, PrecisionStats, QuantizedForm, RunStats,
     Signature, TensorInfo, contains_nan, outside_range,
@@ -27,13 +28,20 @@ pub trait Engine: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// Whatever the reader, the planner or the backend refuse.
-    fn load(&self, file: &Path) -> Result<Arc<dyn Network>, EngineError>;
+    fn load(&self, file: &Path, reading: Reading) -> Result<Arc<dyn Network>, EngineError>;
 
     /// Compiles the model that is built into the server.
     ///
     /// # Errors
     /// As [`Engine::load`].
     fn built_in(&self) -> Result<Arc<dyn Network>, EngineError>;
+}
+
+/// How a model file is to be read, where its format leaves a choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Whose kernels a TFLite model is computed like.
+    pub tflite_kernels: TfliteKernels,
 }
 
 /// A compiled network, shared by its instances.
@@ -60,8 +68,8 @@ pub enum EngineError {
     /// Reading, planning or compiling failed.
     #[error("{0}")]
     Refused(Box<dyn Error + Send + Sync>),
-    /// A file that is neither an artefact nor ONNX by its name.
-    #[error("'{name}' is not a model file: expected .safetensors or .onnx")]
+    /// A file that by its name is in none of the formats that are read.
+    #[error("'{name}' is not a model file: expected .safetensors, .onnx or .tflite")]
     Format {
         /// The file's name.
         name: String,
@@ -128,11 +136,17 @@ impl Engine for RuntimeEngine {
         self.backend.info()
     }
 
-    fn load(&self, file: &Path) -> Result<Arc<dyn Network>, EngineError> {
+    fn load(&self, file: &Path, reading: Reading) -> Result<Arc<dyn Network>, EngineError> {
         let graph = match file.extension().and_then(|extension| extension.to_str()) {
             Some("safetensors") => artifact::read_file(file).map_err(EngineError::refused)?,
-            Some("onnx") => {
-                onnx::import_file(file, &ImportOptions::default()).map_err(EngineError::refused)?
+            Some("onnx") => onnx::import_file(file, &onnx::ImportOptions::default())
+                .map_err(EngineError::refused)?,
+            Some("tflite") => {
+                let options = tflite::ImportOptions {
+                    kernels: reading.tflite_kernels,
+                    ..tflite::ImportOptions::default()
+                };
+                tflite::import_file(file, &options).map_err(EngineError::refused)?
             }
             _ => {
                 let name = file

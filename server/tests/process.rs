@@ -270,3 +270,80 @@ async fn a_real_onnx_model_from_a_repository() {
     process.signal("-TERM");
     assert_eq!(process.end().0, Some(0));
 }
+
+/// The network of fully connected layers, whose two roundings differ somewhere in 640 outputs.
+#[tokio::test]
+async fn tflite_models_follow_the_kernels_that_the_configuration_names() {
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data");
+    let data = std::env::var("REQUANT_TEST_DATA").unwrap_or_else(|_| data.to_owned());
+    let file = Path::new(&data).join("quantized/tflite/mlperf_tiny_ad01_int8.tflite");
+    if !file.is_file() {
+        eprintln!("skipped: {} is not there", file.display());
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["default", "litert", "tflm", "xnnpack"] {
+        let model = folder.path().join(name);
+        std::fs::create_dir_all(model.join("1")).unwrap();
+        std::fs::copy(&file, model.join("1/model.tflite")).unwrap();
+        if name != "default" {
+            let text = format!(
+                "parameters {{ key: \"tflite_kernels\" value {{ string_value: \"{name}\" }} }}"
+            );
+            std::fs::write(model.join("config.pbtxt"), text).unwrap();
+        }
+    }
+    let process = Process::start(&["--model-repository", folder.path().to_str().unwrap()]);
+    let mut client = connect(&process.grpc).await;
+    let mut answers = Vec::new();
+    for name in ["default", "litert", "tflm"] {
+        let request = pb::ModelMetadataRequest {
+            name: name.to_owned(),
+            version: String::new(),
+        };
+        let metadata = client.model_metadata(request).await.unwrap().into_inner();
+        let (input, output) = (&metadata.inputs[0], &metadata.outputs[0]);
+        assert_eq!(
+            (input.datatype.as_str(), &input.shape[..]),
+            ("INT8", &[-1, 640][..])
+        );
+        assert_eq!(
+            (output.datatype.as_str(), &output.shape[..]),
+            ("INT8", &[-1, 640][..])
+        );
+        let request = pb::ModelInferRequest {
+            model_name: name.to_owned(),
+            inputs: vec![common::input(&input.name, "INT8", &[1, 640])],
+            raw_input_contents: vec![(0..640u32).map(|i| (i * 37) as u8).collect()],
+            ..pb::ModelInferRequest::default()
+        };
+        let answer = client.model_infer(request).await.unwrap().into_inner();
+        answers.push(answer.raw_output_contents[0].clone());
+    }
+    assert_eq!(answers[0], answers[1]);
+    let differing = answers[1]
+        .iter()
+        .zip(&answers[2])
+        .filter(|(a, b)| a != b)
+        .count();
+    assert!((1..640).contains(&differing), "{differing}");
+    let index = client
+        .repository_index(pb::RepositoryIndexRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    let refused = index
+        .models
+        .iter()
+        .find(|model| model.name == "xnnpack")
+        .unwrap();
+    assert!(
+        refused
+            .reason
+            .contains("'xnnpack', expected litert or tflm"),
+        "{}",
+        refused.reason
+    );
+    process.signal("-TERM");
+    assert_eq!(process.end().0, Some(0));
+}

@@ -31,8 +31,14 @@ const MAX_INSTANCES: i32 = 64;
 const DEFAULT_QUEUE: usize = 1024;
 /// Bytes of tensors that wait at most, whatever the number of requests.
 const QUEUE_BYTES: usize = 512 << 20;
-/// Backends and platforms of configurations written for other servers of ONNX models.
-const PLATFORMS: [&str; 4] = ["", "requant", "onnxruntime", "onnxruntime_onnx"];
+/// Backends and platforms of configurations written for other servers of ONNX and TFLite models.
+const PLATFORMS: [&str; 5] = [
+    "",
+    "requant",
+    "onnxruntime",
+    "onnxruntime_onnx",
+    "armnn_tflite",
+];
 
 /// A checked configuration and what follows from it.
 #[derive(Clone, Debug)]
@@ -128,7 +134,7 @@ pub(crate) fn check_fields(config: &ModelConfig, name: &str) -> Result<(), Confi
             return Err(ConfigError::Value {
                 field: field.to_owned(),
                 got: format!("'{value}'"),
-                expected: "requant, onnxruntime or onnxruntime_onnx".to_owned(),
+                expected: "requant, onnxruntime, onnxruntime_onnx or armnn_tflite".to_owned(),
             });
         }
     }

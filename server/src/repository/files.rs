@@ -12,7 +12,7 @@ use std::{
 use super::LoadError;
 
 /// File names that hold a model, in a version folder.
-pub(crate) const MODEL_FILES: [&str; 2] = ["model.safetensors", "model.onnx"];
+pub(crate) const MODEL_FILES: [&str; 3] = ["model.safetensors", "model.onnx", "model.tflite"];
 
 /// The configuration's file name, in a model's folder.
 pub(crate) const CONFIG_FILE: &str = "config.pbtxt";

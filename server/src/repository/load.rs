@@ -11,7 +11,7 @@ use super::{
     complete::{check_fields, complete, select_versions},
     config::parse_text,
     files::{Fingerprint, ModelFolder},
-    warmup,
+    parameters, warmup,
 };
 use crate::{
     batcher::Batcher,
@@ -87,6 +87,7 @@ pub(crate) fn from_folder(
     let configured = written.is_some();
     let config = written.unwrap_or_default();
     check_fields(&config, name)?;
+    let reading = parameters::reading(&config)?;
     let found = folder.versions()?;
     let mut versions = BTreeMap::new();
     for number in select_versions(&config, &found)? {
@@ -95,10 +96,12 @@ pub(crate) fn from_folder(
         };
         let path = folder.resolve(path)?;
         let file = folder.model_file(&path, &config.default_model_filename)?;
-        let network = engine.load(&file).map_err(|source| LoadError::Engine {
-            version: number,
-            source,
-        })?;
+        let network = engine
+            .load(&file, reading)
+            .map_err(|source| LoadError::Engine {
+                version: number,
+                source,
+            })?;
         let completed = complete(name, config.clone(), network.signature(), configured)?;
         let version = build(name, number, network, completed, Some(&folder))?;
         versions.insert(number, Arc::new(version));

@@ -7,6 +7,7 @@ mod config;
 mod error;
 mod files;
 mod load;
+mod parameters;
 mod poll;
 mod registry;
 mod warmup;
