@@ -49,8 +49,8 @@ class Graph:
         self.rng, self.dtype, self.opset = rng, dtype, opset
         self.nodes, self.initializers, self.inputs, self.outputs = [], [], [], []
         self.feeds, self.count, self.batch = {}, 0, 3
-        # Whether the leading dimension stays symbolic.
-        self.symbolic = True
+        # Whether the leading dimension stays symbolic; whether the model loads without a batch then.
+        self.symbolic, self.mixes = True, False
 
     def name(self, base="t"):
         self.count += 1
@@ -94,6 +94,14 @@ class Graph:
         reals = self.rng.uniform((info.min - z - 4) * s, (info.max - z + 4) * s, shape)
         self.feeds[name] = reals.astype(np.float32)
         return self.dq(self.node("QuantizeLinear", [name, scale, zero]), scale, zero)
+
+    def real(self, dims):
+        """A float input that nothing quantizes yet."""
+        name = self.name("x")
+        symbol = "N" if self.symbolic else self.batch
+        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [symbol, *dims]))
+        self.feeds[name] = self.rng.uniform(-12, 12, [self.batch, *dims]).astype(np.float32)
+        return name
 
     def integers(self, dims):
         """An integer input with random parameters."""
@@ -772,6 +780,105 @@ def mat_mul_integer(g):
     g.output(y, TensorProto.INT32)
 
 
+def limited(g, name):
+    """A clamp in one of its forms, with limits that are mostly between steps."""
+    low, high = np.sort(g.rng.uniform(-4, 4, 2)).astype(np.float32)
+    pick = g.rng.integers(0, 5)
+    if pick == 0:
+        return g.node("Relu", [name])
+    if pick == 1:
+        return g.node("Clip", [name, g.constant(low), g.constant(high)])
+    if pick == 2:
+        return g.node("Clip", [name, "", g.constant(high)])
+    if pick == 3:
+        return g.node("Max", [g.constant(low), name])
+    return g.node("Min", [name, g.constant(high)])
+
+
+@case(dtypes=("u8", "s8"))
+def edge_clamps(g):
+    """Clamps of a float input before anything quantizes it, each of another kind, and none."""
+    x = g.real([4, 3, 5])
+    g.q(limited(g, x))
+    g.q(limited(g, limited(g, x)))
+    g.q(limited(g, g.node("Transpose", [x], perm=[0, 2, 3, 1])))
+    g.q(g.node("Transpose", [limited(g, x)], perm=[0, 3, 1, 2]))
+    g.q(limited(g, g.node("Concat", [limited(g, x), x], axis=1)))
+    pads, value = [0, 0, 1, 0, 0, 0, 0, 2], np.float32(g.rng.uniform(-6, 6))
+    padded = g.node("Pad", [limited(g, x), g.constant(np.array(pads)), g.constant(value)])
+    g.q(limited(g, padded))
+    g.q(x)
+
+
+@case()
+def edge_relu_along_axis(g):
+    """A float input quantized along an axis, under a Relu that the zero points make anyway."""
+    dims = [3, 4, 2]
+    x = g.real(dims)
+    axis = int(g.rng.integers(1, 4))
+    count = dims[axis - 1]
+    scales = g.constant(g.rng.uniform(0.01, 0.08, count).astype(np.float32))
+    none = g.constant(np.zeros(count, np.uint8))
+    zeros = g.constant(g.rng.integers(0, 200, count).astype(np.uint8))
+    for name, zero in ((g.node("Relu", [x]), none), (x, zeros)):
+        q = g.node("QuantizeLinear", [name, scales, zero], axis=axis)
+        g.output(q, TensorProto.UINT8)
+        g.output(g.dq(q, scales, zero, axis=axis), TensorProto.FLOAT)
+
+
+@case()
+def edge_clamp_conv(g):
+    """A clamped input of a layer."""
+    x = limited(g, g.real([4, 6, 6]))
+    scale, zero, _, _ = g.quant()
+    x = g.dq(g.node("QuantizeLinear", [x, scale, zero]), scale, zero)
+    weights, w_scale, w_zero, axis = g.weights([5, 4, 3, 3], 0)
+    g.q(g.node("Conv", [x, g.dq(weights, w_scale, w_zero, **axis)]), 8)
+
+
+@case(exact=False)
+def dynamic_clamp(g):
+    """A dynamic layer under a clamp before a fixed quantization."""
+    g.batch = 1
+    name = g.real([6, 9])
+    y, scale, zero = g.node("DynamicQuantizeLinear", [name], outputs=3)
+    w = g.constant(g.rng.integers(-127, 128, [9, 5]).astype(np.int8))
+    product = g.node("MatMulInteger", [y, w, zero])
+    scales = g.node("Mul", [scale, g.constant(np.float32(0.013))])
+    name = g.node("Mul", [g.node("Cast", [product], to=TensorProto.FLOAT), scales])
+    g.q(limited(g, name), 2)
+
+
+@case()
+def batch_picks(g):
+    """Samples picked from the batch: served one at a time, so that a batch of one is what counts."""
+    g.batch, g.mixes = 1, True
+    x = g.input([4, 3])
+    one = [g.constant(np.array([v])) for v in (0, 1)]
+    last = [g.constant(np.array([v])) for v in (-1, 2**62)]
+    pick = g.rng.integers(0, 5)
+    if pick == 0:
+        x = g.node("Slice", [x, *one, one[0]])
+    elif pick == 1:
+        x = g.node("Slice", [x, *last, one[0]])
+    elif pick == 2:
+        x = g.node("Gather", [x, one[0]], axis=0)
+    elif pick == 3:
+        x = g.node("Gather", [x, g.constant(np.array(-1))], axis=0)
+    else:
+        x = g.node("Split", [x, one[1]], axis=0)
+    g.q(g.node("Relu", [x]))
+
+
+@case()
+def batch_whole(g):
+    """Slices that take the whole batch keep it symbolic."""
+    x = g.input([4, 3])
+    end = int(g.rng.choice([2**31 - 1, 2**62]))
+    ranges = [g.constant(np.array(v)) for v in ([0, 1], [end, 3], [0, 1])]
+    g.q(g.node("Slice", [x, *ranges]))
+
+
 @case(exact=False)
 def dynamic(g):
     """Dynamic quantization as ONNX Runtime's quantize_dynamic writes it; ranges are per sample."""
@@ -802,7 +909,7 @@ def run_ours(example, path, graph, directory):
     results = []
     for index, line in enumerate(done.stdout.splitlines()):
         _, dtype, batched, _ = line.split("\t")
-        if (batched == "true") != graph.symbolic:
+        if (batched == "true") != (graph.symbolic and not graph.mixes):
             raise RuntimeError("the batch is not what it was")
         results.append(np.fromfile(directory / f"{index}.bin", RAW[dtype]))
     return results

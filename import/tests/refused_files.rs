@@ -492,6 +492,23 @@ fn unsupported_nodes() {
         (
             between(
                 vec![
+                    node("Relu", &["x"], &["r"]),
+                    node("QuantizeLinear", &["r", "s4", "z4"], &["q4"]),
+                    node("DequantizeLinear", &["q4", "s4", "z4"], &["d4"]),
+                    node("QuantizeLinear", &["d4", "s4", "z4"], &["q5"]),
+                    node("DequantizeLinear", &["q5", "s4", "z4"], &["y4"]),
+                    node("Identity", &["d"], &["o"]),
+                ],
+                vec![
+                    floats("s4", &[4], &[0.1; 4]),
+                    bytes("z4", &[4], &[0, 0, 9, 0]),
+                ],
+            ),
+            "Relu_r (Relu): limits what is quantized with several scales, which is not supported",
+        ),
+        (
+            between(
+                vec![
                     node("QuantizeLinear", &["d", "s2", "z"], &["q2"]),
                     node("DequantizeLinear", &["q2", "s2", "z"], &["o"]),
                 ],

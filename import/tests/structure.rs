@@ -8,13 +8,19 @@ use requant_import::onnx::{ImportOptions, import_bytes};
 use requant_model::Graph;
 use requant_numerics::DType;
 
-use support::proto::{NodeProto, TensorProto};
+use support::proto::{ModelProto, NodeProto, TensorProto};
 use support::{
     F32, I4, U8, With, bytes, contributed, floats, longs, model, node, port, raw, signed,
 };
 
 /// Imports `middle` from `d` to `o` between Q/DQ pairs, over an input of `dims` (0 is the batch).
 fn between(dims: &[i64], middle: Vec<NodeProto>, extra: Vec<TensorProto>) -> Graph {
+    let model = between_model(dims, middle, extra);
+    import_bytes(&model.encode_to_vec(), "test", &ImportOptions::default())
+        .unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn between_model(dims: &[i64], middle: Vec<NodeProto>, extra: Vec<TensorProto>) -> ModelProto {
     let mut constants = vec![floats("s", &[], &[0.05]), bytes("z", &[], &[3])];
     constants.extend(extra);
     let mut nodes = vec![
@@ -33,15 +39,13 @@ fn between(dims: &[i64], middle: Vec<NodeProto>, extra: Vec<TensorProto>) -> Gra
         .as_mut()
         .unwrap();
     tensor.shape = None;
-    let model = model(
+    model(
         21,
         vec![port("x", F32, dims)],
         vec![output],
         constants,
         nodes,
-    );
-    import_bytes(&model.encode_to_vec(), "test", &ImportOptions::default())
-        .unwrap_or_else(|e| panic!("{e}"))
+    )
 }
 
 fn kinds(graph: &Graph) -> Vec<&'static str> {
@@ -145,6 +149,83 @@ fn the_batch_stays_symbolic_where_samples_stay_apart() {
     assert_eq!(
         (folded.batched, output_dims(&folded)),
         (true, &[1, 12, 2][..])
+    );
+}
+
+#[test]
+fn picking_samples_is_never_the_whole_batch() {
+    let index = |name: &str, value: i64| longs(name, &[1], &[value]);
+    // Start, end and step along the batch; whether that is all of it at every batch size.
+    for (start, end, step, whole) in [
+        (0, i64::MAX, 1, true),
+        (0, i64::from(i32::MAX), 1, true),
+        (i64::MIN, i64::MAX, 1, true),
+        (0, 1, 1, false),
+        (0, 1000, 1, false),
+        (-1, i64::MAX, 1, false),
+        (0, -1, 1, false),
+        (1, i64::MAX, 1, false),
+        (0, i64::MAX, 2, false),
+        (-1, i64::MIN, -1, false),
+    ] {
+        let ranges = vec![
+            index("start", start),
+            index("end", end),
+            index("axis", 0),
+            index("step", step),
+        ];
+        let slice = node("Slice", &["d", "start", "end", "axis", "step"], &["o"]);
+        let proto = between_model(&[0, 4], vec![slice], ranges);
+        match import_bytes(&proto.encode_to_vec(), "test", &ImportOptions::default()) {
+            Ok(graph) => {
+                assert_eq!(graph.batched, whole, "{start}..{end} by {step}");
+                assert_eq!(output_dims(&graph), [1, 4]);
+            }
+            // Nothing is left of a batch of one.
+            Err(error) => assert!(
+                !whole && error.to_string().contains("out of bounds"),
+                "{error}"
+            ),
+        }
+    }
+    let scalar = longs("i", &[], &[0]);
+    for (pick, extra) in [
+        (node("Gather", &["d", "i"], &["o"]), index("i", 0)),
+        (node("Gather", &["d", "i"], &["o"]), scalar),
+        (node("Split", &["d", "i"], &["o"]), index("i", 1)),
+    ] {
+        let graph = between(&[0, 4], vec![pick], vec![extra]);
+        assert!(!graph.batched);
+    }
+}
+
+#[test]
+fn a_clamped_input_is_quantized_and_limited() {
+    let nodes = vec![
+        node("Clip", &["x", "lo", "hi"], &["c"]),
+        node("QuantizeLinear", &["c", "s", "z"], &["q"]),
+        node("DequantizeLinear", &["q", "s", "z"], &["y"]),
+        node("QuantizeLinear", &["x", "s", "z"], &["free"]),
+    ];
+    let constants = vec![
+        floats("s", &[], &[0.5]),
+        bytes("z", &[], &[10]),
+        floats("lo", &[], &[-1.2]),
+        floats("hi", &[], &[3.8]),
+    ];
+    let outputs = vec![port("y", F32, &[0, 2]), port("free", U8, &[0, 2])];
+    let proto = model(17, vec![port("x", F32, &[0, 2])], outputs, constants, nodes);
+    let options = ImportOptions::default();
+    let graph = import_bytes(&proto.encode_to_vec(), "test", &options).unwrap();
+    assert_eq!(kinds(&graph), ["table"]);
+    // −1.2 is step −2.4, 3.8 is step 7.6, from 10.
+    let table = graph.tensors.values().next().unwrap().data();
+    assert_eq!((table[0], table[7], table[9], table[255]), (8, 8, 9, 18));
+    let free = graph.value(graph.outputs[1]);
+    let made = graph.nodes.iter().find(|n| n.outputs == [graph.outputs[1]]);
+    assert_eq!(
+        (made.unwrap().op.name(), free.name.as_str()),
+        ("quantize", "free")
     );
 }
 

@@ -207,6 +207,9 @@ pub enum Reason {
     /// A result that would have to be float.
     #[error("its result is used as float: a QuantizeLinear must follow")]
     FloatResult,
+    /// A clamp before a quantization along an axis that its limits are not beyond.
+    #[error("limits what is quantized with several scales, which is not supported")]
+    LimitsAlongAxis,
     /// A function of one activation joined to something else, without quantization between.
     #[error("joins '{tensor}' to another activation without quantization between")]
     Unquantized {

@@ -217,6 +217,7 @@ impl<'m> Lowering<'m> {
         }
         // A limit on something that waits for its rounding.
         if let (&[limit], "Min" | "Max") = (values, op)
+            && constant.dims.len() <= x.shape.rank()
             && self.function_of(&x).is_none()
         {
             let clamp = match op {

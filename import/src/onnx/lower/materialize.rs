@@ -53,7 +53,7 @@ impl Lowering<'_> {
     ) -> Lowered<Placed> {
         let clamp = float.clamp;
         match &float.kind {
-            Kind::Edge(source) => self.quantize_edge(source, target, name),
+            Kind::Edge(source) => self.quantize_edge(source, clamp, target, name),
             Kind::Activation { source, quant } => {
                 self.requantize_activation(source, *quant, clamp, target, name)
             }
@@ -91,8 +91,18 @@ impl Lowering<'_> {
             }
             Kind::Concat { parts, axis } => self.emit_concat(parts, *axis, target, name),
             Kind::Dynamic { .. } => {
-                let source = self.edge(float, &format!("{name}/real"))?;
-                self.quantize_edge(&source, target, name)
+                // A Relu is the product's own; any other clamp joins the quantization.
+                let own = if clamp == Clamp::RELU {
+                    clamp
+                } else {
+                    Clamp::NONE
+                };
+                let real = Float {
+                    clamp: own,
+                    ..float.clone()
+                };
+                let source = self.edge(&real, &format!("{name}/real"))?;
+                self.quantize_edge(&source, clamp, target, name)
             }
             Kind::Scaled { .. } => Err(Stop::Blame(
                 float.origin,
@@ -103,10 +113,24 @@ impl Lowering<'_> {
         }
     }
 
-    fn quantize_edge(&mut self, source: &Placed, target: Target, name: &str) -> Lowered<Placed> {
+    /// An f32 value under a clamp, quantized. Quantization never decreases, so limiting its steps to
+    /// those of the limits gives what quantizing the limited real gives.
+    fn quantize_edge(
+        &mut self,
+        source: &Placed,
+        clamp: Clamp,
+        target: Target,
+        name: &str,
+    ) -> Lowered<Placed> {
         let value = self.builder.get(source.id).clone();
+        let limited = target.limits(clamp) != target.range();
+        let whole = if limited {
+            format!("{name}/unclamped")
+        } else {
+            name.to_owned()
+        };
         let out = self.builder.value(
-            name,
+            &whole,
             target.dtype,
             value.dims,
             value.batched,
@@ -119,10 +143,11 @@ impl Lowering<'_> {
         });
         self.builder
             .node(&format!("{name}/quantize"), op, &[source.id], &[out]);
-        Ok(Placed {
+        let placed = Placed {
             id: out,
             perm: source.perm.clone(),
-        })
+        };
+        self.requantize_activation(&placed, target.quant, clamp, target, name)
     }
 
     /// Integers to another quantization: nothing, a table by the edges' formulas, or one rescale where

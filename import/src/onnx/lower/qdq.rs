@@ -256,6 +256,9 @@ impl<'m> Lowering<'m> {
             return Err(Reason::PerChannel { tensor }.into());
         };
         let source = self.scaled_source(source, &scales);
+        if limits_along(&scales, dtype, float.clamp) {
+            return Err(Stop::Blame(float.origin, Reason::LimitsAlongAxis));
+        }
         let blocks = self.blocks(&source, &scales, out)?;
         let value = self.builder.get(source.id).clone();
         let id = self
@@ -487,6 +490,16 @@ impl<'m> Lowering<'m> {
         }
         Ok((source, quant, float.shape.clone()))
     }
+}
+
+/// Whether a clamp leaves out a step at any of the scales.
+fn limits_along(scales: &Scales, dtype: DType, clamp: Clamp) -> bool {
+    let mut pairs = scales.scales.iter().zip(&scales.zero_points);
+    pairs.any(|(&scale, &zero_point)| {
+        let quant = Affine { scale, zero_point };
+        let target = Target { dtype, quant };
+        target.limits(clamp) != target.range()
+    })
 }
 
 /// A float constant through QuantizeLinear.

@@ -12,6 +12,9 @@ use crate::onnx::model::Node;
 
 /// Most indices of a Gather: each that breaks a regular progression is a slice of its own.
 const MAX_PICKS: usize = 1024;
+/// What a symbolic batch counts as where a range along it is resolved: the largest size that exporters
+/// write for "up to the end".
+const MAX_BATCH: usize = i32::MAX as usize;
 
 impl<'m> Lowering<'m> {
     pub(super) fn identity(&mut self, node: &'m Node) -> Lowered<()> {
@@ -138,10 +141,28 @@ impl<'m> Lowering<'m> {
         self.change(node, 0, Move::Transpose(perm))
     }
 
+    /// Whether the first operand leads with the batch, whose size is not known here.
+    fn is_batched(&self, node: &Node) -> Lowered<bool> {
+        let dims = self.symbols(node.required(0)?)?;
+        Ok(matches!(dims.first(), Some(Dim::Batch(_))))
+    }
+
     pub(super) fn slice(&mut self, node: &'m Node) -> Lowered<()> {
         let operands = self.need_constants(node, 1)?;
         let dims = self.known_dims(node, 0)?;
-        let ranges = fold::slice_ranges(node, &dims, &operands)?;
+        let batched = self.is_batched(node)?;
+        let mut extents = dims.clone();
+        if batched {
+            extents[0] = MAX_BATCH;
+        }
+        let mut ranges = fold::slice_ranges(node, &extents, &operands)?;
+        if batched {
+            // Whole at every batch size, or samples are picked.
+            if ranges[0] != (0, 1, MAX_BATCH) {
+                return Err(Stop::MixesSamples);
+            }
+            ranges[0].2 = dims[0];
+        }
         if ranges.iter().any(|r| r.2 == 0) {
             return Err(Reason::Shape(ranges.iter().map(|r| r.2 as i64).collect()).into());
         }
@@ -151,6 +172,11 @@ impl<'m> Lowering<'m> {
     pub(super) fn split(&mut self, node: &'m Node) -> Lowered<()> {
         let operands = self.need_constants(node, 1)?;
         let dims = self.known_dims(node, 0)?;
+        let batched = self.is_batched(node)?;
+        // Parts of a batch axis make no sense at most batch sizes, so their sizes are not looked at.
+        if batched && axis_attribute(node, 0, dims.len())? == 0 {
+            return Err(Stop::MixesSamples);
+        }
         let (axis, sizes) = fold::split_sizes(node, &dims, &operands)?;
         let mut start = 0;
         for (index, size) in sizes.into_iter().enumerate() {
@@ -167,6 +193,9 @@ impl<'m> Lowering<'m> {
         self.need_constants(node, 1)?;
         let dims = self.known_dims(node, 0)?;
         let axis = axis_attribute(node, 0, dims.len())?;
+        if axis == 0 && self.is_batched(node)? {
+            return Err(Stop::MixesSamples);
+        }
         let name = node.required(1)?.to_owned();
         let constant = self.constant(&name)?;
         let refuse = || Reason::Operand {
@@ -266,6 +295,9 @@ impl<'m> Lowering<'m> {
                     .ok_or_else(bad)
             };
             let (head, tail) = (pads[i], pads[i + axes.len()]);
+            if axis == 0 && (head, tail) != (0, 0) && self.is_batched(node)? {
+                return Err(Stop::MixesSamples);
+            }
             let (first, last) = (side(head)?, side(tail)?);
             // A negative pad removes elements.
             if head < 0 {
