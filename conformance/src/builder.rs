@@ -162,7 +162,9 @@ impl Builder {
 /// A random scale, and a random zero point of the type.
 pub fn affine(rng: &mut Rng, dtype: DType) -> Affine {
     let (lo, hi) = dtype.range().expect("an integer type");
+    let signs = matches!(dtype, DType::Binary | DType::Ternary);
     let zero_point = match dtype.bits() {
+        _ if signs => 0,
         0..=8 if rng.one_in(4) => rng.pick(&[lo, hi, 0]),
         0..=8 => rng.range(lo, hi),
         _ => 0,
@@ -185,7 +187,7 @@ pub fn clamp(rng: &mut Rng, dtype: DType) -> (i32, i32) {
 
 /// A random tensor of a type's whole range.
 pub fn random_tensor(rng: &mut Rng, dtype: DType, dims: &[usize]) -> Option<Tensor> {
-    let (lo, hi) = dtype.range()?;
-    let values = rng.integers(dims.iter().product(), lo, hi);
+    dtype.range()?;
+    let values = rng.values(dims.iter().product(), dtype);
     Tensor::from_integers(dtype, dims.to_vec(), &values)
 }

@@ -79,9 +79,8 @@ pub fn inputs(graph: &Graph, rng: &mut Rng, samples: usize) -> Tensors {
             let one = |_| ((rng.unit() * 2.0 - 1.0) * magnitude) as f32;
             return (0..count).map(one).flat_map(f32::to_le_bytes).collect();
         }
-        let (lo, hi) = value.dtype.range().expect("an integer type");
         let size = value.dtype.size_in_memory();
-        let values = rng.integers(count, lo, hi);
+        let values = rng.values(count, value.dtype);
         values
             .iter()
             .flat_map(|v| v.to_le_bytes()[..size].to_vec())

@@ -1,5 +1,7 @@
 //! A small seeded generator, so that every run of a suite sees the same numbers.
 
+use requant_numerics::DType;
+
 /// SplitMix64 (Steele, Lea and Flood, 2014).
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
@@ -47,6 +49,17 @@ impl Rng {
     /// One of several.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.size(0, from.len() - 1)]
+    }
+
+    /// Values of an integer type; now and then all at an end of its range.
+    pub fn values(&mut self, count: usize, dtype: DType) -> Vec<i64> {
+        let (lo, hi) = dtype.range().expect("an integer type");
+        let mut values = self.integers(count, lo, hi);
+        // Only 0 may be in the range and no value of the type.
+        for value in values.iter_mut().filter(|v| !dtype.contains(**v)) {
+            *value = hi;
+        }
+        values
     }
 
     /// Integers of a range; now and then all at an end of it, where sums are largest.

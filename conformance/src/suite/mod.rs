@@ -1,5 +1,6 @@
 //! Graphs of every operator.
 
+mod bits;
 mod chains;
 mod constants;
 mod edges;
@@ -15,7 +16,7 @@ type Make = fn(&mut Rng) -> requant_model::Graph;
 
 /// Every case of every suite, `rounds` random ones of each kind.
 pub fn all(rounds: usize, seed: u64) -> Vec<Case> {
-    let kinds: [(&str, Make); 23] = [
+    let kinds: [(&str, Make); 26] = [
         ("conv", linear::conv),
         ("depthwise", linear::depthwise),
         ("gemm", linear::gemm),
@@ -42,6 +43,9 @@ pub fn all(rounds: usize, seed: u64) -> Vec<Case> {
         ("chain", chains::chain),
         ("beside the batch", constants::beside_the_batch),
         ("ranks", constants::ranks),
+        ("low-bit conv", bits::conv),
+        ("low-bit gemm", bits::gemm),
+        ("binary network", bits::network),
     ];
     let mut cases = Vec::new();
     for (kind, (name, make)) in kinds.into_iter().enumerate() {

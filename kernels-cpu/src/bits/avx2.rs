@@ -5,7 +5,7 @@
 
 use core::arch::x86_64::*;
 
-use super::table::{BitKernel, BitTile, BitTileFn, GROUP, Operands, PackFn};
+use super::table::{BitKernel, BitTile, BitTileFn, GROUP, OnesFn, Operands, PackFn};
 use crate::Isa;
 
 const LANES: usize = 8;
@@ -24,7 +24,9 @@ macro_rules! row {
             operands: Operands::$operands,
             widths: &[COLUMNS],
             tiles: &[&[tile::<$operands, 1> as BitTileFn, tile::<$operands, 2>]],
+            signs: &[],
             pack: pack as PackFn,
+            ones: super::portable::ones as OnesFn,
         }
     };
 }

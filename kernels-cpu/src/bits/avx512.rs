@@ -6,16 +6,18 @@
 
 use core::arch::x86_64::*;
 
-use super::table::{BitKernel, BitTile, BitTileFn, GROUP, Operands, PackFn};
+use super::table::{
+    BitKernel, BitTile, BitTileFn, GROUP, OnesFn, Operands, PackFn, SignFn, SignTile,
+};
 use crate::Isa;
 
 const LANES: usize = 16;
 
 /// The functions of one width: heights 1 to 4.
 macro_rules! heights {
-    ($tile:ident, $($parameters:ty,)? $vectors:literal) => {
+    ($tile:ident as $type:ty, $($parameters:ty,)? $vectors:literal) => {
         &[
-            $tile::<$($parameters,)? 1, $vectors> as BitTileFn,
+            $tile::<$($parameters,)? 1, $vectors> as $type,
             $tile::<$($parameters,)? 2, $vectors>,
             $tile::<$($parameters,)? 3, $vectors>,
             $tile::<$($parameters,)? 4, $vectors>,
@@ -33,11 +35,17 @@ macro_rules! single {
             operands: Operands::$operands,
             widths: &[64, 32, 16],
             tiles: &[
-                heights!(tile, $operands, 4),
-                heights!(tile, $operands, 2),
-                heights!(tile, $operands, 1),
+                heights!(tile as BitTileFn, $operands, 4),
+                heights!(tile as BitTileFn, $operands, 2),
+                heights!(tile as BitTileFn, $operands, 1),
+            ],
+            signs: &[
+                heights!(sign as SignFn, $operands, 4),
+                heights!(sign as SignFn, $operands, 2),
+                heights!(sign as SignFn, $operands, 1),
             ],
             pack: pack as PackFn,
+            ones: ones as OnesFn,
         }
     };
 }
@@ -52,8 +60,16 @@ pub(super) const KERNELS: &[BitKernel] = &[
         detected,
         operands: Operands::TernaryTernary,
         widths: &[32, 16],
-        tiles: &[heights!(ternary, 2), heights!(ternary, 1)],
+        tiles: &[
+            heights!(ternary as BitTileFn, 2),
+            heights!(ternary as BitTileFn, 1),
+        ],
+        signs: &[
+            heights!(ternary_sign as SignFn, 2),
+            heights!(ternary_sign as SignFn, 1),
+        ],
         pack: pack as PackFn,
+        ones: ones as OnesFn,
     },
 ];
 
@@ -153,14 +169,28 @@ unsafe fn store(tile: &BitTile, vectors: usize, r: usize, vector: usize, count: 
     }
 }
 
-/// See [`BitTile`] for the contract.
+/// Where a tile's operands are.
+struct Source {
+    rows: *const *const u32,
+    segments: usize,
+    groups: usize,
+    weights: *const u32,
+}
+
+/// Counts over a tile: ones for each row and vector of columns.
+///
+/// # Safety
+/// - The first two bullets of [`BitTile`]'s contract, for `HEIGHT` rows and `VECTORS · 16` columns.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vpopcntdq")]
-unsafe fn tile<C: Combine, const HEIGHT: usize, const VECTORS: usize>(tile: &BitTile) {
+unsafe fn count<C: Combine, const HEIGHT: usize, const VECTORS: usize>(
+    source: &Source,
+) -> [[__m512i; VECTORS]; HEIGHT] {
     let (x_planes, w_planes) = (C::OPERANDS.activation_planes(), C::OPERANDS.weight_planes());
     let mut counts = [[_mm512_setzero_si512(); VECTORS]; HEIGHT];
-    let mut weights = tile.weights;
-    let mut table = tile.rows;
-    let end = tile.rows.wrapping_add(tile.segments * HEIGHT);
+    let mut weights = source.weights;
+    let mut table = source.rows;
+    let end = source.rows.wrapping_add(source.segments * HEIGHT);
     // Both loops test at their end: a loop that may run zero times costs copies of all sums.
     loop {
         let mut rows = [core::ptr::null::<u32>(); HEIGHT];
@@ -183,7 +213,7 @@ unsafe fn tile<C: Combine, const HEIGHT: usize, const VECTORS: usize>(tile: &Bit
                 }
             }
             at += x_planes;
-            if at == tile.groups * x_planes {
+            if at == source.groups * x_planes {
                 break;
             }
         }
@@ -192,6 +222,70 @@ unsafe fn tile<C: Combine, const HEIGHT: usize, const VECTORS: usize>(tile: &Bit
             break;
         }
     }
+    counts
+}
+
+/// Counts over a tile whose operands are ternary: for each row and vector of columns the products that
+/// are not 0, less twice those that are -1.
+///
+/// # Safety
+/// - As [`count`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vpopcntdq")]
+unsafe fn count_both<const HEIGHT: usize, const VECTORS: usize>(
+    source: &Source,
+) -> [[__m512i; VECTORS]; HEIGHT] {
+    let zero = _mm512_setzero_si512();
+    let mut nonzero = [[zero; VECTORS]; HEIGHT];
+    let mut minus = [[zero; VECTORS]; HEIGHT];
+    let mut weights = source.weights;
+    let mut table = source.rows;
+    let end = source.rows.wrapping_add(source.segments * HEIGHT);
+    loop {
+        let mut rows = [core::ptr::null::<u32>(); HEIGHT];
+        for (r, row) in rows.iter_mut().enumerate() {
+            // SAFETY: `rows` holds `segments × height` pointers.
+            *row = unsafe { *table.add(r) };
+        }
+        let mut at = 0;
+        loop {
+            // SAFETY: `weights` is readable for all groups.
+            let panel = unsafe { load::<VECTORS>(weights, 2) };
+            weights = weights.wrapping_add(VECTORS * LANES * 2);
+            for (r, row) in rows.iter().enumerate() {
+                // SAFETY: each row is readable for `groups` groups.
+                let x = unsafe { broadcast(row.add(at), 2) };
+                for (vector, w) in panel.iter().enumerate() {
+                    let both = _mm512_and_si512(x[0], w[0]);
+                    let less = _mm512_ternarylogic_epi32::<XOR_AND>(x[1], w[1], both);
+                    let (all, less) = (_mm512_popcnt_epi32(both), _mm512_popcnt_epi32(less));
+                    nonzero[r][vector] = _mm512_add_epi32(nonzero[r][vector], all);
+                    minus[r][vector] = _mm512_add_epi32(minus[r][vector], less);
+                }
+            }
+            at += 2;
+            if at == source.groups * 2 {
+                break;
+            }
+        }
+        table = table.wrapping_add(HEIGHT);
+        if table == end {
+            break;
+        }
+    }
+    for (nonzero, minus) in nonzero.iter_mut().zip(minus) {
+        for (nonzero, minus) in nonzero.iter_mut().zip(minus) {
+            *nonzero = _mm512_sub_epi32(*nonzero, _mm512_slli_epi32::<1>(minus));
+        }
+    }
+    nonzero
+}
+
+/// See [`BitTile`] for the contract.
+#[target_feature(enable = "avx512f,avx512bw,avx512vpopcntdq")]
+unsafe fn tile<C: Combine, const HEIGHT: usize, const VECTORS: usize>(tile: &BitTile) {
+    // SAFETY: the caller's promise.
+    let counts = unsafe { count::<C, HEIGHT, VECTORS>(&Source::of(tile)) };
     for (r, counts) in counts.iter().enumerate() {
         for (vector, count) in counts.iter().enumerate() {
             let twice = _mm512_slli_epi32::<1>(*count);
@@ -205,49 +299,100 @@ unsafe fn tile<C: Combine, const HEIGHT: usize, const VECTORS: usize>(tile: &Bit
 /// See [`BitTile`] for the contract.
 #[target_feature(enable = "avx512f,avx512bw,avx512vpopcntdq")]
 unsafe fn ternary<const HEIGHT: usize, const VECTORS: usize>(tile: &BitTile) {
-    let zero = _mm512_setzero_si512();
-    // Products that are not 0, and those of them that are -1.
-    let mut counts = [[[zero; 2]; VECTORS]; HEIGHT];
-    let mut weights = tile.weights;
-    let mut table = tile.rows;
-    let end = tile.rows.wrapping_add(tile.segments * HEIGHT);
-    loop {
-        let mut rows = [core::ptr::null::<u32>(); HEIGHT];
-        for (r, row) in rows.iter_mut().enumerate() {
-            // SAFETY: `rows` holds `segments × height` pointers.
-            *row = unsafe { *table.add(r) };
-        }
-        let mut at = 0;
-        loop {
-            // SAFETY: `weights` is readable for all groups.
-            let panel = unsafe { load::<VECTORS>(weights, 2) };
-            weights = weights.wrapping_add(VECTORS * LANES * 2);
-            for (counts, row) in counts.iter_mut().zip(rows) {
-                // SAFETY: each row is readable for `groups` groups.
-                let x = unsafe { broadcast(row.add(at), 2) };
-                for (count, w) in counts.iter_mut().zip(panel) {
-                    let both = _mm512_and_si512(x[0], w[0]);
-                    let minus = _mm512_ternarylogic_epi32::<XOR_AND>(x[1], w[1], both);
-                    count[0] = _mm512_add_epi32(count[0], _mm512_popcnt_epi32(both));
-                    count[1] = _mm512_add_epi32(count[1], _mm512_popcnt_epi32(minus));
-                }
-            }
-            at += 2;
-            if at == tile.groups * 2 {
-                break;
-            }
-        }
-        table = table.wrapping_add(HEIGHT);
-        if table == end {
-            break;
+    // SAFETY: the caller's promise.
+    let counts = unsafe { count_both::<HEIGHT, VECTORS>(&Source::of(tile)) };
+    for (r, counts) in counts.iter().enumerate() {
+        for (vector, count) in counts.iter().enumerate() {
+            // SAFETY: inside the tile.
+            unsafe { store(tile, VECTORS, r, vector, *count) };
         }
     }
+}
+
+/// See [`SignTile`] for the contract.
+#[target_feature(enable = "avx512f,avx512bw,avx512vpopcntdq")]
+unsafe fn sign<C: Combine, const HEIGHT: usize, const VECTORS: usize>(tile: &SignTile) {
+    let with_terms = matches!(C::OPERANDS, Operands::TernaryBinary);
+    // SAFETY: the caller's promise.
+    let counts = unsafe { count::<C, HEIGHT, VECTORS>(&Source::of_signs(tile)) };
+    // SAFETY: `limits` holds the tile's columns.
+    let limits = unsafe { load_limits::<VECTORS>(tile.limits) };
     for (r, counts) in counts.iter().enumerate() {
-        for (vector, [both, minus]) in counts.iter().enumerate() {
-            let count = _mm512_sub_epi32(*both, _mm512_slli_epi32::<1>(*minus));
-            // SAFETY: inside the tile.
-            unsafe { store(tile, VECTORS, r, vector, count) };
+        let mut passed = 0u64;
+        for (vector, (count, limit)) in counts.iter().zip(limits).enumerate() {
+            let limit = if with_terms {
+                // SAFETY: `terms` holds the tile's rows.
+                let term = _mm512_set1_epi32(unsafe { *tile.terms.add(r) });
+                _mm512_srai_epi32::<1>(_mm512_add_epi32(limit, term))
+            } else {
+                limit
+            };
+            passed |= u64::from(_mm512_cmple_epi32_mask(*count, limit)) << (vector * LANES);
         }
+        // SAFETY: the caller's promise.
+        unsafe { store_signs(tile, r, passed) };
+    }
+}
+
+/// See [`SignTile`] for the contract.
+#[target_feature(enable = "avx512f,avx512bw,avx512vpopcntdq")]
+unsafe fn ternary_sign<const HEIGHT: usize, const VECTORS: usize>(tile: &SignTile) {
+    // SAFETY: the caller's promise.
+    let counts = unsafe { count_both::<HEIGHT, VECTORS>(&Source::of_signs(tile)) };
+    // SAFETY: `limits` holds the tile's columns.
+    let limits = unsafe { load_limits::<VECTORS>(tile.limits) };
+    for (r, counts) in counts.iter().enumerate() {
+        let mut passed = 0u64;
+        for (vector, (count, limit)) in counts.iter().zip(limits).enumerate() {
+            passed |= u64::from(_mm512_cmpge_epi32_mask(*count, limit)) << (vector * LANES);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { store_signs(tile, r, passed) };
+    }
+}
+
+impl Source {
+    fn of(tile: &BitTile) -> Self {
+        Source {
+            rows: tile.rows,
+            segments: tile.segments,
+            groups: tile.groups,
+            weights: tile.weights,
+        }
+    }
+
+    fn of_signs(tile: &SignTile) -> Self {
+        Source {
+            rows: tile.rows,
+            segments: tile.segments,
+            groups: tile.groups,
+            weights: tile.weights,
+        }
+    }
+}
+
+/// # Safety
+/// - `at` is readable for `VECTORS` vectors.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load_limits<const VECTORS: usize>(at: *const i32) -> [__m512i; VECTORS] {
+    // SAFETY: the caller's promise; the loads need no alignment.
+    core::array::from_fn(|vector| unsafe { _mm512_loadu_si512(at.add(vector * LANES).cast()) })
+}
+
+/// Row `r` of a tile as bytes.
+///
+/// # Safety
+/// - The contract of [`SignTile`]; `r` is inside the tile.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn store_signs(tile: &SignTile, r: usize, passed: u64) {
+    let minus = _mm512_set1_epi8(-1);
+    let bytes = _mm512_mask_blend_epi8(passed ^ tile.falls, minus, _mm512_set1_epi8(1));
+    // SAFETY: the caller's promise; the mask leaves out what lies past the columns.
+    unsafe {
+        let out = tile.out.add(r * tile.stride);
+        _mm512_mask_storeu_epi8(out.cast(), u64::MAX >> (64 - tile.columns), bytes);
     }
 }
 
@@ -260,12 +405,11 @@ fn pack(cells: &[u8], channels: usize, ternary: bool, out: &mut [u32]) {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn pack_cells(cells: &[u8], channels: usize, ternary: bool, out: &mut [u32]) {
     let planes = if ternary { 2 } else { 1 };
-    let words = channels.div_ceil(GROUP) * planes;
     // Cells that are whole groups lie one after the other without gaps: one long cell.
     let (channels, words) = if channels.is_multiple_of(GROUP) {
         (cells.len(), out.len())
     } else {
-        (channels, words)
+        (channels, channels.div_ceil(GROUP) * planes)
     };
     if channels == 0 {
         return;
@@ -274,24 +418,74 @@ fn pack_cells(cells: &[u8], channels: usize, ternary: bool, out: &mut [u32]) {
         .chunks_exact(channels)
         .zip(out.chunks_exact_mut(words))
     {
-        for (bytes, out) in cell.chunks(2 * GROUP).zip(out.chunks_mut(2 * planes)) {
-            let mask = u64::MAX >> (2 * GROUP - bytes.len());
-            // SAFETY: the mask leaves out what lies past the bytes.
-            let bytes = unsafe { _mm512_maskz_loadu_epi8(mask, bytes.as_ptr().cast()) };
-            let signs = _mm512_movepi8_mask(bytes);
-            let halves = |bits: u64| [bits as u32, (bits >> GROUP) as u32];
-            if ternary {
-                let others = halves(_mm512_test_epi8_mask(bytes, bytes));
-                let pairs = others.into_iter().zip(halves(signs));
-                for (out, (other, sign)) in out.chunks_exact_mut(2).zip(pairs) {
-                    out[0] = other;
-                    out[1] = sign;
-                }
-            } else {
-                for (out, sign) in out.iter_mut().zip(halves(signs)) {
-                    *out = sign;
-                }
+        let (whole, rest) = cell.as_chunks::<64>();
+        if ternary {
+            for (bytes, out) in whole.iter().zip(out.as_chunks_mut().0) {
+                *out = both_planes(bytes);
+            }
+            if !rest.is_empty() {
+                let mut bytes = [0; 64];
+                bytes[..rest.len()].copy_from_slice(rest);
+                let planes = both_planes(&bytes);
+                let tail = &mut out[4 * whole.len()..];
+                let words = tail.len();
+                tail.copy_from_slice(&planes[..words]);
+            }
+        } else {
+            for (bytes, out) in whole.iter().zip(out.as_chunks_mut().0) {
+                *out = halves(signs(bytes));
+            }
+            if !rest.is_empty() {
+                let mut bytes = [0; 64];
+                bytes[..rest.len()].copy_from_slice(rest);
+                let planes = halves(signs(&bytes));
+                let tail = &mut out[2 * whole.len()..];
+                let words = tail.len();
+                tail.copy_from_slice(&planes[..words]);
             }
         }
     }
+}
+
+fn halves(bits: u64) -> [u32; 2] {
+    [bits as u32, (bits >> GROUP) as u32]
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn signs(bytes: &[u8; 64]) -> u64 {
+    // SAFETY: 64 bytes are readable; the load needs no alignment.
+    let bytes = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
+    _mm512_movepi8_mask(bytes)
+}
+
+/// The planes of two groups, a group after the other.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn both_planes(bytes: &[u8; 64]) -> [u32; 4] {
+    // SAFETY: 64 bytes are readable; the load needs no alignment.
+    let bytes = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
+    let others = halves(_mm512_test_epi8_mask(bytes, bytes));
+    let signs = halves(_mm512_movepi8_mask(bytes));
+    [others[0], signs[0], others[1], signs[1]]
+}
+
+/// See [`OnesFn`].
+fn ones(run: &[u32]) -> i32 {
+    // SAFETY: the table hands it out only where the ISA is available.
+    unsafe { count_masks(run) }
+}
+
+#[target_feature(enable = "avx512f,avx512vpopcntdq")]
+fn count_masks(run: &[u32]) -> i32 {
+    // Every second word is a mask.
+    let masks: u16 = 0x5555;
+    let mut sum = _mm512_setzero_si512();
+    for words in run.chunks(LANES) {
+        let mask = masks & (u16::MAX >> (LANES - words.len()));
+        // SAFETY: the mask leaves out what lies past the words.
+        let words = unsafe { _mm512_maskz_loadu_epi32(mask, words.as_ptr().cast()) };
+        sum = _mm512_add_epi32(sum, _mm512_popcnt_epi32(words));
+    }
+    _mm512_reduce_add_epi32(sum)
 }

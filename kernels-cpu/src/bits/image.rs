@@ -113,12 +113,15 @@ impl ImagePlan {
     }
 
     /// The number of elements that are not 0 in the runs of a pixel; the packed planes are ternary.
-    pub(super) fn nonzero(&self, packed: &[u32], group: usize, at: (usize, usize)) -> i32 {
+    pub(super) fn nonzero(
+        &self,
+        kernel: &BitKernel,
+        packed: &[u32],
+        group: usize,
+        at: (usize, usize),
+    ) -> i32 {
         let words = self.groups * self.planes;
-        let count = |start: usize| {
-            let masks = packed[start..start + words].iter().step_by(self.planes);
-            masks.map(|mask| mask.count_ones()).sum::<u32>()
-        };
-        self.runs(group, at).map(count).sum::<u32>() as i32
+        let count = |start: usize| (kernel.ones)(&packed[start..start + words]);
+        self.runs(group, at).map(count).sum()
     }
 }

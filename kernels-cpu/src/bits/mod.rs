@@ -17,17 +17,18 @@ mod avx512;
 
 use core::ops::Range;
 
-use requant_numerics::DType;
+use requant_numerics::requantize::index;
+use requant_numerics::{DType, Scheme};
 
 use crate::conv::{ConvIo, ConvShape};
-use crate::epilogue::{Epilogue, Output, Place};
+use crate::epilogue::{Epilogue, Join, Output, Place};
 use crate::error::{at_least, exactly, product};
 use crate::memory::{Carver, LINE, piece};
 use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
 use crate::{Buffer, Isa, KernelError, Parallel};
 
 use image::ImagePlan;
-use table::{BitKernel, BitTile, Operands};
+use table::{BitKernel, BitTile, Operands, SignTile};
 use weights::{BitPanel, BitWeights, Source};
 
 /// Bytes of packed activations in a block, where one output row does not already need more.
@@ -66,6 +67,8 @@ pub struct BitConv {
     plan: ImagePlan,
     weights: BitWeights,
     epilogue: Epilogue,
+    /// Where outputs are signs and the kernel gives them.
+    signs: Option<Signs>,
     output_bytes: usize,
     other_bytes: Option<usize>,
     /// Most output rows of a block.
@@ -143,8 +146,9 @@ impl BitConv {
             flat,
             shape,
             plan,
-            weights,
             epilogue,
+            signs: Signs::new(kernel, &spec.output, &weights),
+            weights,
             output_bytes: spec.output.element_bytes(),
             other_bytes: spec.output.other_dtype().map(DType::size_in_memory),
             block_rows: block_rows.unwrap_or(1),
@@ -260,6 +264,61 @@ fn operands(spec: &BitSpec<'_>) -> Result<Operands, KernelError> {
     Ok(Operands::of(ternary, spec.ternary_weights))
 }
 
+/// Thresholds as limits of counts, for a kernel that writes signs itself.
+#[derive(Debug)]
+struct Signs {
+    /// One a packed column.
+    limits: Vec<i32>,
+    /// For each panel, the columns that fall.
+    falls: Vec<u64>,
+}
+
+impl Signs {
+    /// None where the output is not signs by one threshold, or something is fused behind it.
+    fn new(kernel: &BitKernel, output: &Output, weights: &BitWeights) -> Option<Self> {
+        let Output::Quantized(quantized) = output else {
+            return None;
+        };
+        let requantize = &quantized.requantize;
+        let Scheme::Thresholds {
+            levels: 1,
+            tau,
+            falls,
+        } = &requantize.scheme
+        else {
+            return None;
+        };
+        let plain = quantized.join == Join::None && quantized.table.is_none();
+        let signs = (requantize.lo, requantize.hi) == (-1, 1) && quantized.dtype.is_quantized();
+        if kernel.signs.is_empty() || !plain || !signs {
+            return None;
+        }
+        let entry = |channel: usize| index(falls.len(), channel);
+        let mut limits = Vec::new();
+        let mut masks = Vec::new();
+        for panel in &weights.panels {
+            let biases = weights.bias(panel);
+            let mut mask = 0u64;
+            for (c, &bias) in biases.iter().enumerate() {
+                if c >= panel.used {
+                    limits.push(0);
+                    continue;
+                }
+                let entry = entry(panel.channel + c);
+                // `acc ≤ τ` where not `acc ≥ τ + 1`; a τ of a channel that falls is not the largest.
+                let tau = tau[entry].saturating_add(i32::from(falls[entry]));
+                mask |= u64::from(falls[entry]) << c;
+                limits.push(kernel.operands.limit(bias, tau));
+            }
+            masks.push(mask);
+        }
+        Some(Signs {
+            limits,
+            falls: masks,
+        })
+    }
+}
+
 /// One part of a run; buffers hold what the whole run needs, and no other part writes these rows of
 /// these panels.
 struct Job<'a> {
@@ -342,7 +401,7 @@ impl Block<'_> {
                         self.packed[start..].as_ptr().cast();
                 }
                 if conv.kernel.operands == Operands::TernaryBinary {
-                    terms[pixel] = conv.plan.nonzero(self.packed, group, at);
+                    terms[pixel] = conv.plan.nonzero(conv.kernel, self.packed, group, at);
                 }
             }
         }
@@ -350,6 +409,28 @@ impl Block<'_> {
             let functions = conv.kernel.tiles[panel.width_index];
             let weights = conv.weights.panel(panel);
             let bias = conv.weights.bias(panel);
+            if let Some(signs) = &conv.signs {
+                for pixels in tiles.clone() {
+                    let place = (self.first + pixels.start) * conv.shape.out_c + panel.channel;
+                    let call = SignTile {
+                        rows: pointers[pixels.start * segments..].as_ptr().cast(),
+                        segments,
+                        groups: conv.plan.groups,
+                        weights: weights.as_ptr(),
+                        terms: terms[pixels.start..].as_ptr(),
+                        limits: signs.limits[panel.column..].as_ptr(),
+                        falls: signs.falls[panel.index],
+                        out: self.job.output.start().wrapping_add(place),
+                        stride: conv.shape.out_c,
+                        columns: panel.used,
+                    };
+                    let functions = conv.kernel.signs[panel.width_index];
+                    // SAFETY: the contract of `SignTile`: as for `BitTile` below; limits have the
+                    // panel's columns, and the output's places are this part's alone.
+                    unsafe { functions[pixels.len() - 1](&call) };
+                }
+                continue;
+            }
             for pixels in tiles.clone() {
                 let call = BitTile {
                     rows: pointers[pixels.start * segments..].as_ptr().cast(),

@@ -1,6 +1,6 @@
 //! Popcount kernels in plain Rust: the floor that every machine has.
 
-use super::table::{BitKernel, BitTile, BitTileFn, GROUP, Operands, PackFn};
+use super::table::{BitKernel, BitTile, BitTileFn, GROUP, OnesFn, Operands, PackFn};
 use crate::Isa;
 
 const COLUMNS: usize = 16;
@@ -16,7 +16,9 @@ macro_rules! row {
             operands: Operands::$operands,
             widths: WIDTHS,
             tiles: &[&[tile::<$count, 1> as BitTileFn, tile::<$count, 2>]],
+            signs: &[],
             pack: pack as PackFn,
+            ones: ones as OnesFn,
         }
     };
 }
@@ -130,4 +132,10 @@ pub(super) fn pack(cells: &[u8], channels: usize, ternary: bool, out: &mut [u32]
             }
         }
     }
+}
+
+/// See [`OnesFn`].
+pub(super) fn ones(run: &[u32]) -> i32 {
+    let masks = run.iter().step_by(2);
+    masks.map(|mask| mask.count_ones()).sum::<u32>() as i32
 }

@@ -44,6 +44,20 @@ impl Operands {
         }
     }
 
+    /// What a count is compared with to tell whether `bias + term + count ≥ τ`: with ones counted, at most
+    /// `(bias − τ)/2` without a row's term and `(bias − τ + term)/2` with one, rounded down; where both
+    /// operands are ternary, the whole count is at least `τ − bias`.
+    pub(crate) fn limit(self, bias: i32, tau: i32) -> i32 {
+        let (bias, tau) = (i64::from(bias), i64::from(tau));
+        let limit = match self {
+            Operands::BinaryBinary | Operands::BinaryTernary => (bias - tau) >> 1,
+            // The row's term still has room.
+            Operands::TernaryBinary => (bias - tau).clamp(-(1 << 31), 1 << 30),
+            Operands::TernaryTernary => tau - bias,
+        };
+        limit.clamp(i32::MIN.into(), i32::MAX.into()) as i32
+    }
+
     /// Planes of an activation: 1 or 2.
     pub(crate) const fn activation_planes(self) -> usize {
         match self {
@@ -90,11 +104,43 @@ pub(crate) struct BitTile {
 /// The contract of [`BitTile`].
 pub(crate) type BitTileFn = unsafe fn(&BitTile);
 
+/// What a sign function reads and writes: a tile whose sums leave as signs, a byte each.
+///
+/// # Contract of a sign function
+/// All of [`BitTile`]'s but for its output, and:
+/// - `limits` is readable for `width` values;
+/// - row `r` of `out` starts `r × stride` bytes on and is writable for `columns ≤ width` bytes.
+#[derive(Debug)]
+pub(crate) struct SignTile {
+    pub(crate) rows: *const *const u32,
+    pub(crate) segments: usize,
+    pub(crate) groups: usize,
+    pub(crate) weights: *const u32,
+    pub(crate) terms: *const i32,
+    /// See [`Operands::limit`].
+    pub(crate) limits: *const i32,
+    /// Columns, a bit each, that are 1 where their sums do not reach the limit.
+    pub(crate) falls: u64,
+    pub(crate) out: *mut u8,
+    pub(crate) stride: usize,
+    pub(crate) columns: usize,
+}
+
+/// Writes 1 where `bias[c] + terms[r] + count ≥ τ[c]`, by the column's limit, and -1 elsewhere; the other
+/// way round in columns that fall.
+///
+/// # Safety
+/// The contract of [`SignTile`].
+pub(crate) type SignFn = unsafe fn(&SignTile);
+
 /// Packs `cells` cells of `channels` bytes (-1, 0 or 1) into planes of bits: group after group, its
 /// planes one after the other, bits past the channels 0. `ternary` asks for the plane of non-zero
 /// elements, then the signs; otherwise there are only signs. `out` has
 /// `cells × ceil(channels/32) × planes` words.
 pub(crate) type PackFn = fn(cells: &[u8], channels: usize, ternary: bool, out: &mut [u32]);
+
+/// The number of elements that are not 0 in a run of ternary cells: the ones of every second word.
+pub(crate) type OnesFn = fn(run: &[u32]) -> i32;
 
 /// One row of the table.
 #[derive(Debug)]
@@ -108,7 +154,10 @@ pub struct BitKernel {
     pub(crate) widths: &'static [usize],
     /// For each width, one function for each height from 1 to the tallest.
     pub(crate) tiles: &'static [&'static [BitTileFn]],
+    /// As `tiles`, for outputs that are signs; none where the kernel has no such functions.
+    pub(crate) signs: &'static [&'static [SignFn]],
     pub(crate) pack: PackFn,
+    pub(crate) ones: OnesFn,
 }
 
 impl BitKernel {
@@ -176,6 +225,13 @@ mod tests {
             let name = kernel.name;
             assert_eq!(kernel.widths.len(), kernel.tiles.len(), "{name}");
             assert!(kernel.widths.is_sorted_by(|a, b| a > b), "{name}");
+            let signs = kernel.signs.len();
+            assert!(signs == 0 || signs == kernel.tiles.len(), "{name}");
+            let heights = kernel.signs.iter().map(|heights| heights.len());
+            assert!(
+                heights.into_iter().all(|len| len == kernel.tallest()),
+                "{name}"
+            );
             for heights in kernel.tiles {
                 assert_eq!(heights.len(), kernel.tallest(), "{name}");
             }

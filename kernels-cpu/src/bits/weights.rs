@@ -13,6 +13,8 @@ use super::table::{BitKernel, GROUP};
 /// A panel of packed columns.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BitPanel {
+    /// Its place among the panels.
+    pub(super) index: usize,
     /// Index of its width in the kernel's list.
     pub(super) width_index: usize,
     /// Columns, some of them padding at the end of a group.
@@ -68,6 +70,7 @@ impl BitWeights {
                 let width_index = fits.unwrap_or(0);
                 let width = kernel.widths[width_index];
                 panels.push(BitPanel {
+                    index: panels.len(),
                     width_index,
                     width,
                     used: left.min(width),

@@ -67,7 +67,7 @@ impl ConvShape {
     }
 
     /// Whether every tap of every output pixel lies in the image.
-    pub(crate) fn stays_inside(&self) -> bool {
+    pub fn stays_inside(&self) -> bool {
         let last = |axis: usize| ([self.out_h, self.out_w][axis] - 1) * self.strides[axis];
         self.pads[0] == 0
             && self.pads[1] == 0

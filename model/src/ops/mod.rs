@@ -47,7 +47,7 @@ pub use matmul::MatMul;
 pub use max_pool::MaxPool;
 pub use mean::Mean;
 pub use pad::Pad;
-pub use quantize::{BlockScales, Quantize};
+pub use quantize::{BlockScales, EdgeThresholds, Quantize};
 pub use requantize::Rescale;
 pub use reshape::Reshape;
 pub use resize::{Interpolation, Resize, WEIGHT_BITS};

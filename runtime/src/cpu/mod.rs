@@ -213,6 +213,21 @@ impl CpuRunner {
                 }
                 Ok(())
             }
+            Kernel::Bits {
+                conv,
+                images,
+                other,
+            } => {
+                let io = ConvIo {
+                    batch: images * samples,
+                    input: input(0),
+                    other: other.map(|id: BufferId| operands.read(id)),
+                    output: out,
+                    input_zero_point: None,
+                    scratch,
+                };
+                conv.run(io, pool)
+            }
             Kernel::MatMul {
                 matmul,
                 products,

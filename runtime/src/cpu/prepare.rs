@@ -6,9 +6,9 @@
 
 use requant_kernels_cpu::elementwise::broadcast_strides;
 use requant_kernels_cpu::{
-    AveragePool, AveragePoolSpec, Binary, BinaryOp, BinarySpec, Conv, ConvShape, ConvSpec,
-    Dequantize, Isa, KernelError, Lookup, MatMul, MatMulSpec, MaxPool, Output, Parallel, PoolShape,
-    Quantize, Quantized, Transpose, Weights,
+    AveragePool, AveragePoolSpec, Binary, BinaryOp, BinarySpec, BitConv, BitSpec, Conv, ConvShape,
+    ConvSpec, Dequantize, Isa, KernelError, Lookup, MatMul, MatMulSpec, MaxPool, Output, Parallel,
+    PoolShape, Quantize, Quantized, Transpose, Weights,
 };
 use requant_model::ops::{WeightData, Window};
 use requant_numerics::{DType, packing};
@@ -26,6 +26,12 @@ pub(super) enum Kernel {
         images: usize,
         other: Option<BufferId>,
         zero_point: Operand,
+    },
+    /// Convolution or product of binary and ternary operands.
+    Bits {
+        conv: Box<BitConv>,
+        images: usize,
+        other: Option<BufferId>,
     },
     /// Product of two activations.
     MatMul {
@@ -58,6 +64,7 @@ impl Kernel {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Kernel::Conv { conv, .. } => conv.kernel(),
+            Kernel::Bits { conv, .. } => conv.kernel(),
             Kernel::MatMul { matmul, .. } => matmul.kernel(),
             Kernel::Binary(_) => "binary",
             Kernel::Lookup(_) => "lookup",
@@ -74,6 +81,8 @@ impl Kernel {
     pub(super) fn packed_bytes(&self) -> usize {
         if let Kernel::Conv { conv, .. } = self {
             conv.packed_bytes()
+        } else if let Kernel::Bits { conv, .. } = self {
+            conv.packed_bytes()
         } else {
             0
         }
@@ -82,6 +91,7 @@ impl Kernel {
     pub(super) fn scratch_bytes(&self, threads: usize) -> usize {
         match self {
             Kernel::Conv { conv, .. } => conv.scratch_bytes(threads),
+            Kernel::Bits { conv, .. } => conv.scratch_bytes(threads),
             Kernel::MatMul { matmul, .. } => matmul.scratch_bytes(threads),
             Kernel::Binary(_)
             | Kernel::Lookup(_)
@@ -273,16 +283,33 @@ fn conv(
         groups: conv.groups,
     };
     let (input, output) = (plan.buffer(step.inputs[0]), plan.buffer(step.outputs[0]));
+    if let Some(bits) = bits(isa, plan, step, (conv, weights, shape))? {
+        return Ok(Kernel::Bits {
+            conv: Box::new(bits),
+            images: each,
+            other: conv.epilogue.join.as_ref().map(Join::buffer),
+        });
+    }
+    // Ones around a binary image: products of x − 1, which are nothing there, and the weights once.
+    let bias = if conv.outside == 0 {
+        conv.bias.clone()
+    } else {
+        let rows = weights.effective.chunks_exact(shape.depth());
+        let sums = rows.map(|row| row.iter().map(|&w| i32::from(w)).sum::<i32>());
+        sums.enumerate()
+            .map(|(o, sum)| sum + conv.bias.get(o).copied().unwrap_or(0))
+            .collect()
+    };
     let packed = PackedForm::of(weights, shape.depth());
     let spec = ConvSpec {
         shape,
         input: input.dtype,
         input_zero_point: match conv.zero_point {
-            Operand::Static(zero_point) => zero_point,
+            Operand::Static(zero_point) => zero_point + conv.outside,
             Operand::Dynamic(_) => 0,
         },
         weights: packed.weights(),
-        bias: &conv.bias,
+        bias: &bias,
         output: epilogue(plan, &conv.epilogue, output.dtype),
     };
     Ok(Kernel::Conv {
@@ -291,6 +318,37 @@ fn conv(
         other: conv.epilogue.join.as_ref().map(Join::buffer),
         zero_point: conv.zero_point,
     })
+}
+
+/// Least channels of a group for which counting bits pays: a word holds 32.
+const LEAST_BITS: usize = 8;
+
+/// The popcount kernel of a step with binary or ternary operands; none where others serve it better.
+fn bits(
+    isa: Isa,
+    plan: &Plan,
+    step: &Step,
+    (conv, weights, shape): (&ConvStep, &WeightData, ConvShape),
+) -> Result<Option<BitConv>, KernelError> {
+    let (input, output) = (plan.buffer(step.inputs[0]), plan.buffer(step.outputs[0]));
+    let few_bits = |dtype| matches!(dtype, DType::Binary | DType::Ternary);
+    let small = weights.effective.iter().all(|w| (-1..=1).contains(w));
+    let padded = conv.outside != 0 && !shape.stays_inside();
+    let narrow = shape.in_c / shape.groups < LEAST_BITS && !padded;
+    if !few_bits(input.dtype) || !few_bits(weights.dtype) || !small || narrow {
+        return Ok(None);
+    }
+    let values: Vec<i8> = weights.effective.iter().map(|&w| w as i8).collect();
+    let spec = BitSpec {
+        shape,
+        input: input.dtype,
+        zero_border: conv.outside == 0,
+        ternary_weights: values.contains(&0),
+        weights: &values,
+        bias: &conv.bias,
+        output: epilogue(plan, &conv.epilogue, output.dtype),
+    };
+    BitConv::new(isa, &spec).map(Some)
 }
 
 /// Effective weights in the narrowest form that a kernel takes.
