@@ -7,3 +7,4 @@
 mod names;
 pub mod onnx;
 pub mod tflite;
+mod wire;

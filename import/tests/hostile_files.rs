@@ -108,6 +108,41 @@ fn tables_and_constants_are_paid_for() {
 }
 
 #[test]
+fn parts_are_counted_before_they_are_decoded() {
+    // Six million empty nodes, and as many empty attributes of one node, in twelve megabytes.
+    let pairs = |tag: u8| [tag, 0].repeat(6_000_000);
+    let wrapped = |tag: u8, contents: &[u8]| {
+        let mut out = vec![tag];
+        let mut length = contents.len();
+        while length >= 0x80 {
+            out.push(length as u8 | 0x80);
+            length >>= 7;
+        }
+        out.push(length as u8);
+        out.extend_from_slice(contents);
+        out
+    };
+    let attributes = wrapped(0x3a, &wrapped(0x0a, &pairs(0x2a)));
+    let texts = wrapped(0x3a, &wrapped(0x0a, &wrapped(0x2a, &pairs(0x4a))));
+    for (bytes, want) in [
+        (
+            wrapped(0x3a, &pairs(0x0a)),
+            "6000000 nodes, more than 16384",
+        ),
+        (
+            wrapped(0x3a, &pairs(0x2a)),
+            "6000000 tensors, more than 131072",
+        ),
+        (attributes, "6000000 attributes, more than 131072"),
+        (texts, "6000000 texts in attributes, more than 131072"),
+        (pairs(0x42), "6000000 operator sets, more than 1024"),
+    ] {
+        let error = import_bytes(&bytes, "hostile", &ImportOptions::default()).unwrap_err();
+        assert_eq!(error.to_string(), format!("the model has {want}"));
+    }
+}
+
+#[test]
 fn many_alike_stay_cheap() {
     // One name for every node, and one constant behind every sum.
     let mut nodes = links("d", 12_000, |a, b| node("Relu", &[a], &[b]));

@@ -8,6 +8,7 @@ use requant_numerics::DType;
 use thiserror::Error;
 
 use super::elem::Elem;
+use crate::wire::WireFault;
 
 /// Why a model was not imported.
 #[derive(Debug, Error)]
@@ -31,6 +32,9 @@ pub enum ImportError {
     /// The bytes are not an ONNX protobuf.
     #[error("not an ONNX model: {0}")]
     Decode(#[from] prost::DecodeError),
+    /// The bytes are not protobuf at all.
+    #[error("not an ONNX model: {0}")]
+    Wire(#[from] WireFault),
     /// The message holds no graph.
     #[error("the model holds no graph")]
     NoGraph,

@@ -1,9 +1,10 @@
 //! ONNX: QDQ and QOperator models, opsets 9 to 25, to the integer graph.
 //!
-//! `decode → check → fold constants → lower`. The file is the only thing that is opened; external data
+//! `count → decode → check → fold constants → lower`. The file is the only thing that is opened; external data
 //! is refused. Everything that cannot be computed in integers is refused by node name, operator and
 //! reason, all of it at once.
 
+mod census;
 mod constant;
 mod elem;
 mod error;
@@ -23,6 +24,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use requant_model::{Graph, ModelError, NodeError};
 
+pub use crate::wire::WireFault;
 pub use elem::Elem;
 pub use error::{ImportError, PortFault, Reason, Refusal, TensorFault};
 use lower::Failure;
@@ -100,6 +102,7 @@ fn import(bytes: Bytes, name: &str, options: &ImportOptions) -> Result<Graph, Im
     if size > limit {
         return Err(ImportError::TooLarge { bytes: size, limit });
     }
+    census::check(&bytes)?;
     let model = Model::read(proto::ModelProto::decode(bytes)?, options)?;
     let mut graph = graph_of(&model)?;
     if !name.is_empty() {

@@ -89,16 +89,6 @@ impl Model {
         let opset = opset(&proto)?;
         let producer = format!("{} {}", proto.producer_name(), proto.producer_version());
         let graph = proto.graph.ok_or(ImportError::NoGraph)?;
-        for (what, count, limit) in [
-            ("nodes", graph.node.len(), limits::MAX_NODES),
-            ("tensors", graph.initializer.len(), limits::MAX_TENSORS),
-            ("inputs", graph.input.len(), limits::MAX_TENSORS),
-            ("outputs", graph.output.len(), limits::MAX_TENSORS),
-        ] {
-            if count > limit {
-                return Err(ImportError::TooMany { what, count, limit });
-            }
-        }
         if let Some(sparse) = graph.sparse_initializer.first() {
             let tensor = sparse.values.as_ref().map_or("", |v| v.name()).to_owned();
             return Err(ImportError::Tensor {
