@@ -97,13 +97,13 @@ impl Lower<'_> {
     }
 }
 
-/// A function of reals: the input in f32, the result rounded half away from zero.
+/// A function of reals: the input in f32, the result in f64, rounded half away from zero.
 fn real(Sides { x, y }: Sides, f: impl Fn(f64) -> f64) -> table::Table {
     let (lo, hi) = byte_range(y.0);
-    let inverse = 1.0 / y.1.scale;
+    let inverse = 1.0 / f64::from(y.1.scale);
     table::from_fn(x.0, |q| {
         let value = x.1.scale * (q - x.1.zero_point) as f32;
-        let step = (f(f64::from(value)) as f32 * inverse).round();
+        let step = (f(f64::from(value)) * inverse).round();
         (step as i32).saturating_add(y.1.zero_point).clamp(lo, hi)
     })
 }
