@@ -154,7 +154,6 @@ pub fn random_bytes(dtype: DType, elements: usize) -> Vec<u8> {
     let size = dtype.size_in_memory();
     let in_range = |value: i64| match dtype.range() {
         Some((lo, hi)) => {
-            let (lo, hi) = (i64::from(lo), i64::from(hi));
             lo + value.rem_euclid(hi - lo + 1)
         }
         None => value,
