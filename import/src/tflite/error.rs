@@ -177,6 +177,9 @@ pub enum TensorFault {
     /// A graph input or output of a type that cannot be one.
     #[error("elements of {0} cannot enter or leave an integer graph")]
     Port(ElementType),
+    /// An integer graph input without one usable scale and zero point.
+    #[error("enters the graph without a scale and zero point that can be used")]
+    Unquantized,
     /// An output that is a constant.
     #[error("is an output and a constant")]
     ConstantOutput,

@@ -122,14 +122,14 @@ impl<'a> Lower<'a> {
                 name: tensor.name.clone(),
                 fault,
             };
-            let float = tensor.elements == ElementType::F32;
-            let quant = if float { None } else { self.quant(index).ok() };
-            let dtype = if float {
-                Some(DType::F32)
+            let (dtype, quant) = if tensor.elements == ElementType::F32 {
+                (DType::F32, None)
+            } else if let Some(dtype) = byte_type(tensor.elements) {
+                let quant = self
+                    .quant(index)
+                    .map_err(|_| fault(TensorFault::Unquantized))?;
+                (dtype, Some(quant))
             } else {
-                byte_type(tensor.elements)
-            };
-            let Some(dtype) = dtype.filter(|_| float || quant.is_some()) else {
                 return Err(fault(TensorFault::Port(tensor.elements)));
             };
             let value = self.named(index, dtype, tensor.dims.clone(), self.batched, quant);
