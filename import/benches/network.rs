@@ -65,6 +65,7 @@ fn main() {
     let options = CpuOptions {
         isa: arguments.isa,
         threads: arguments.threads,
+        pin: false,
     };
     let backend = CpuBackend::new(options).unwrap_or_else(|error| panic!("{error}"));
     let executable = backend

@@ -28,6 +28,7 @@ mod epilogue;
 mod memory;
 mod pack;
 mod rows;
+mod seats;
 mod tiles;
 mod versions;
 

@@ -1,9 +1,9 @@
 //! The pool of compute threads.
 //!
 //! One run at a time uses the workers; a run that finds them busy does its work on its own thread,
-//! with the same result, so several models never oversubscribe the cores. Workers spin for a moment
-//! after a run, because the next step of a model follows within microseconds, and then sleep: an idle
-//! pool costs nothing.
+//! with the same result. Whoever computes has a [`Seat`], so several models never oversubscribe the
+//! cores. Workers spin for a moment after a run, because the next step of a model follows within
+//! microseconds, and then sleep: an idle pool costs nothing.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::cell::UnsafeCell;
@@ -13,6 +13,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::Parallel;
+pub use crate::seats::Seat;
+use crate::seats::{Seats, granted_cores};
 
 /// How long a worker looks for the next run before it sleeps.
 const SPIN: Duration = Duration::from_micros(60);
@@ -45,6 +47,7 @@ struct Shared {
     sleep: Mutex<()>,
     wake: Condvar,
     job: UnsafeCell<Option<(Task, usize)>>,
+    seats: Seats,
 }
 
 // SAFETY: `job` is written only by the run that holds `turn`, while `open` is false and `inside` is
@@ -61,6 +64,19 @@ impl ThreadPool {
     /// # Errors
     /// Where the system cannot start a thread.
     pub fn new(threads: usize) -> std::io::Result<Self> {
+        ThreadPool::on_cores(threads, Vec::new())
+    }
+
+    /// A pool like [`ThreadPool::new`] whose threads, with those that take a seat in it, are each pinned to
+    /// one of the cores granted to the process while they compute.
+    ///
+    /// # Errors
+    /// Where the system cannot start a thread.
+    pub fn pinned(threads: usize) -> std::io::Result<Self> {
+        ThreadPool::on_cores(threads, granted_cores())
+    }
+
+    fn on_cores(threads: usize, cores: Vec<usize>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             epoch: AtomicU64::new(0),
             open: AtomicBool::new(false),
@@ -72,6 +88,7 @@ impl ThreadPool {
             sleep: Mutex::new(()),
             wake: Condvar::new(),
             job: UnsafeCell::new(None),
+            seats: Seats::new(threads.max(1), cores),
         });
         let mut pool = ThreadPool {
             shared,
@@ -88,6 +105,11 @@ impl ThreadPool {
 }
 
 impl ThreadPool {
+    /// Waits in line for the right to compute; a run of a model holds it from its first step to its last.
+    pub fn seat(&self) -> Seat<'_> {
+        self.shared.seats.take()
+    }
+
     /// The workers, where no other run has them. A run that panicked left them as it found them.
     fn take_turn(&self) -> Option<MutexGuard<'_, ()>> {
         match self.turn.try_lock() {
@@ -199,6 +221,10 @@ impl Shared {
             if self.stop.load(SeqCst) {
                 return;
             }
+            // Without a free seat the cores are taken by other runs, and this one does without help.
+            let Some(seat) = self.seats.try_take() else {
+                continue;
+            };
             self.inside.fetch_add(1, SeqCst);
             if self.open.load(SeqCst) {
                 // SAFETY: counted in `inside` and seen open, so the run keeps the job as it is.
@@ -211,6 +237,7 @@ impl Shared {
                 }
             }
             self.inside.fetch_sub(1, SeqCst);
+            drop(seat);
         }
     }
 
@@ -268,6 +295,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn runs_with_seats_never_outnumber_the_threads() {
+        let pool = ThreadPool::pinned(2).unwrap();
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..5 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let _seat = pool.seat();
+                        pool.run(8, &|_| {
+                            most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
+                            std::thread::yield_now();
+                            now.fetch_sub(1, SeqCst);
+                        });
+                    }
+                });
+            }
+        });
+        assert!(most.load(SeqCst) <= 2, "{most:?}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use requant_kernels_cpu::threads::Seat;
 use requant_numerics::DType;
 
 use crate::arena::{Memory, Operands, borrow};
@@ -12,6 +13,9 @@ use crate::{ExecError, Executable, Footprint, Form, Instance, RunStats, ports};
 
 /// How a backend runs one step.
 pub(crate) trait Runner: Send + Sync + 'static {
+    /// Waits for the right to compute, where many share the cores; held during a run.
+    fn seat(&self) -> Option<Seat<'_>>;
+
     /// Writes output `output` of step `index`.
     fn step(
         &self,
@@ -156,6 +160,7 @@ impl<R: Runner> Instance for HostInstance<R> {
             });
         }
         self.stats.reset();
+        let _seat = self.runner.seat();
         let mut before = Instant::now();
         for (index, step) in self.plan.steps.iter().enumerate() {
             for (output, id) in step.outputs.iter().enumerate() {

@@ -153,9 +153,7 @@ pub fn random_bytes(dtype: DType, elements: usize) -> Vec<u8> {
     }
     let size = dtype.size_in_memory();
     let in_range = |value: i64| match dtype.range() {
-        Some((lo, hi)) => {
-            lo + value.rem_euclid(hi - lo + 1)
-        }
+        Some((lo, hi)) => lo + value.rem_euclid(hi - lo + 1),
         None => value,
     };
     (0..elements)

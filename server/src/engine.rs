@@ -2,13 +2,13 @@
 //! model's artefact. Everything above it (repository, batcher, protocol) is written, and tested,
 //! against two small traits and the runtime's plain data.
 
-use std::{error::Error, fmt, num::NonZeroUsize, path::Path, sync::Arc};
+use std::{error::Error, fmt, path::Path, sync::Arc};
 
 use requant_import::{onnx, tflite};
 use requant_model::{Graph, artifact, builtin};
 use requant_numerics::ModelPrecision;
 use requant_runtime::{
-    Backend, CpuBackend, CpuOptions, Executable, Isa, Plan, PlanOptions, ReferenceBackend,
+    Backend, CpuBackend, CpuOptions, Executable, Plan, PlanOptions, ReferenceBackend,
 };
 
 pub use requant_import::tflite::Kernels as TfliteKernels;
@@ -86,22 +86,14 @@ impl EngineError {
     }
 }
 
-/// Opens the engine on a backend; `isa` and `threads` bound what the CPU backend may use.
+/// Opens the engine on a backend; `cpu` says how the CPU backend runs.
 ///
 /// # Errors
 /// When the backend cannot run on this machine.
-pub fn open(
-    choice: BackendChoice,
-    isa: Option<Isa>,
-    threads: Option<NonZeroUsize>,
-) -> Result<Arc<dyn Engine>, EngineError> {
+pub fn open(choice: BackendChoice, cpu: CpuOptions) -> Result<Arc<dyn Engine>, EngineError> {
     let backend: Box<dyn Backend> = match choice {
         BackendChoice::Auto | BackendChoice::Cpu => {
-            let options = CpuOptions {
-                isa,
-                threads: threads.map_or(0, NonZeroUsize::get),
-            };
-            Box::new(CpuBackend::new(options).map_err(EngineError::refused)?)
+            Box::new(CpuBackend::new(cpu).map_err(EngineError::refused)?)
         }
         BackendChoice::Reference => Box::new(ReferenceBackend),
     };

@@ -66,7 +66,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
 async fn serve(options: &Options) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let engine = engine::open(options.backend, options.isa, options.threads)?;
+    let engine = engine::open(options.backend, options.cpu())?;
     let mut server = Server::start(options, Arc::clone(&engine)).await?;
     let early = tokio::select! {
         loaded = server.load(options, POLL_INTERVAL) => {

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum, error::ErrorKind};
-use requant_runtime::{Isa, UnknownIsa};
+use requant_runtime::{CpuOptions, Isa, UnknownIsa};
 
 /// What the command line or the environment asks for.
 #[derive(Clone, Debug, Parser)]
@@ -58,9 +58,14 @@ pub struct Options {
     )]
     pub load_model: Vec<String>,
 
-    /// Compute threads of the CPU backend [default: the cores granted].
+    /// Threads of the CPU backend that compute at once, for all models together [default: the cores
+    /// granted, a container's quota included].
     #[arg(long, env = "REQUANT_THREADS", value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+
+    /// Pin each computing thread of the CPU backend to a core of its own.
+    #[arg(long, env = "REQUANT_PIN_THREADS")]
+    pub pin_threads: bool,
 
     /// Instruction set of the CPU backend: scalar, avx2, avx512-vnni or neon-dotprod [default: the
     /// best one that this machine has]. Answers are the same bytes on each.
@@ -161,6 +166,15 @@ impl Options {
             ));
         }
         Ok(options)
+    }
+
+    /// How the CPU backend runs.
+    pub fn cpu(&self) -> CpuOptions {
+        CpuOptions {
+            isa: self.isa,
+            threads: self.threads.map_or(0, NonZeroUsize::get),
+            pin: self.pin_threads,
+        }
     }
 
     /// Largest request message in bytes.

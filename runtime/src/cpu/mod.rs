@@ -8,7 +8,7 @@ mod prepare;
 
 use std::sync::Arc;
 
-use requant_kernels_cpu::threads::ThreadPool;
+use requant_kernels_cpu::threads::{Seat, ThreadPool};
 use requant_kernels_cpu::{ConvIo, Isa, KernelError, MatMulIo, Parallel};
 
 use crate::arena::Operands;
@@ -24,8 +24,11 @@ use prepare::{Kernel, PortEdge};
 pub struct CpuOptions {
     /// Instruction set; the best one that the machine has when absent.
     pub isa: Option<Isa>,
-    /// Threads that one run may use, shared by all models; the cores granted to the process when 0.
+    /// Threads that compute at once, for all models together; the cores granted to the process, its
+    /// cgroup's quota included, when 0.
     pub threads: usize,
+    /// Whether each of them is pinned to a core while it computes.
+    pub pin: bool,
 }
 
 /// The CPU backend.
@@ -51,7 +54,12 @@ impl CpuBackend {
         } else {
             options.threads
         };
-        let pool = ThreadPool::new(threads).map_err(|error| CompileError::Threads {
+        let pool = if options.pin {
+            ThreadPool::pinned(threads)
+        } else {
+            ThreadPool::new(threads)
+        };
+        let pool = pool.map_err(|error| CompileError::Threads {
             threads,
             reason: error.kind(),
         })?;
@@ -108,6 +116,10 @@ struct CpuRunner {
 }
 
 impl Runner for CpuRunner {
+    fn seat(&self) -> Option<Seat<'_>> {
+        Some(self.pool.seat())
+    }
+
     fn step(
         &self,
         index: usize,

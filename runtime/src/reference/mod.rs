@@ -11,6 +11,8 @@ mod pools;
 
 use std::sync::Arc;
 
+use requant_kernels_cpu::threads::Seat;
+
 use crate::arena::Operands;
 use crate::executor::{HostExecutable, Runner};
 use crate::plan::signature::Edge;
@@ -58,6 +60,10 @@ struct Reference {
 }
 
 impl Runner for Reference {
+    fn seat(&self) -> Option<Seat<'_>> {
+        None
+    }
+
     fn step(
         &self,
         _index: usize,
