@@ -8,11 +8,14 @@ use prost::Message as _;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=protos");
     let mut files = protox::compile(["grpc_service.proto"], ["protos"])?;
+    let mut config = prost_build::Config::new();
+    config.enable_type_names();
     tonic_prost_build::configure()
         // Tensor contents stay views of the received frame, and maps encode in one order.
         .bytes(".")
         .btree_map(".")
-        .compile_fds(files.clone())?;
+        .codec_path("crate::codec::BoundedCodec")
+        .compile_fds_with_config(files.clone(), config)?;
 
     for file in &mut files.file {
         file.source_code_info = None;

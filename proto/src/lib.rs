@@ -4,7 +4,9 @@
 //!
 //! Tensor contents (`raw_input_contents`, `raw_output_contents`, `bytes_contents`) are
 //! [`bytes::Bytes`]: views of the received frame rather than copies. Maps are `BTreeMap`s, so a
-//! message has exactly one encoding. There is no logic here.
+//! message has exactly one encoding. There is no logic here but [`codec`]'s bound on what a message may hold.
+
+pub mod codec;
 
 /// Package `inference`: the service, its requests and responses, and a model's configuration.
 #[allow(

@@ -2,8 +2,8 @@
 
 use requant_numerics::DType;
 
-use crate::Plan;
 use crate::plan::{BufferId, Storage, root};
+use crate::{ExecError, Plan};
 
 /// Cache-line aligned bytes.
 #[derive(Debug)]
@@ -15,15 +15,23 @@ pub(crate) struct Memory {
 
 impl Memory {
     /// Zeroed bytes. Pages are taken from the system only when they are first written.
-    pub(crate) fn new(length: usize) -> Self {
+    ///
+    /// # Errors
+    /// Where the system does not give them.
+    pub(crate) fn new(length: usize) -> Result<Self, ExecError> {
         let align = crate::plan::ALIGNMENT;
-        let bytes = vec![0u8; length + align];
+        let refused = |_| ExecError::Memory { bytes: length };
+        // Asked for first, because `vec!` aborts the process where it is refused; `vec!` in turn gets
+        // its zeros from the system without writing them.
+        let total = length.saturating_add(align);
+        Vec::<u8>::new().try_reserve_exact(total).map_err(refused)?;
+        let bytes = vec![0u8; total];
         let start = bytes.as_ptr().align_offset(align).min(align);
-        Memory {
+        Ok(Memory {
             bytes,
             start,
             length,
-        }
+        })
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

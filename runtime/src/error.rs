@@ -74,6 +74,12 @@ pub enum ExecError {
         /// The budget.
         budget: usize,
     },
+    /// Memory that the system does not give.
+    #[error("the system has no {bytes} bytes for the activations")]
+    Memory {
+        /// What was asked for.
+        bytes: usize,
+    },
     /// A port that the model does not have.
     #[error("the model has no {what} {index}")]
     Port {

@@ -98,8 +98,8 @@ impl<R: Runner> Executable for HostExecutable<R> {
         }
         let precisions: Vec<_> = self.plan.steps.iter().map(|step| step.precision).collect();
         Ok(Box::new(HostInstance {
-            arena: Memory::new(self.plan.layout.bytes(max_batch)),
-            scratch: Memory::new(self.runner.scratch_bytes()),
+            arena: Memory::new(self.plan.layout.bytes(max_batch))?,
+            scratch: Memory::new(self.runner.scratch_bytes())?,
             stats: RunStats::new(&precisions),
             plan: Arc::clone(&self.plan),
             runner: Arc::clone(&self.runner),

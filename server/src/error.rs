@@ -81,6 +81,18 @@ pub enum RequestError {
         /// How long it waited.
         waited: Duration,
     },
+    /// The caller stopped sending in the middle of the message.
+    #[error("nothing of the request message arrived for {seconds} s")]
+    Silent {
+        /// How long nothing came.
+        seconds: u64,
+    },
+    /// More messages are on their way in than the server has room for.
+    #[error("server is busy: more than {limit} bytes of request messages are on their way in")]
+    Arriving {
+        /// The room.
+        limit: usize,
+    },
     /// The caller's gRPC deadline passed.
     #[error("deadline exceeded")]
     Deadline,
@@ -366,6 +378,7 @@ impl RequestError {
             | RequestError::Repository(_) => Code::InvalidArgument,
             RequestError::NotReady { .. }
             | RequestError::Stopping { .. }
+            | RequestError::Arriving { .. }
             | RequestError::QueueFull { .. } => Code::Unavailable,
             RequestError::QueueTimeout { by_caller, .. } => {
                 if *by_caller {
@@ -374,7 +387,7 @@ impl RequestError {
                     Code::Unavailable
                 }
             }
-            RequestError::Deadline => Code::DeadlineExceeded,
+            RequestError::Deadline | RequestError::Silent { .. } => Code::DeadlineExceeded,
             RequestError::Compute { .. } => Code::Internal,
             RequestError::ControlDisabled => Code::FailedPrecondition,
             RequestError::Load { error, .. } => match error.is_absent() {
@@ -387,14 +400,18 @@ impl RequestError {
     fn retry_hint(&self) -> bool {
         matches!(
             self,
-            RequestError::QueueFull { .. } | RequestError::NotReady { .. }
+            RequestError::QueueFull { .. }
+                | RequestError::NotReady { .. }
+                | RequestError::Arriving { .. }
         )
     }
 }
 
 impl From<RequestError> for Status {
     fn from(error: RequestError) -> Status {
-        let mut status = Status::new(error.code(), error.to_string());
+        let in_index = matches!(error, RequestError::Load { .. });
+        let more = ["shortened", "the repository index has all of it"][usize::from(in_index)];
+        let mut status = Status::new(error.code(), shorten(error.to_string(), more));
         if error.retry_hint() {
             status.metadata_mut().insert(
                 "grpc-retry-pushback-ms",
@@ -402,6 +419,29 @@ impl From<RequestError> for Status {
             );
         }
         status
+    }
+}
+
+/// Most bytes of a status message as it travels, percent-encoded: clients refuse headers above 8 KiB,
+/// and then show that instead of the message.
+const MAX_MESSAGE: usize = 4096;
+
+/// Cuts a text that would take more than [`MAX_MESSAGE`], and says so.
+fn shorten(text: String, more: &str) -> String {
+    let encoded = |c: char| match c {
+        ' '..='~' if c != '%' => 1,
+        _ => 3 * c.len_utf8(),
+    };
+    let mut left = MAX_MESSAGE;
+    let cut = text.char_indices().find(|&(_, c)| {
+        let size = encoded(c);
+        let full = size > left;
+        left = left.saturating_sub(size);
+        full
+    });
+    match cut {
+        None => text,
+        Some((at, _)) => format!("{} ... ({} bytes in all, {more})", &text[..at], text.len()),
     }
 }
 
@@ -443,6 +483,23 @@ mod tests {
             status.metadata().get("grpc-retry-pushback-ms").unwrap(),
             RETRY_PUSHBACK_MS
         );
+    }
+
+    #[test]
+    fn a_long_message_is_cut_to_what_headers_hold() {
+        let short = "x".repeat(MAX_MESSAGE);
+        assert_eq!(shorten(short.clone(), "m"), short);
+        for (unit, most) in [
+            ("x", MAX_MESSAGE),
+            ("%", MAX_MESSAGE / 3),
+            ("é", MAX_MESSAGE / 6),
+        ] {
+            let status = Status::from(RequestError::UnknownModel {
+                model: unit.repeat(20_000),
+            });
+            assert!(status.message().matches(unit).count() <= most);
+            assert!(status.message().ends_with("shortened)"), "{status}");
+        }
     }
 
     #[test]

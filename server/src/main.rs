@@ -49,11 +49,11 @@ fn refuse(line: &str) -> ExitCode {
 }
 
 fn run(options: &Options) -> anyhow::Result<()> {
-    // One I/O thread for every four cores, and at least one: I/O only parses, checks and copies,
-    // and every core it does not take computes.
+    // One I/O thread for every four cores: I/O only parses, checks and copies, and every core it does
+    // not take computes. At least two, so that a large message being parsed holds nobody else up.
     let cores = available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads((cores / 4).max(1))
+        .worker_threads((cores / 4).max(2))
         .thread_name("io")
         .enable_all()
         .build()

@@ -1,7 +1,7 @@
 //! Command line and environment of the server: names, defaults and limits. Every flag here does
 //! something; what does not exist yet is unknown and refused.
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum, error::ErrorKind};
 use requant_runtime::{CpuOptions, Isa, UnknownIsa};
@@ -60,8 +60,13 @@ pub struct Options {
 
     /// Threads of the CPU backend that compute at once, for all models together [default: the cores
     /// granted, a container's quota included].
-    #[arg(long, env = "REQUANT_THREADS", value_name = "N")]
-    pub threads: Option<NonZeroUsize>,
+    #[arg(
+        long,
+        env = "REQUANT_THREADS",
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=1024)
+    )]
+    pub threads: Option<u32>,
 
     /// Pin each computing thread of the CPU backend to a core of its own.
     #[arg(long, env = "REQUANT_PIN_THREADS")]
@@ -172,7 +177,7 @@ impl Options {
     pub fn cpu(&self) -> CpuOptions {
         CpuOptions {
             isa: self.isa,
-            threads: self.threads.map_or(0, NonZeroUsize::get),
+            threads: self.threads.map_or(0, |n| n as usize),
             pin: self.pin_threads,
         }
     }
@@ -258,6 +263,7 @@ mod tests {
             (&["--max-request-mib", "0"], "0"),
             (&["--max-request-mib", "2048"], "2048"),
             (&["--threads", "0"], "0"),
+            (&["--threads", "1025"], "1025"),
             (&["--drain-timeout", "-1"], "-1"),
             (&["--isa", "sse2"], "sse2"),
             (&["--isa", FOREIGN], FOREIGN),

@@ -38,6 +38,10 @@ const ANNOUNCEMENT: Duration = Duration::from_millis(250);
 /// How long connections may take to close when no call is left; a client that does not answer would
 /// hold the server up for the whole drain timeout.
 const PARTING: Duration = Duration::from_secs(1);
+/// How many of the largest requests may be on their way in at once.
+const ARRIVING_REQUESTS: usize = 16;
+/// How long a caller may be silent in the middle of a message.
+const SILENCE: Duration = Duration::from_secs(30);
 /// How often recorded metric samples are moved into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -107,7 +111,12 @@ impl Server {
         };
         let registry = Registry::new(engine, source, options.drain_limit());
         let (leave, mut left) = watch::channel(false);
-        let in_flight = InFlight::default();
+        let in_flight = InFlight::new(
+            options
+                .max_request_bytes()
+                .saturating_mul(ARRIVING_REQUESTS),
+            SILENCE,
+        );
         let router = router(options, &registry, in_flight.clone())?;
         let incoming = incoming
             .with_nodelay(Some(true))
@@ -195,15 +204,16 @@ impl Server {
     }
 }
 
-/// Waits until no call has been in flight for `time`.
+/// Waits until for `time` no call was worked on and nothing arrived.
 async fn quiet(in_flight: &InFlight, time: Duration) {
     let step = Duration::from_millis(10);
-    let mut idle = Duration::ZERO;
+    let (mut idle, mut frames) = (Duration::ZERO, in_flight.frames());
     while idle < time {
         tokio::time::sleep(step).await;
-        idle = match in_flight.count() {
-            0 => idle + step,
-            _ => Duration::ZERO,
+        let before = std::mem::replace(&mut frames, in_flight.frames());
+        idle = match in_flight.working() == 0 && frames == before {
+            true => idle + step,
+            false => Duration::ZERO,
         };
     }
 }

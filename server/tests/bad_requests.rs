@@ -669,6 +669,8 @@ async fn frames_that_are_no_requests() {
     );
     let good_bytes = good("m", 1, 0.0).encode_to_vec();
     let oversized = vec![0; (1 << 20) + 1];
+    // Empty inputs: two bytes each here, 300 once decoded.
+    let many = [0x2a, 0].repeat(500_000);
     for (name, body, code, words) in [
         (
             "1 GiB declared",
@@ -687,6 +689,12 @@ async fn frames_that_are_no_requests() {
             framed(oversized.len() as u32, &oversized),
             Code::ResourceExhausted,
             "1 MiB",
+        ),
+        (
+            "half a million inputs",
+            framed(many.len() as u32, &many),
+            Code::InvalidArgument,
+            "more than 65536",
         ),
         (
             "garbage",

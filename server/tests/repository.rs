@@ -80,11 +80,21 @@ async fn a_broken_model_is_shown_and_the_others_serve() {
         ("broken", "", &[(1, "no such operator")]),
         ("empty", "", &[]),
         ("good", "", &[(1, "batched")]),
+        (
+            "large",
+            "max_batch_size: 4096 instance_group { count: 2 }",
+            &[(1, "batched")],
+        ),
         ("misnamed", "name: \"other\"", &[(1, "batched")]),
         ("typo", "max_batchsize: 3", &[(1, "batched")]),
     ]);
     fs::create_dir(folder.path().join(".hidden")).unwrap();
     fs::write(folder.path().join("README"), "not a model").unwrap();
+    // Opening a pipe would wait for a writer for ever.
+    write_model(folder.path(), "pipe", "", &[(1, "batched")]);
+    let pipe = folder.path().join("pipe/config.pbtxt");
+    let made = std::process::Command::new("mkfifo").arg(pipe).status();
+    assert!(made.unwrap().success());
     let mut running = serve(&folder, &[]).await;
     let client = &mut running.client;
     let (rows, reasons) = index(client).await;
@@ -94,7 +104,9 @@ async fn a_broken_model_is_shown_and_the_others_serve() {
             "broken//UNAVAILABLE",
             "empty//UNAVAILABLE",
             "good/1/READY",
+            "large//UNAVAILABLE",
             "misnamed//UNAVAILABLE",
+            "pipe//UNAVAILABLE",
             "typo//UNAVAILABLE"
         ]
     );
@@ -102,7 +114,9 @@ async fn a_broken_model_is_shown_and_the_others_serve() {
         "version 1: no",
         "no version",
         "",
+        "2 instances need 8589934592 bytes",
         "'other'",
+        "not a regular file",
         "max_batchsize",
     ]) {
         assert!(reason.contains(needle), "{reason}");
@@ -169,6 +183,13 @@ async fn explicit_control() {
     assert!(index(client).await.0.contains(&"a//UNAVAILABLE".to_owned()));
     load(client, "a").await.unwrap();
     assert_eq!(k_of(client, "a").await.unwrap(), 5);
+
+    // A folder that is gone is no model any more once it is unloaded.
+    load(client, "b").await.unwrap();
+    fs::remove_dir_all(folder.path().join("b")).unwrap();
+    assert!(index(client).await.0.contains(&"b/2/READY".to_owned()));
+    unload(client, "b").await.unwrap();
+    assert_eq!(index(client).await.0, ["a/1/READY", "broken//UNAVAILABLE"]);
 
     // KServe's clients put the model's name into field 1.
     let request = pb::RepositoryModelUnloadRequest {

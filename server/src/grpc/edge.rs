@@ -5,15 +5,12 @@
 //! - a message above the limit is RESOURCE_EXHAUSTED and names the flag (not OUT_OF_RANGE);
 //! - answers are compressed only for callers who compress themselves: every Python client announces
 //!   that it could read gzip, and almost none wants to wait for it;
-//! - calls are counted while they are worked on, so that a stopping server knows when it is done.
+//! - calls are counted and their messages bounded while they arrive (see [`super::arrival`]), so that
+//!   a stopping server knows when it is done.
 
 use std::{
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -25,36 +22,12 @@ use tonic::{
 };
 use tower::{Layer, Service};
 
+use super::arrival::InFlight;
 use crate::error::RequestError;
 
 /// When the caller stops waiting; an extension of the request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline(pub(crate) Instant);
-
-/// The calls that are being worked on.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct InFlight(Arc<AtomicUsize>);
-
-impl InFlight {
-    /// How many there are.
-    pub(crate) fn count(&self) -> usize {
-        self.0.load(SeqCst)
-    }
-
-    fn enter(&self) -> Entered {
-        self.0.fetch_add(1, SeqCst);
-        Entered(Arc::clone(&self.0))
-    }
-}
-
-/// Counts one call until it is dropped.
-struct Entered(Arc<AtomicUsize>);
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
-    }
-}
 
 /// Makes [`Edge`]s.
 #[derive(Clone, Debug)]
@@ -93,9 +66,9 @@ pub(crate) struct Edge<S> {
     in_flight: InFlight,
 }
 
-impl<S, B> Service<Request<B>> for Edge<S>
+impl<S> Service<Request<Body>> for Edge<S>
 where
-    S: Service<Request<B>, Response = Response<Body>>,
+    S: Service<Request<Body>, Response = Response<Body>>,
     S::Future: Send + 'static,
 {
     type Response = Response<Body>;
@@ -106,7 +79,7 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let compressed = request
             .headers()
             .get("grpc-encoding")
@@ -123,10 +96,11 @@ where
             request.extensions_mut().insert(Deadline(deadline));
         }
         let max_request_mib = self.max_request_mib;
-        let entered = self.in_flight.enter();
-        let answer = self.inner.call(request);
+        let (head, body) = request.into_parts();
+        let (body, call) = self.in_flight.enter(body);
+        let answer = self.inner.call(Request::from_parts(head, body));
         Box::pin(async move {
-            let _entered = entered;
+            let _call = call;
             let mut response = match deadline {
                 None => answer.await?,
                 Some(deadline) => tokio::select! {
@@ -225,7 +199,7 @@ mod tests {
     /// A service that never answers, or answers with a status.
     struct Inner(Option<Status>);
 
-    impl Service<Request<()>> for Inner {
+    impl Service<Request<Body>> for Inner {
         type Response = Response<Body>;
         type Error = std::convert::Infallible;
         type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Self::Error>> + Send>>;
@@ -234,7 +208,7 @@ mod tests {
             Poll::Ready(Ok(()))
         }
 
-        fn call(&mut self, request: Request<()>) -> Self::Future {
+        fn call(&mut self, request: Request<Body>) -> Self::Future {
             assert!(request.extensions().get::<Deadline>().is_some());
             assert!(request.headers().get("grpc-accept-encoding").is_none());
             let status = self.0.clone();
@@ -258,19 +232,19 @@ mod tests {
             ),
             (Some(Status::not_found("x")), Code::NotFound, "x"),
         ] {
-            let in_flight = InFlight::default();
+            let in_flight = InFlight::new(9, Duration::from_secs(9));
             let mut edge = EdgeLayer::new(7, in_flight.clone()).layer(Inner(inner));
             let request = Request::builder()
                 .header("grpc-timeout", "20m")
                 .header("grpc-accept-encoding", "gzip")
-                .body(())
+                .body(Body::empty())
                 .unwrap();
             let call = edge.call(request);
-            assert_eq!(in_flight.count(), 1);
+            assert_eq!(in_flight.working(), 1);
             let status = Status::from_header_map(call.await.unwrap().headers()).unwrap();
             assert_eq!(status.code(), code);
             assert!(status.message().contains(words), "{status}");
-            assert_eq!(in_flight.count(), 0);
+            assert_eq!(in_flight.working(), 0);
         }
     }
 }

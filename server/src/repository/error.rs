@@ -26,6 +26,12 @@ pub enum LoadError {
         /// The file or folder.
         path: PathBuf,
     },
+    /// A pipe, socket, device or folder where a file should be.
+    #[error("'{}' is not a regular file", path.display())]
+    NotAFile {
+        /// What there is.
+        path: PathBuf,
+    },
     /// A file that is larger than anything of its kind should be.
     #[error("'{}' has {bytes} bytes, at most {limit} are read", path.display())]
     TooLarge {
@@ -80,6 +86,21 @@ pub enum LoadError {
         version: u64,
         /// Why.
         source: EngineError,
+    },
+    /// Instances that together would need more memory than a model may have.
+    #[error(
+        "version {version}: {instances} instances need {bytes} bytes of activations, at most {limit} are given; \
+         lower max_batch_size or instance_group.count"
+    )]
+    Memory {
+        /// The version.
+        version: u64,
+        /// How many instances.
+        instances: usize,
+        /// What they need.
+        bytes: usize,
+        /// What a model may have.
+        limit: usize,
     },
     /// A warm-up request failed.
     #[error("version {version}: model_warmup '{sample}': {source}")]

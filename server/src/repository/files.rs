@@ -155,11 +155,12 @@ impl ModelFolder {
 
     fn read(&self, path: &Path, limit: u64) -> Result<Vec<u8>, LoadError> {
         let path = self.resolve(path)?;
-        let file = fs::File::open(&path).map_err(io_error(&path))?;
-        let meta = file.metadata().map_err(io_error(&path))?;
+        // Asked before opening: a pipe would block until somebody writes to it.
+        let meta = fs::metadata(&path).map_err(io_error(&path))?;
         if !meta.is_file() {
-            return Err(LoadError::Outside { path });
+            return Err(LoadError::NotAFile { path });
         }
+        let file = fs::File::open(&path).map_err(io_error(&path))?;
         let mut data = Vec::new();
         file.take(limit + 1)
             .read_to_end(&mut data)

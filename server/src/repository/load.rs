@@ -20,6 +20,9 @@ use crate::{
     statistics::Statistics,
 };
 
+/// Most bytes of activations of one version, over all its instances.
+const MEMORY_LIMIT: usize = 4 << 30;
+
 /// The name of the model that is built into the server.
 pub(crate) const BUILT_IN: &str = "fashion";
 
@@ -151,6 +154,16 @@ fn build(
         version: number,
         source,
     };
+    let one = network.footprint(completed.policy.max_rows).arena_bytes;
+    let bytes = one.saturating_mul(completed.instances);
+    if bytes > MEMORY_LIMIT {
+        return Err(LoadError::Memory {
+            version: number,
+            instances: completed.instances,
+            bytes,
+            limit: MEMORY_LIMIT,
+        });
+    }
     let mut instances = Vec::new();
     for _ in 0..completed.instances {
         let instance = network.instance(completed.policy.max_rows);

@@ -389,7 +389,12 @@ impl Registry {
     /// The repository index, sorted by name and version.
     pub fn index(&self) -> Vec<IndexEntry> {
         let mut rows = Vec::new();
+        let on_disk = self.names_on_disk().unwrap_or_default();
         for slot in &self.slots {
+            // A model that was unloaded and whose folder is gone is no part of the repository.
+            if slot.phase == Phase::Unloaded && !on_disk.contains(slot.key()) {
+                continue;
+            }
             let state = match slot.phase {
                 Phase::Loading => "LOADING",
                 Phase::Ready => "READY",
@@ -409,7 +414,7 @@ impl Registry {
                 None => rows.push(row(String::new(), state)),
             }
         }
-        for name in self.names_on_disk().unwrap_or_default() {
+        for name in on_disk {
             if !self.slots.contains_key(&name) {
                 rows.push(IndexEntry {
                     name,
@@ -419,7 +424,8 @@ impl Registry {
                 });
             }
         }
-        rows.sort_by(|a, b| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
+        let key = |row: &IndexEntry| (row.name.clone(), version_number(&row.version));
+        rows.sort_by_cached_key(key);
         rows
     }
 

@@ -191,7 +191,7 @@ impl Network for FakeNetwork {
     fn footprint(&self, max_batch: usize) -> Footprint {
         Footprint {
             weight_bytes: 1000,
-            arena_bytes: 10 * max_batch,
+            arena_bytes: max_batch << 20,
         }
     }
 
