@@ -65,7 +65,7 @@ fn main() {
     let options = CpuOptions {
         isa: arguments.isa,
         threads: arguments.threads,
-        pin: false,
+        ..CpuOptions::default()
     };
     let backend = CpuBackend::new(options).unwrap_or_else(|error| panic!("{error}"));
     let executable = backend

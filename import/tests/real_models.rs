@@ -92,7 +92,7 @@ fn outputs(graph: &Graph, inputs: &[f32], samples: usize) -> Vec<f32> {
     let backend = CpuBackend::new(CpuOptions {
         isa: None,
         threads: 2,
-        pin: false,
+        ..CpuOptions::default()
     })
     .unwrap();
     let data = vec![inputs.iter().flat_map(|v| v.to_le_bytes()).collect()];

@@ -16,7 +16,7 @@ fn backends() -> Vec<Arc<dyn Backend>> {
             CpuBackend::new(CpuOptions {
                 isa: Some(isa),
                 threads,
-                pin: false,
+                ..CpuOptions::default()
             })
             .ok()?,
         ))

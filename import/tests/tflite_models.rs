@@ -75,6 +75,7 @@ fn backends() -> Vec<CpuBackend> {
     let options = |isa| CpuOptions {
         isa: Some(isa),
         threads: 2,
+        ..CpuOptions::default()
     };
     available
         .map(|isa| CpuBackend::new(options(isa)).unwrap())

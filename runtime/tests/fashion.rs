@@ -81,7 +81,7 @@ fn cpu_gives_the_bytes_of_the_numpy_program() {
             let options = CpuOptions {
                 isa: Some(isa),
                 threads,
-                pin: false,
+                ..CpuOptions::default()
             };
             match CpuBackend::new(options) {
                 Ok(backend) => check_sample(isa.name(), &backend),

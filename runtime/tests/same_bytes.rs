@@ -26,7 +26,7 @@ fn every_isa_equals_the_reference() {
             let backend = CpuBackend::new(CpuOptions {
                 isa: Some(isa),
                 threads,
-                pin: false,
+                ..CpuOptions::default()
             })
             .unwrap();
             for (seed, case) in cases.iter().enumerate() {
