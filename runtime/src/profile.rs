@@ -153,7 +153,11 @@ pub fn random_bytes(dtype: DType, elements: usize) -> Vec<u8> {
     }
     let size = dtype.size_in_memory();
     let in_range = |value: i64| match dtype.range() {
-        Some((lo, hi)) => lo + value.rem_euclid(hi - lo + 1),
+        Some((lo, hi)) => {
+            let value = lo + value.rem_euclid(hi - lo + 1);
+            // A range may hold what its type does not: 0 among -1 and 1.
+            if dtype.contains(value) { value } else { hi }
+        }
         None => value,
     };
     (0..elements)
