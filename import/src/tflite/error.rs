@@ -331,6 +331,9 @@ pub enum Reason {
     /// A fused activation that is not a clamp.
     #[error("the fused activation {0} is not supported")]
     Activation(Activation),
+    /// A multiplier that no shift to the right stands for.
+    #[error("the multiplier {0} is not a power of two in [2^-30, 1]")]
+    NotAShift(f64),
     /// A ratio of scales that is no multiplier.
     #[error(transparent)]
     Multiplier(#[from] DyadicError),

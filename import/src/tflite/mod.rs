@@ -24,7 +24,7 @@ pub use schema::{Activation, ElementType};
 
 use schema::Model;
 
-/// Whose reference kernels a model is computed like. They differ in FULLY_CONNECTED alone.
+/// Whose kernels a model is computed like. They differ in convolutions and FULLY_CONNECTED alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Kernels {
     /// LiteRT 2.3: one product in f64, rounded half away from zero.
@@ -32,17 +32,21 @@ pub enum Kernels {
     LiteRt,
     /// TensorFlow Lite for Microcontrollers, CMSIS-NN and TFLite up to 2.14: fixed point, two roundings.
     Tflm,
+    /// CMSIS-NN's scheme of power-of-two scales: accumulators are rounded by adding half and shifting.
+    /// A layer with a multiplier that is no power of two is refused.
+    CmsisShift,
 }
 
 impl Kernels {
     /// Every choice.
-    pub const ALL: [Kernels; 2] = [Kernels::LiteRt, Kernels::Tflm];
+    pub const ALL: [Kernels; 3] = [Kernels::LiteRt, Kernels::Tflm, Kernels::CmsisShift];
 
     /// The name in options and reports.
     pub const fn name(self) -> &'static str {
         match self {
             Kernels::LiteRt => "litert",
             Kernels::Tflm => "tflm",
+            Kernels::CmsisShift => "cmsis_shift",
         }
     }
 }

@@ -141,6 +141,23 @@ impl Builder {
         self.pairs(layer, &pairs?, clamp)
     }
 
+    /// Requantization by a shift to the right: multipliers that are powers of two, at most 1.
+    pub(super) fn shifts(
+        &mut self,
+        layer: &str,
+        multipliers: &[f64],
+        (lo, hi): (i32, i32),
+    ) -> Result<RequantizeSpec, Reason> {
+        let shift = |&multiplier: &f64| match libm::frexp(multiplier) {
+            (0.5, exponent @ -29..=1) => Ok(i64::from(1 - exponent)),
+            _ => Err(Reason::NotAShift(multiplier)),
+        };
+        let k: Vec<i64> = multipliers.iter().map(shift).collect::<Result<_, _>>()?;
+        let k = self.integers(&format!("{layer}/k"), DType::U8, &k)?;
+        let scheme = SchemeSpec::Shift { k };
+        Ok(RequantizeSpec { scheme, lo, hi })
+    }
+
     /// Requantization by a product in f64, rounded half away from zero.
     pub(super) fn half_away(
         &mut self,

@@ -49,7 +49,12 @@ impl Lower<'_> {
         let layer = self.layer(y);
         let multipliers = self.multipliers((x, w, y), axis, o)?;
         let clamp = self.limits(y, options.activation)?;
-        let requantize = self.builder.fixed_point(&layer, &multipliers, clamp)?;
+        let requantize = match self.kernels {
+            Kernels::LiteRt | Kernels::Tflm => {
+                self.builder.fixed_point(&layer, &multipliers, clamp)?
+            }
+            Kernels::CmsisShift => self.builder.shifts(&layer, &multipliers, clamp)?,
+        };
         let dims = [o, kh, kw, c / groups];
         let linear = self.linear(op, (x, w), &dims, depthwise, requantize)?;
         let input = self.value(x)?;
@@ -100,6 +105,7 @@ impl Lower<'_> {
         let requantize = match self.kernels {
             Kernels::LiteRt => self.builder.half_away(&layer, &multipliers, clamp)?,
             Kernels::Tflm => self.builder.fixed_point(&layer, &multipliers, clamp)?,
+            Kernels::CmsisShift => self.builder.shifts(&layer, &multipliers, clamp)?,
         };
         let linear = self.linear(op, (x, w), &[n, k], false, requantize)?;
         let input = self.value(x)?;
