@@ -49,6 +49,8 @@ pub(crate) enum Domain {
     Onnx,
     /// ONNX Runtime's contributed operators.
     Microsoft,
+    /// QONNX's operators, under the names that its tools have given them.
+    Qonnx,
     /// Any other.
     Other,
 }
@@ -309,11 +311,12 @@ impl Node {
         let domain = match proto.domain() {
             "" | "ai.onnx" => Domain::Onnx,
             "com.microsoft" => Domain::Microsoft,
+            "qonnx.custom_op.general" | "onnx.brevitas" | "finn.custom_op.general" => Domain::Qonnx,
             _ => Domain::Other,
         };
         let display = match domain {
             Domain::Onnx => op.clone(),
-            Domain::Microsoft | Domain::Other => format!("{}.{op}", proto.domain()),
+            Domain::Microsoft | Domain::Qonnx | Domain::Other => format!("{}.{op}", proto.domain()),
         };
         let name = match proto.name() {
             "" => format!("(unnamed {op} #{index})"),

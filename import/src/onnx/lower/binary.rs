@@ -199,6 +199,10 @@ impl<'m> Lowering<'m> {
             }
             .into());
         };
+        if let Some(float) = self.line_with(op, &x, constant, swapped) {
+            float.extent.check()?;
+            return Ok(Some(float));
+        }
         if let (Kind::Dynamic { .. }, "Add") = (&x.kind, op) {
             return self.dynamic_bias(&x, constant);
         }

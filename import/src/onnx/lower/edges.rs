@@ -234,17 +234,19 @@ impl Lowering<'_> {
             Kind::Activation { .. } => {
                 let (source, quant) = self.settled(float, name)?;
                 self.ensure_quant(&source, quant)?;
-                self.dequantize(&source, None, name)
+                self.dequantize(&source, (None, None), name)
             }
             Kind::Scaled { source, scales } => {
                 let blocks = self.blocks(source, scales, name)?;
                 let source = self.scaled_source(source, scales);
-                self.dequantize(&source, Some(blocks), name)
+                self.dequantize(&source, (Some(blocks), None), name)
             }
             Kind::Linear(linear) => {
                 let accumulator = self.emit_linear(float, linear, None, name)?;
-                self.dequantize_accumulator(&accumulator, linear, name)
+                let scales = self.accumulator_scales(linear)?;
+                self.dequantize_accumulator(&accumulator, (scales, None), name)
             }
+            Kind::Affine { .. } => self.line_edge(float, name),
             Kind::Softmax { inner, axis, flat } => {
                 let x = self.edge(inner, &format!("{name}/logits"))?;
                 self.softmax_of(
@@ -278,7 +280,7 @@ impl Lowering<'_> {
     fn dequantize(
         &mut self,
         source: &Placed,
-        blocks: Option<BlockScales>,
+        (blocks, offset): (Option<BlockScales>, Option<String>),
         name: &str,
     ) -> Lowered<Placed> {
         let value = self.builder.get(source.id).clone();
@@ -288,10 +290,7 @@ impl Lowering<'_> {
         let node = format!("{name}/dequantize");
         self.builder.node(
             &node,
-            Op::Dequantize(Dequantize {
-                blocks,
-                offset: None,
-            }),
+            Op::Dequantize(Dequantize { blocks, offset }),
             &[source.id],
             &[out],
         );
@@ -301,20 +300,29 @@ impl Lowering<'_> {
         })
     }
 
-    fn dequantize_accumulator(
+    /// An accumulator as floats, by one scale or one a channel and perhaps an offset, also one or one a
+    /// channel.
+    pub(super) fn dequantize_accumulator(
         &mut self,
         accumulator: &Placed,
-        linear: &super::value::Linear,
+        (scales, offset): (Vec<f32>, Option<Vec<f32>>),
         name: &str,
     ) -> Lowered<Placed> {
-        let scales = self.accumulator_scales(linear)?;
+        let offset = match offset {
+            Some(offset) => {
+                let tensor = Tensor::from_f32(vec![offset.len()], &offset)
+                    .ok_or_else(|| Reason::Shape(vec![offset.len() as i64]))?;
+                Some(self.builder.tensor(&format!("{name}.offset"), tensor))
+            }
+            None => None,
+        };
         if let [scale] = scales[..] {
             let quant = Affine {
                 scale,
                 zero_point: 0,
             };
             self.builder.graph.values[accumulator.id.index()].quant = Some(quant);
-            return self.dequantize(accumulator, None, name);
+            return self.dequantize(accumulator, (None, offset), name);
         }
         let rank = self.builder.get(accumulator.id).dims.len();
         let tensor = Tensor::from_f32(vec![scales.len()], &scales)
@@ -326,7 +334,7 @@ impl Lowering<'_> {
             axis: rank - 1,
             block: 1,
         };
-        self.dequantize(accumulator, Some(blocks), name)
+        self.dequantize(accumulator, (Some(blocks), offset), name)
     }
 
     /// Scales along an axis as the graph has them, for a value laid out as [`Self::scaled_source`].

@@ -70,6 +70,7 @@ impl<'m> Lowering<'m> {
             Kind::Edge(_)
             | Kind::Scaled { .. }
             | Kind::Linear(_)
+            | Kind::Affine { .. }
             | Kind::Binary { .. }
             | Kind::Mean { .. }
             | Kind::AveragePool { .. }
@@ -290,6 +291,7 @@ impl<'m> Lowering<'m> {
             kind @ (Kind::Edge(_)
             | Kind::Activation { .. }
             | Kind::Linear(_)
+            | Kind::Affine { .. }
             | Kind::Binary { .. }
             | Kind::Mean { .. }
             | Kind::AveragePool { .. }
@@ -319,11 +321,8 @@ impl<'m> Lowering<'m> {
             .into());
         }
         let float = self.float(node, 0)?;
-        let of = self
-            .function_of(&float)
-            .ok_or_else(|| float_operand(node, 0))?;
         let rank = float.shape.rank();
-        if rank < 2 || of.axis.is_some_and(|axis| axis != 1) {
+        if rank < 2 {
             let tensor = node.required(0)?.to_owned();
             return Err(Reason::Rank { tensor, rank }.into());
         }
@@ -340,10 +339,26 @@ impl<'m> Lowering<'m> {
             rows.push(values.to_vec());
         }
         let epsilon = f64::from(node.float("epsilon")?.unwrap_or(1e-5));
-        self.folder.pay(&[channels, 256])?;
         let [scale, shift, mean, variance] = &rows[..] else {
             return Err(Reason::MissingInput { index: 4 }.into());
         };
+        let norm = |c: usize| {
+            let factor = f64::from(scale[c]) / libm::sqrt(f64::from(variance[c]) + epsilon);
+            (factor, f64::from(shift[c]) - factor * f64::from(mean[c]))
+        };
+        let norm: Vec<(f64, f64)> = (0..channels).map(norm).collect();
+        if let Some(float) = self.line_normalized(&float, &norm) {
+            self.define(node, 0, Mapped::Float(float));
+            return Ok(());
+        }
+        let of = self
+            .function_of(&float)
+            .ok_or_else(|| float_operand(node, 0))?;
+        if of.axis.is_some_and(|axis| axis != 1) {
+            let tensor = node.required(0)?.to_owned();
+            return Err(Reason::Rank { tensor, rank }.into());
+        }
+        self.folder.pay(&[channels, 256])?;
         let values = (0..channels * 256).map(|i| {
             let c = i / 256;
             let x = if of.axis.is_some() {

@@ -63,7 +63,7 @@ impl Lowering<'_> {
     }
 
     /// The bias in accumulator steps.
-    fn bias_tensor(
+    pub(super) fn bias_tensor(
         &mut self,
         linear: &Linear,
         scales: &[f32],
@@ -167,11 +167,17 @@ impl Lowering<'_> {
                 let mut dims = self.pooled_dims(x, &pool.window)?;
                 dims[3] = channels;
                 let rank = linear.source.perm.len();
+                // The border is what the file says, and that is zeros.
+                let border = if self.builder.get(x).dtype == DType::Binary {
+                    Border::Zero
+                } else {
+                    Border::Own
+                };
                 let conv = Conv {
                     linear: spec,
                     window: pool.window.clone(),
                     groups: *groups,
-                    border: Border::Own,
+                    border,
                 };
                 (Op::Conv(conv), dims, Finish::Image(rank))
             }

@@ -104,6 +104,7 @@ impl Lowering<'_> {
                 let source = self.edge(&real, &format!("{name}/real"))?;
                 self.quantize_edge(&source, clamp, target, name)
             }
+            Kind::Affine { .. } => Err(Stop::Blame(float.origin, Reason::FloatResult)),
             Kind::Scaled { .. } => Err(Stop::Blame(
                 float.origin,
                 Reason::PerChannel {

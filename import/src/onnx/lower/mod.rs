@@ -18,6 +18,7 @@ mod materialize;
 mod moves;
 mod pool;
 mod qdq;
+mod qonnx;
 mod qoperator;
 mod reduce;
 mod reshape;
@@ -71,6 +72,8 @@ pub(crate) struct Lowering<'m> {
     /// Nodes that read a tensor, each with the index of the operand.
     readers: HashMap<&'m str, Vec<(&'m Node, usize)>>,
     batched: bool,
+    /// Whether the model has nodes of QONNX, and its arithmetic is exact where theirs is.
+    is_qonnx: bool,
     builder: Builder,
     mapped: HashMap<&'m str, Mapped>,
     folder: Folder,
@@ -93,6 +96,7 @@ pub(crate) fn lower(model: &Model, batched: bool) -> Result<Graph, Failure> {
     let mut lowering = Lowering {
         model,
         batched,
+        is_qonnx: model.nodes.iter().any(|node| node.domain == Domain::Qonnx),
         builder: Builder::new(&model.name, reserved),
         mapped: HashMap::new(),
         folder: Folder::new(model.constants.values().map(|c| c.len()).sum()),
@@ -163,6 +167,7 @@ impl<'m> Lowering<'m> {
         match node.domain {
             Domain::Onnx => self.standard(node),
             Domain::Microsoft => self.contributed(node),
+            Domain::Qonnx => self.qonnx(node),
             Domain::Other => Err(Reason::UnknownOp.into()),
         }
     }

@@ -123,6 +123,7 @@ impl<'m> Lowering<'m> {
             Kind::Edge(_)
             | Kind::Activation { .. }
             | Kind::Linear(_)
+            | Kind::Affine { .. }
             | Kind::Binary { .. }
             | Kind::Mean { .. }
             | Kind::AveragePool { .. }

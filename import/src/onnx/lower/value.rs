@@ -206,9 +206,9 @@ impl Kind {
     /// How large an expression of this kind is.
     pub(crate) fn extent(&self) -> Extent {
         match self {
-            Kind::Moved { inner, .. } | Kind::Softmax { inner, .. } => {
-                Extent::of(std::iter::once(&**inner))
-            }
+            Kind::Moved { inner, .. }
+            | Kind::Softmax { inner, .. }
+            | Kind::Affine { inner, .. } => Extent::of(std::iter::once(&**inner)),
             Kind::Concat { parts, .. } => Extent::of(parts.iter().filter_map(|part| match part {
                 Part::Float(float) => Some(float),
                 Part::Constant(_) => None,
@@ -238,6 +238,13 @@ pub(crate) enum Kind {
     Scaled { source: Placed, scales: Arc<Scales> },
     /// Convolution or matrix product.
     Linear(Arc<Linear>),
+    /// `gain·x + offset` of a convolution, matrix product or input, one pair or one a channel: what
+    /// waits for the thresholds of QONNX.
+    Affine {
+        inner: Box<Float>,
+        gain: Arc<Vec<f64>>,
+        offset: Arc<Vec<f64>>,
+    },
     /// Sum, difference or product of two activations.
     Binary {
         op: BinaryOp,
