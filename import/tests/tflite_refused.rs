@@ -5,7 +5,7 @@ mod flatbuffer;
 
 use flatbuffer::{
     F32, Field, I8, I16, I32, Model, Operator, Tensor, U8, activation, constant, file, list,
-    network, operator,
+    network, operator, tour,
 };
 use requant_conformance::Rng;
 use requant_conformance::npz::test_data;
@@ -57,6 +57,28 @@ fn the_network_itself_is_imported() {
     assert_eq!(layers, ["c", "p", "p/reshaped", "f", "y"]);
     assert!(graph.batched);
     assert_eq!(graph.provenance["producer"], "by hand");
+    let graph = import(&tour().bytes()).unwrap();
+    let ops: Vec<&str> = graph.nodes.iter().map(|node| node.op.name()).collect();
+    assert_eq!(
+        ops,
+        [
+            "pad",
+            "resize",
+            "concat",
+            "slice",
+            "transpose",
+            "slice",
+            "slice",
+            "add",
+            "constant",
+            "mul",
+            "mean",
+            "reshape",
+            "table",
+            "table",
+            "table"
+        ]
+    );
 }
 
 /// What no flatbuffer may hold.
@@ -444,6 +466,14 @@ fn refused_operators() {
         ),
         (
             one(
+                operator(97, &[0, 2], &[1]).with(74, vec![(0, Field::U8(1))]),
+                [&[1, 0, 4, 2], image],
+                vec![list("l", &[2], &[4, 4])],
+            ),
+            "0 'y' (RESIZE_NEAREST_NEIGHBOR): shapes [1, 0, 4, 2] and [] do not go together",
+        ),
+        (
+            one(
                 operator(45, &[0, 2, 2, 2], &[1]),
                 [image, image],
                 vec![list("l", &[4], &[0; 4])],
@@ -545,7 +575,7 @@ fn files_that_cannot_be_read() {
 /// Whatever bytes a file holds, importing it ends in a valid graph or an error.
 #[test]
 fn mutated_files_never_panic() {
-    let mut seeds = vec![network().bytes()];
+    let mut seeds = vec![network().bytes(), tour().bytes()];
     if let Some(data) = test_data("mutated_files_never_panic") {
         let real = data.join("quantized/tflite/mlperf_tiny_kws_int8.tflite");
         seeds.push(std::fs::read(real).unwrap());

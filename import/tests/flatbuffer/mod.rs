@@ -313,3 +313,52 @@ pub fn network() -> Model {
     ];
     Model::new(tensors, operators)
 }
+
+/// A chain of the operators that move, join and map: pad, resize, concatenation, strided slice,
+/// transpose, split, mean, sum, product, leaky ReLU, requantization, sigmoid.
+pub fn tour() -> Model {
+    let at = |name: &str, dims: &[i32]| activation(name, dims, I8, 0.5, 1);
+    let tensors = vec![
+        at("x", &[1, 4, 4, 2]),
+        list("paddings", &[4, 2], &[0, 0, 1, 1, 2, 0, 0, 0]),
+        at("padded", &[1, 6, 6, 2]),
+        list("size", &[2], &[4, 4]),
+        at("resized", &[1, 4, 4, 2]),
+        at("joined", &[1, 4, 4, 4]),
+        list("begin", &[4], &[0, 0, -1, 0]),
+        list("end", &[4], &[0, 4, -5, 0]),
+        list("strides", &[4], &[1, 2, -2, 1]),
+        at("sliced", &[1, 2, 2, 4]),
+        list("perm", &[4], &[0, 3, 1, 2]),
+        at("turned", &[1, 4, 2, 2]),
+        list("axis", &[], &[1]),
+        at("left", &[1, 2, 2, 2]),
+        at("right", &[1, 2, 2, 2]),
+        at("added", &[1, 2, 2, 2]),
+        Tensor {
+            data: vec![1, 2],
+            ..at("factors", &[1, 1, 1, 2])
+        },
+        at("multiplied", &[1, 2, 2, 2]),
+        list("axes", &[2], &[2, 1]),
+        activation("averaged", &[1, 2], I8, 0.25, 0),
+        activation("leaky", &[1, 2], I8, 0.5, 0),
+        activation("unsigned", &[1, 2], U8, 0.4, 100),
+        activation("y", &[1, 2], U8, 1.0 / 256.0, 0),
+    ];
+    let operators = vec![
+        operator(34, &[0, 1], &[2]),
+        operator(23, &[2, 3], &[4]).with(15, vec![(3, Field::U8(1))]),
+        operator(2, &[4, 0], &[5]).with(10, vec![(0, Field::I32(-1))]),
+        operator(45, &[5, 6, 7, 8], &[9]).with(32, vec![(0, Field::I32(1)), (1, Field::I32(9))]),
+        operator(39, &[9, 10], &[11]),
+        operator(49, &[12, 11], &[13, 14]).with(35, vec![(0, Field::I32(2))]),
+        operator(41, &[13, 14], &[15]).with(28, vec![(0, Field::U8(1))]),
+        operator(18, &[15, 16], &[17]),
+        operator(40, &[17, 18], &[19]),
+        operator(98, &[19], &[20]).with(75, vec![(0, Field::F32(0.3))]),
+        operator(114, &[20], &[21]),
+        operator(14, &[21], &[22]),
+    ];
+    Model::new(tensors, operators)
+}

@@ -206,6 +206,12 @@ impl Lower<'_> {
     /// The shape of an image, or of the weights over one.
     pub(super) fn image(&self, index: usize) -> Result<[usize; 4], Reason> {
         let dims = &self.tensor(index).dims;
+        if dims.contains(&0) {
+            return Err(Reason::Shapes {
+                a: dims.clone(),
+                b: Vec::new(),
+            });
+        }
         <[usize; 4]>::try_from(&dims[..]).map_err(|_| self.wrong_rank(index))
     }
 
