@@ -72,6 +72,19 @@ impl Walk {
         self.kernel
     }
 
+    /// The walk over weights of which only one panel is at hand at a time, at the start.
+    pub(crate) fn stacked(mut self) -> Self {
+        for panel in &mut self.panels.list {
+            panel.offset = 0;
+        }
+        self
+    }
+
+    /// Whether K is padded to whole groups.
+    pub(crate) fn is_padded(&self) -> bool {
+        self.plan.padded != self.plan.depth
+    }
+
     pub(crate) fn panels(&self) -> &Panels {
         &self.panels
     }

@@ -12,6 +12,7 @@ use crate::error::{at_least, byte_sign, exactly, product, zero_point_in_range};
 use crate::table::{self, DepthwiseKernel, Kernel, WeightFormat};
 use crate::{Buffer, Isa, KernelError, Parallel};
 
+mod coded;
 mod depthwise;
 mod fold;
 mod shape;
@@ -19,6 +20,8 @@ mod tiled;
 
 pub use shape::ConvShape;
 
+pub use coded::Centroids;
+use coded::Coded;
 use depthwise::Depthwise;
 use tiled::Tiled;
 
@@ -81,6 +84,7 @@ pub struct Conv {
 #[derive(Debug)]
 enum Engine {
     Tiled(Tiled),
+    Coded(Coded),
     Depthwise(Depthwise),
 }
 
@@ -104,6 +108,25 @@ impl Conv {
         let kernel = table::select(isa, signed, format)?;
         let engine = Engine::Tiled(Tiled::new(isa, kernel, spec, signed)?);
         Ok(Conv::prepared(spec, engine))
+    }
+
+    /// Prepares a convolution whose weights stay coded in memory: `spec`'s 8-bit ones, as fields of bits
+    /// where they have at most 16 values, or by `centroids` that they are made of. None where neither
+    /// serves, or the convolution is depthwise.
+    ///
+    /// # Errors
+    /// As [`Conv::new`]; indices past the centroids.
+    pub fn coded(
+        isa: Isa,
+        spec: &ConvSpec<'_>,
+        centroids: Option<Centroids<'_>>,
+    ) -> Result<Option<Conv>, KernelError> {
+        let signed = check(spec)?;
+        if spec.shape.is_depthwise() {
+            return Ok(None);
+        }
+        let coded = Coded::new(isa, spec, centroids, signed)?;
+        Ok(coded.map(|coded| Conv::prepared(spec, Engine::Coded(coded))))
     }
 
     /// Prepares a convolution for one row of the kernel table; the epilogue takes the kernel's ISA.
@@ -164,6 +187,7 @@ impl Conv {
     pub fn kernel(&self) -> &'static str {
         match &self.engine {
             Engine::Tiled(tiled) => tiled.kernel().name,
+            Engine::Coded(coded) => coded.name(),
             Engine::Depthwise(depthwise) => depthwise.kernel().name,
         }
     }
@@ -172,6 +196,7 @@ impl Conv {
     pub fn packed_bytes(&self) -> usize {
         match &self.engine {
             Engine::Tiled(tiled) => tiled.packed_bytes(),
+            Engine::Coded(coded) => coded.packed_bytes(),
             Engine::Depthwise(depthwise) => depthwise.packed_bytes(),
         }
     }
@@ -180,6 +205,7 @@ impl Conv {
     pub fn scratch_bytes(&self, threads: usize) -> usize {
         match &self.engine {
             Engine::Tiled(tiled) => tiled.scratch_bytes(threads),
+            Engine::Coded(coded) => coded.scratch_bytes(threads),
             Engine::Depthwise(depthwise) => depthwise.scratch_bytes(threads),
         }
     }
@@ -208,6 +234,7 @@ impl Conv {
         )?;
         match &self.engine {
             Engine::Tiled(tiled) => tiled.run(io, zero_point, pool),
+            Engine::Coded(coded) => coded.run(io, zero_point, pool),
             Engine::Depthwise(depthwise) => depthwise.run(io, zero_point, pool),
         }
         Ok(())

@@ -6,9 +6,9 @@
 
 use requant_kernels_cpu::elementwise::broadcast_strides;
 use requant_kernels_cpu::{
-    AveragePool, AveragePoolSpec, Binary, BinaryOp, BinarySpec, BitConv, BitSpec, Conv, ConvShape,
-    ConvSpec, Dequantize, Isa, KernelError, Lookup, MatMul, MatMulSpec, MaxPool, Output, Parallel,
-    PoolShape, Quantize, Quantized, Transpose, Weights,
+    AveragePool, AveragePoolSpec, Binary, BinaryOp, BinarySpec, BitConv, BitSpec, Centroids, Conv,
+    ConvShape, ConvSpec, Dequantize, Isa, KernelError, Lookup, MatMul, MatMulSpec, MaxPool, Output,
+    Parallel, PoolShape, Quantize, Quantized, Transpose, Weights,
 };
 use requant_model::ops::{WeightData, Window};
 use requant_numerics::{DType, packing};
@@ -312,12 +312,36 @@ fn conv(
         bias: &bias,
         output: epilogue(plan, &conv.epilogue, output.dtype),
     };
+    let prepared = match coded(isa, weights, &spec)? {
+        Some(coded) => coded,
+        None => Conv::new(isa, &spec)?,
+    };
     Ok(Kernel::Conv {
-        conv: Box::new(Conv::new(isa, &spec)?),
+        conv: Box::new(prepared),
         images: each,
         other: conv.epilogue.join.as_ref().map(Join::buffer),
         zero_point: conv.zero_point,
     })
+}
+
+/// A convolution whose weights stay coded in memory, for codebooks and weights of 2 bits and less.
+fn coded(isa: Isa, weights: &WeightData, spec: &ConvSpec<'_>) -> Result<Option<Conv>, KernelError> {
+    let within = |w: &i16| i8::try_from(*w).is_ok();
+    let few = weights.codebook.is_some() || weights.dtype.bits() <= 2;
+    if !few || !weights.effective.iter().all(within) {
+        return Ok(None);
+    }
+    let values: Vec<i8> = weights.effective.iter().map(|&w| w as i8).collect();
+    let centroids = weights.codebook.as_ref().map(|codebook| Centroids {
+        indices: &codebook.indices,
+        centroids: &codebook.centroids,
+        width: codebook.width,
+    });
+    let spec = ConvSpec {
+        weights: Weights::I8(&values),
+        ..spec.clone()
+    };
+    Conv::coded(isa, &spec, centroids)
 }
 
 /// Least channels of a group for which counting bits pays: a word holds 32.
