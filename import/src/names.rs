@@ -1,6 +1,8 @@
-//! Names for an imported graph: what a file says, made fit to stand in a graph and given out once.
+//! Names for an imported graph: what a file says, made fit to stand in a graph and given out once, or to
+//! stand in a report.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::{self, Write as _};
 
 use requant_model::limits;
 
@@ -54,5 +56,50 @@ pub(crate) fn clean(name: &str) -> String {
         "unnamed".to_owned()
     } else {
         out
+    }
+}
+
+/// A text of a file as reports show it: whatever could act on a terminal or split a line of a log is
+/// written as an escape, and only the beginning of what is long is shown.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shown<'a>(&'a str);
+
+/// See [`Shown`].
+pub(crate) fn shown(text: &str) -> Shown<'_> {
+    Shown(text)
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, c) in self.0.chars().enumerate() {
+            if index == limits::MAX_NAME {
+                return f.write_char('…');
+            }
+            match c {
+                '\'' | '"' | '\\' => f.write_char(c)?,
+                c => write!(f, "{}", c.escape_debug())?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shown_names_cannot_act() {
+        for (name, want) in [
+            ("layer/conv.1", "layer/conv.1"),
+            ("größe 'a' \\ \"b\"", "größe 'a' \\ \"b\""),
+            ("x\n\x1b[31mERROR\r\t\0", "x\\n\\u{1b}[31mERROR\\r\\t\\0"),
+            ("a\u{202e}b\u{2028}c", "a\\u{202e}b\\u{2028}c"),
+        ] {
+            assert_eq!(shown(name).to_string(), want);
+        }
+        let long = shown(&"é".repeat(5000)).to_string();
+        assert_eq!(long.chars().count(), limits::MAX_NAME + 1);
+        assert!(long.ends_with("é…"));
     }
 }

@@ -8,7 +8,10 @@ use std::path::Path;
 use prost::Message as _;
 use requant_import::onnx::{ImportError, ImportOptions, import_bytes, import_file};
 
-use support::proto::{AttributeProto, ModelProto, NodeProto, SparseTensorProto, TensorProto};
+use support::proto::tensor_shape_proto::dimension;
+use support::proto::{
+    AttributeProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto,
+};
 use support::{
     F32, I8, U8, With, bytes, contributed, floats, longs, model, node, port, raw, signed,
 };
@@ -70,6 +73,16 @@ fn conv(weights: TensorProto, scales: &[f32]) -> ModelProto {
         ],
         vec![weights, floats("ws", &[count], scales)],
     )
+}
+
+/// A float port; a dimension without a size is not stated at all.
+fn sized(name: &str, dims: &[Option<i64>]) -> ValueInfoProto {
+    let mut port = port(name, F32, &vec![1; dims.len()]);
+    let tensor = port.r#type.as_mut().unwrap().tensor_type.as_mut().unwrap();
+    for (dim, size) in tensor.shape.as_mut().unwrap().dim.iter_mut().zip(dims) {
+        dim.value = size.map(dimension::Value::DimValue);
+    }
+    port
 }
 
 /// What stops the whole file.
@@ -178,7 +191,25 @@ fn broken_files() {
         ),
         (
             changed(|m| graph(m).input[0] = port("x", F32, &[2, 4, 0, 6])),
-            "input 'x': dimension 2 ('N') is not a number; fix it in the import options",
+            "input 'x': dimension 2 is 'N' in the file, which is no size, and none is given for it",
+        ),
+        (
+            changed(|m| graph(m).input[0] = sized("x", &[Some(2), Some(0), None])),
+            "input 'x': dimension 1 is '0' in the file, which is no size, and none is given for it",
+        ),
+        (
+            changed(|m| graph(m).input[0] = sized("x", &[Some(2), Some(4), None])),
+            "input 'x': dimension 2 is '?' in the file, which is no size, and none is given for it",
+        ),
+        (
+            changed(|m| {
+                graph(m).input[0].name = Some("\u{1b}[2Jx".to_owned());
+            }),
+            "input '\\u{1b}[2Jx': the name is invalid",
+        ),
+        (
+            changed(|m| graph(m).initializer[0].name = Some("s\n".to_owned())),
+            "node 'QuantizeLinear_q' reads 's', which nothing before it defines",
         ),
         (
             changed(|m| graph(m).input[0] = port("x", F32, &[2, -7])),
@@ -372,7 +403,105 @@ fn unsupported_nodes() {
         ),
         (
             one(node("MaxPool", &["d"], &["o", "indices"]).ints("kernel_shape", &[2, 2])),
-            "MaxPool_o (MaxPool): has 2 outputs, which the operator does not allow",
+            "imported",
+        ),
+        (
+            between(
+                vec![
+                    node("MaxPool", &["d"], &["m", "indices"]).ints("kernel_shape", &[2, 2]),
+                    node("Cast", &["indices"], &["o"]).int("to", 1),
+                ],
+                vec![],
+            ),
+            "MaxPool_m (MaxPool): its result 'indices' is used, which is not supported",
+        ),
+        (one(node("Dropout", &["d"], &["o", "mask"])), "imported"),
+        (
+            changed(|m| {
+                let graph = graph(m);
+                graph.node[2] = node("Dropout", &["d"], &["o", "mask"]);
+                graph.output.push(port("mask", 9, &[2]));
+            }),
+            "Dropout_o (Dropout): its result 'mask' is used, which is not supported",
+        ),
+        (
+            between(
+                vec![node("Clip", &["d", "k"], &["o"])],
+                vec![scale("k", f32::NAN)],
+            ),
+            "Clip_o (Clip): 'k' holds NaN, which cannot be computed with",
+        ),
+        (
+            between(
+                vec![node("Clip", &["d", "k"], &["o"])],
+                vec![scale("k", f32::NEG_INFINITY)],
+            ),
+            "imported",
+        ),
+        (
+            between(
+                vec![node("Mul", &["d", "k"], &["o"])],
+                vec![scale("k", f32::NAN)],
+            ),
+            "Mul_o (Mul): 'k' holds NaN, which cannot be computed with",
+        ),
+        (
+            between(
+                vec![node("Mul", &["d", "k"], &["o"])],
+                vec![scale("k", f32::INFINITY)],
+            ),
+            "Mul_o (Mul): 'k' holds inf, which cannot be computed with",
+        ),
+        (
+            between(
+                vec![node("Add", &["d", "k"], &["o"])],
+                vec![floats("k", &[4, 1, 1], &[0.0, f32::NEG_INFINITY, 1.0, 2.0])],
+            ),
+            "imported",
+        ),
+        (
+            between(
+                vec![
+                    node("QuantizeLinear", &["wf", "ws", "wz"], &["wq"]),
+                    node("DequantizeLinear", &["wq", "ws", "wz"], &["wd"]),
+                    node("Conv", &["d", "wd"], &["o"]),
+                ],
+                vec![
+                    floats("wf", &[1, 4, 1, 1], &[1.0, 0.5, f32::NAN, f32::INFINITY]),
+                    scale("ws", 0.1),
+                    signed("wz", &[], &[0]),
+                ],
+            ),
+            "QuantizeLinear_wq (QuantizeLinear): 'wf' holds NaN, which cannot be computed with",
+        ),
+        (
+            between(
+                vec![
+                    node("DequantizeLinear", &["w", "ws"], &["wd"]),
+                    node("Conv", &["d", "wd", "b"], &["o"]),
+                ],
+                vec![
+                    weights(&[1, 4, 1, 1]),
+                    scale("ws", 0.1),
+                    floats("b", &[1], &[f32::INFINITY]),
+                ],
+            ),
+            "Conv_o (Conv): 'b' holds inf, which cannot be computed with",
+        ),
+        (
+            one(NodeProto {
+                name: Some("x\n\x1b[31mERROR\n".to_owned()),
+                domain: Some("evil\n".to_owned()),
+                ..node("Foo\rBar", &["d"], &["o"])
+            }),
+            "x\\n\\u{1b}[31mERROR\\n (evil\\n.Foo\\rBar): the operator is not supported",
+        ),
+        (
+            between(
+                vec![node("Resize", &["d", "", "", "k"], &["o"])],
+                vec![longs("k", &[4], &[4, 4, 6, 12])],
+            ),
+            "Resize_o (Resize): a resize along axes = [0, 3] is not supported",
         ),
         (
             one(node("Transpose", &["d"], &["o"]).ints("perm", &[0, 1, 1, 2])),
@@ -514,8 +643,7 @@ fn unsupported_nodes() {
                 ],
                 vec![scale("s2", f32::NAN)],
             ),
-            "QuantizeLinear_q2 (QuantizeLinear): 's2' holds the scale NaN, which is not positive or \
-             outside [2^-40, 2^40]",
+            "QuantizeLinear_q2 (QuantizeLinear): 's2' holds NaN, which cannot be computed with",
         ),
         (
             between(
@@ -558,7 +686,7 @@ fn unsupported_nodes() {
     ];
     for (model, want) in &table {
         let got = error(model);
-        let want = if want.starts_with("node '") {
+        let want = if want.starts_with("node '") || *want == "imported" {
             (*want).to_owned()
         } else {
             format!("1 of the model's nodes cannot be imported:\n  {want}")
@@ -665,4 +793,40 @@ fn symbolic_dimensions_can_be_fixed() {
     };
     let graph = import_bytes(&model, "test", &options).unwrap();
     assert_eq!(graph.value(graph.inputs[0]).dims, [2, 4, 5, 6]);
+}
+
+#[test]
+fn a_stated_shape_fills_what_the_file_leaves_open() {
+    let dims = [None, Some(4), Some(0), Some(-1)];
+    let model = changed(|m| graph(m).input[0] = sized("x", &dims)).encode_to_vec();
+    let import = |stated: &[i64]| {
+        let input_dims = [("x".to_owned(), stated.to_vec())].into();
+        let options = ImportOptions {
+            input_dims,
+            ..ImportOptions::default()
+        };
+        import_bytes(&model, "test", &options)
+            .map(|graph| graph.value(graph.inputs[0]).dims.clone())
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(import(&[4, 5, 6]), Ok(vec![1, 4, 5, 6]));
+    assert_eq!(import(&[-1, 4, 5, 6]), Ok(vec![1, 4, 5, 6]));
+    assert_eq!(import(&[3, 4, 5, 6]), Ok(vec![3, 4, 5, 6]));
+    // What the file states stands.
+    assert_eq!(import(&[7, 5, 6]), Ok(vec![1, 4, 5, 6]));
+    let open = |axis: usize, found: &str| {
+        Err(format!(
+            "input 'x': dimension {axis} is '{found}' in the file, which is no size, and none is given \
+             for it"
+        ))
+    };
+    assert_eq!(import(&[4, -1, 6]), open(2, "0"));
+    assert_eq!(import(&[4, 5, 0]), open(3, "-1"));
+    assert_eq!(import(&[5, 6]), open(2, "0"));
+    assert_eq!(import(&[]), open(2, "0"));
+    assert!(
+        import(&[4, i64::MAX, 6])
+            .unwrap_err()
+            .contains("out of bounds")
+    );
 }

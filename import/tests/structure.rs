@@ -200,6 +200,32 @@ fn picking_samples_is_never_the_whole_batch() {
 }
 
 #[test]
+fn a_resize_by_computed_sizes_keeps_the_batch() {
+    let resize = |sizes: &str| node("Resize", &["d", "", "", sizes], &["o"]);
+    let computed = vec![
+        node("Shape", &["d"], &["shape"]).int("end", 2),
+        node("Concat", &["shape", "wanted"], &["sizes"]).int("axis", 0),
+        resize("sizes"),
+    ];
+    let graph = between(
+        &[0, 4, 3, 3],
+        computed,
+        vec![longs("wanted", &[2], &[6, 6])],
+    );
+    assert_eq!(
+        (graph.batched, output_dims(&graph)),
+        (true, &[1, 4, 6, 6][..])
+    );
+    // A number for the batch is one batch size only.
+    let stated = longs("sizes", &[4], &[1, 4, 6, 6]);
+    let graph = between(&[0, 4, 3, 3], vec![resize("sizes")], vec![stated]);
+    assert_eq!(
+        (graph.batched, output_dims(&graph)),
+        (false, &[1, 4, 6, 6][..])
+    );
+}
+
+#[test]
 fn a_clamped_input_is_quantized_and_limited() {
     let nodes = vec![
         node("Clip", &["x", "lo", "hi"], &["c"]),

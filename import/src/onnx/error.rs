@@ -8,6 +8,7 @@ use requant_numerics::DType;
 use thiserror::Error;
 
 use super::elem::Elem;
+use crate::names::shown;
 use crate::wire::WireFault;
 
 /// Why a model was not imported.
@@ -39,7 +40,10 @@ pub enum ImportError {
     #[error("the model holds no graph")]
     NoGraph,
     /// The standard operators' version is missing, or not one that is read.
-    #[error("opset {version} of '{domain}' is not supported (the default domain: 9 to 25)")]
+    #[error(
+        "opset {version} of '{}' is not supported (the default domain: 9 to 25)",
+        shown(.domain)
+    )]
     Opset {
         /// The operator domain; empty for the default one.
         domain: String,
@@ -57,13 +61,13 @@ pub enum ImportError {
         limit: usize,
     },
     /// The contents of a tensor lie in another file, which is never opened.
-    #[error("tensor '{tensor}' keeps its data in another file; external data is refused")]
+    #[error("tensor '{}' keeps its data in another file; external data is refused", shown(.tensor))]
     ExternalData {
         /// The tensor.
         tensor: String,
     },
     /// An initializer or attribute tensor is broken.
-    #[error("tensor '{tensor}': {fault}")]
+    #[error("tensor '{}': {fault}", shown(.tensor))]
     Tensor {
         /// The tensor.
         tensor: String,
@@ -71,7 +75,7 @@ pub enum ImportError {
         fault: TensorFault,
     },
     /// A graph input or output is broken.
-    #[error("{port} '{name}': {fault}")]
+    #[error("{port} '{}': {fault}", shown(.name))]
     Port {
         /// `input` or `output`.
         port: &'static str,
@@ -84,13 +88,13 @@ pub enum ImportError {
     #[error("the model has no {0}")]
     NoPorts(&'static str),
     /// A tensor is made twice.
-    #[error("tensor '{tensor}' is defined twice")]
+    #[error("tensor '{}' is defined twice", shown(.tensor))]
     Duplicate {
         /// The tensor.
         tensor: String,
     },
     /// A node reads a tensor that nothing before it makes.
-    #[error("node '{node}' reads '{tensor}', which nothing before it defines")]
+    #[error("node '{}' reads '{}', which nothing before it defines", shown(.node), shown(.tensor))]
     Undefined {
         /// The node, or `graph output`.
         node: String,
@@ -146,12 +150,15 @@ pub enum PortFault {
     /// Its element type cannot be an input of an integer graph.
     #[error("elements of {0} are not supported")]
     Type(Elem),
-    /// A dimension other than the batch is unknown.
-    #[error("dimension {axis} ('{symbol}') is not a number; fix it in the import options")]
+    /// A dimension other than the batch is unknown, and the import options give no size for it.
+    #[error(
+        "dimension {axis} is '{}' in the file, which is no size, and none is given for it",
+        shown(.symbol)
+    )]
     Symbolic {
         /// Index of the dimension.
         axis: usize,
-        /// Its symbol, empty where it has none.
+        /// Its symbol, or the number in its place; `?` where it has neither.
         symbol: String,
     },
     /// The shape is zero, negative or too large.
@@ -178,7 +185,8 @@ pub struct Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}): {}", self.node, self.op, self.reason)
+        let (node, op) = (shown(&self.node), shown(&self.op));
+        write!(f, "{node} ({op}): {}", self.reason)
     }
 }
 
@@ -196,6 +204,20 @@ pub enum Reason {
         /// How many there are.
         count: usize,
     },
+    /// An optional result that is not supported and that something reads.
+    #[error("its result '{}' is used, which is not supported", shown(.tensor))]
+    Result {
+        /// The result.
+        tensor: String,
+    },
+    /// A constant operand with an element that gives no result, or none that means anything.
+    #[error("'{}' holds {value}, which cannot be computed with", shown(.tensor))]
+    Value {
+        /// The operand.
+        tensor: String,
+        /// The element.
+        value: f32,
+    },
     /// An operand that the operator needs is absent.
     #[error("operand {index} is missing")]
     MissingInput {
@@ -203,7 +225,10 @@ pub enum Reason {
         index: usize,
     },
     /// An operand is float where integers are needed.
-    #[error("'{tensor}' is float here: no QuantizeLinear and DequantizeLinear stand between")]
+    #[error(
+        "'{}' is float here: no QuantizeLinear and DequantizeLinear stand between",
+        shown(.tensor)
+    )]
     FloatOperand {
         /// The operand.
         tensor: String,
@@ -215,19 +240,19 @@ pub enum Reason {
     #[error("limits what is quantized with several scales, which is not supported")]
     LimitsAlongAxis,
     /// A function of one activation joined to something else, without quantization between.
-    #[error("joins '{tensor}' to another activation without quantization between")]
+    #[error("joins '{}' to another activation without quantization between", shown(.tensor))]
     Unquantized {
         /// The operand.
         tensor: String,
     },
     /// An operand that must be a constant is computed.
-    #[error("'{tensor}' must be a constant")]
+    #[error("'{}' must be a constant", shown(.tensor))]
     NotConstant {
         /// The operand.
         tensor: String,
     },
     /// An operand of the wrong element type.
-    #[error("'{tensor}' is {elem}, which the operator does not take here")]
+    #[error("'{}' is {elem}, which the operator does not take here", shown(.tensor))]
     Type {
         /// The operand.
         tensor: String,
@@ -235,13 +260,13 @@ pub enum Reason {
         elem: Elem,
     },
     /// An operand of the wrong kind, such as a dynamic scale where numbers are needed.
-    #[error("'{tensor}' cannot be an operand here")]
+    #[error("'{}' cannot be an operand here", shown(.tensor))]
     Operand {
         /// The operand.
         tensor: String,
     },
     /// An operand of the wrong rank.
-    #[error("'{tensor}' has {rank} dimensions, which are not supported here")]
+    #[error("'{}' has {rank} dimensions, which are not supported here", shown(.tensor))]
     Rank {
         /// The operand.
         tensor: String,
@@ -276,7 +301,7 @@ pub enum Reason {
         value: f32,
     },
     /// A text attribute outside what is supported.
-    #[error("{name} = '{value}' is not supported")]
+    #[error("{name} = '{}' is not supported", shown(.value))]
     Mode {
         /// The attribute.
         name: &'static str,
@@ -296,7 +321,10 @@ pub enum Reason {
         name: &'static str,
     },
     /// A scale that is not positive and finite, or of an activation outside [2^-40, 2^40].
-    #[error("'{tensor}' holds the scale {value}, which is not positive or outside [2^-40, 2^40]")]
+    #[error(
+        "'{}' holds the scale {value}, which is not positive or outside [2^-40, 2^40]",
+        shown(.tensor)
+    )]
     Scale {
         /// The scale tensor.
         tensor: String,
@@ -312,13 +340,16 @@ pub enum Reason {
         dtype: DType,
     },
     /// A quantization along an axis or in blocks where one scale is needed.
-    #[error("'{tensor}' has more than one scale, which this operator cannot take")]
+    #[error("'{}' has more than one scale, which this operator cannot take", shown(.tensor))]
     PerChannel {
         /// The operand.
         tensor: String,
     },
     /// Weight scales along an axis that is not the output channel.
-    #[error("the weights '{tensor}' have scales along axis {axis}, not along output channels")]
+    #[error(
+        "the weights '{}' have scales along axis {axis}, not along output channels",
+        shown(.tensor)
+    )]
     WeightAxis {
         /// The weights.
         tensor: String,
@@ -327,8 +358,9 @@ pub enum Reason {
     },
     /// Blocked weight scales that are not one scale a channel times small integers.
     #[error(
-        "the weights '{tensor}' have block scales in channel {channel} that are not a channel \
-         scale times integers of 1 to 127"
+        "the weights '{}' have block scales in channel {channel} that are not a channel scale \
+         times integers of 1 to 127",
+        shown(.tensor)
     )]
     BlockScales {
         /// The weights.
@@ -354,7 +386,7 @@ pub enum Reason {
     #[error("its constant operands cannot be folded")]
     Fold,
     /// A value that depends on the batch size where a number is needed.
-    #[error("'{tensor}' depends on the batch size")]
+    #[error("'{}' depends on the batch size", shown(.tensor))]
     BatchSize {
         /// The operand.
         tensor: String,

@@ -37,6 +37,10 @@ pub struct ImportOptions {
     pub max_file_bytes: u64,
     /// Sizes for symbolic dimensions by name. A size given to the batch makes it fixed.
     pub fixed_dims: BTreeMap<String, usize>,
+    /// Shapes of inputs by name, for the dimensions that the file leaves open: as many extents as the
+    /// input has dimensions, or one fewer without the leading one. What is not positive leaves its
+    /// dimension as the file has it, and so does an extent where the file states another.
+    pub input_dims: BTreeMap<String, Vec<i64>>,
 }
 
 impl Default for ImportOptions {
@@ -45,6 +49,7 @@ impl Default for ImportOptions {
         ImportOptions {
             max_file_bytes: 1 << 31,
             fixed_dims: BTreeMap::new(),
+            input_dims: BTreeMap::new(),
         }
     }
 }

@@ -249,25 +249,26 @@ impl Port {
         };
         let mut symbolic = false;
         let mut dims = Vec::new();
+        let given = options.input_dims.get(&name).filter(|_| is_input);
         for (axis, dim) in shape.dim.iter().enumerate() {
-            let symbol = match &dim.value {
+            let named = match &dim.value {
                 Some(DimValue::DimValue(value)) if *value > 0 => {
                     dims.push(*value);
                     continue;
                 }
                 // Exporters write 0 or -1 for a dimension that they do not know.
-                Some(DimValue::DimValue(0 | -1)) | None => "",
+                Some(DimValue::DimValue(0 | -1)) | None => None,
                 Some(DimValue::DimValue(value)) => {
                     return Err(fault(PortFault::Shape(vec![*value])));
                 }
-                Some(DimValue::DimParam(symbol)) => symbol,
+                Some(DimValue::DimParam(symbol)) => Some(symbol).filter(|s| !s.is_empty()),
             };
-            let fixed = options
-                .fixed_dims
-                .get(symbol)
-                .filter(|_| !symbol.is_empty());
+            let fixed = named
+                .and_then(|symbol| options.fixed_dims.get(symbol))
+                .map(|&size| i64::try_from(size).unwrap_or(0))
+                .or_else(|| given.and_then(|dims| extent(dims, axis, shape.dim.len())));
             match fixed {
-                Some(&size) => dims.push(i64::try_from(size).unwrap_or(0)),
+                Some(size) => dims.push(size),
                 None if axis == 0 => {
                     symbolic = true;
                     dims.push(1);
@@ -275,10 +276,12 @@ impl Port {
                 // What an output's other dimensions are follows from the inputs.
                 None if !is_input => dims.push(1),
                 None => {
-                    return Err(fault(PortFault::Symbolic {
-                        axis,
-                        symbol: symbol.to_owned(),
-                    }));
+                    let symbol = match &dim.value {
+                        Some(DimValue::DimValue(value)) => value.to_string(),
+                        Some(DimValue::DimParam(symbol)) if !symbol.is_empty() => symbol.clone(),
+                        Some(DimValue::DimParam(_)) | None => "?".to_owned(),
+                    };
+                    return Err(fault(PortFault::Symbolic { axis, symbol }));
                 }
             }
         }
@@ -294,6 +297,15 @@ impl Port {
             symbolic,
         })
     }
+}
+
+/// The extent that a stated shape gives an axis of a tensor of `rank`.
+fn extent(stated: &[i64], axis: usize, rank: usize) -> Option<i64> {
+    let first = rank
+        .checked_sub(stated.len())
+        .filter(|&missing| missing <= 1)?;
+    let size = stated.get(axis.checked_sub(first)?)?;
+    (*size > 0).then_some(*size)
 }
 
 fn nodes(graph: &GraphProto, opset: i64) -> Result<Vec<Node>, ImportError> {

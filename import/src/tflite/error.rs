@@ -9,6 +9,7 @@ use requant_numerics::tflite::ExpScaleError;
 use thiserror::Error;
 
 use super::schema::{Activation, ElementType};
+use crate::names::shown;
 
 /// Why a model was not imported.
 #[derive(Debug, Error)]
@@ -61,7 +62,7 @@ pub enum ImportError {
         count: usize,
     },
     /// A tensor is broken.
-    #[error("tensor {index} '{name}': {fault}")]
+    #[error("tensor {index} '{}': {fault}", shown(.name))]
     Tensor {
         /// Its index.
         index: usize,
@@ -74,7 +75,7 @@ pub enum ImportError {
     #[error("the model has no {0}")]
     NoPorts(&'static str),
     /// An operator reads a tensor that nothing before it makes.
-    #[error("{user} reads tensor {index} '{name}', which nothing before it defines")]
+    #[error("{user} reads tensor {index} '{}', which nothing before it defines", shown(.name))]
     Undefined {
         /// The operator, or `the graph's output`.
         user: String,
@@ -84,7 +85,10 @@ pub enum ImportError {
         name: String,
     },
     /// A tensor is made twice, or an operator writes into a constant or input.
-    #[error("operator {operator} writes tensor {index} '{name}', which is already defined")]
+    #[error(
+        "operator {operator} writes tensor {index} '{}', which is already defined",
+        shown(.name)
+    )]
     Redefined {
         /// The operator's index.
         operator: usize,
@@ -206,6 +210,7 @@ impl fmt::Display for Refusal {
             op,
             reason,
         } = self;
+        let (layer, op) = (shown(layer), shown(op));
         write!(f, "operator {index} '{layer}' ({op}): {reason}")
     }
 }
@@ -239,7 +244,7 @@ pub enum Reason {
         expected: u8,
     },
     /// An operand or result of the wrong element type.
-    #[error("'{tensor}' is {elements}, which the operator does not take here")]
+    #[error("'{}' is {elements}, which the operator does not take here", shown(.tensor))]
     Type {
         /// The tensor.
         tensor: String,
@@ -247,19 +252,19 @@ pub enum Reason {
         elements: ElementType,
     },
     /// An operand that must be a constant is computed.
-    #[error("'{tensor}' must be a constant")]
+    #[error("'{}' must be a constant", shown(.tensor))]
     NotConstant {
         /// The operand.
         tensor: String,
     },
     /// A tensor without the one scale and zero point that it needs.
-    #[error("'{tensor}' needs one scale and one zero point")]
+    #[error("'{}' needs one scale and one zero point", shown(.tensor))]
     Unquantized {
         /// The tensor.
         tensor: String,
     },
     /// A scale that is not positive and finite.
-    #[error("'{tensor}' has the scale {value}, which is not positive and finite")]
+    #[error("'{}' has the scale {value}, which is not positive and finite", shown(.tensor))]
     Scale {
         /// The tensor.
         tensor: String,
@@ -267,7 +272,7 @@ pub enum Reason {
         value: f32,
     },
     /// A zero point other than what the operator needs.
-    #[error("'{tensor}' has the zero point {value}, which is not supported here")]
+    #[error("'{}' has the zero point {value}, which is not supported here", shown(.tensor))]
     ZeroPoint {
         /// The tensor.
         tensor: String,
@@ -275,7 +280,10 @@ pub enum Reason {
         value: i64,
     },
     /// Weight scales along an axis that is not the output channel.
-    #[error("the weights '{tensor}' have scales along axis {axis}, not along output channels")]
+    #[error(
+        "the weights '{}' have scales along axis {axis}, not along output channels",
+        shown(.tensor)
+    )]
     WeightAxis {
         /// The weights.
         tensor: String,
@@ -283,7 +291,7 @@ pub enum Reason {
         axis: i32,
     },
     /// Two tensors that must share type, scale and zero point.
-    #[error("'{a}' and '{b}' differ in type, scale or zero point")]
+    #[error("'{}' and '{}' differ in type, scale or zero point", shown(.a), shown(.b))]
     QuantDiffers {
         /// One tensor.
         a: String,
@@ -291,13 +299,16 @@ pub enum Reason {
         b: String,
     },
     /// An output that must have TFLite's fixed scale and zero point for it.
-    #[error("'{tensor}' does not have the scale and zero point that the operator asks for")]
+    #[error(
+        "'{}' does not have the scale and zero point that the operator asks for",
+        shown(.tensor)
+    )]
     FixedQuant {
         /// The output.
         tensor: String,
     },
     /// An operand of the wrong rank.
-    #[error("'{tensor}' has {rank} dimensions, which are not supported here")]
+    #[error("'{}' has {rank} dimensions, which are not supported here", shown(.tensor))]
     Rank {
         /// The operand.
         tensor: String,

@@ -391,6 +391,7 @@ impl Lowering<'_> {
             .iter()
             .map(|&y| {
                 let scaled = y / scale;
+                // Only where a function of a byte is not defined, as the root of a negative number.
                 let q = if scaled.is_nan() {
                     zero_point
                 } else {

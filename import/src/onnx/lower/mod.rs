@@ -65,6 +65,23 @@ pub(crate) struct Target {
 /// What a node of the graph costs of the folder's budget, in elements.
 const NODE_COST: usize = 64;
 
+/// Operators to which an infinite constant means something: no limit, or a mask.
+const TAKES_INFINITY: [&str; 13] = [
+    "Clip",
+    "Min",
+    "Max",
+    "Where",
+    "Add",
+    "Sum",
+    "Sub",
+    "Pad",
+    "Less",
+    "Greater",
+    "LessOrEqual",
+    "GreaterOrEqual",
+    "Equal",
+];
+
 /// The state of a lowering.
 #[derive(Debug)]
 pub(crate) struct Lowering<'m> {
@@ -82,6 +99,8 @@ pub(crate) struct Lowering<'m> {
     blamed: HashSet<usize>,
     /// Index of the node being lowered.
     current: usize,
+    /// The NaN, or else the infinity, that a float constant holds.
+    oddities: HashMap<&'m str, Option<f32>>,
     /// Results of QuantizeLinear by tensor and parameters.
     quantized: HashMap<(String, DType, u32, i32), Placed>,
 }
@@ -104,6 +123,7 @@ pub(crate) fn lower(model: &Model, batched: bool) -> Result<Graph, Failure> {
         blamed: HashSet::new(),
         readers: readers(model),
         current: 0,
+        oddities: HashMap::new(),
         quantized: HashMap::new(),
     };
     for (name, constant) in &model.constants {
@@ -164,6 +184,7 @@ impl<'m> Lowering<'m> {
             }
             return Ok(());
         }
+        self.numbers(node)?;
         match node.domain {
             Domain::Onnx => self.standard(node),
             Domain::Microsoft => self.contributed(node),
@@ -242,6 +263,50 @@ impl<'m> Lowering<'m> {
             "QGemm" => self.qgemm(node),
             _ => self.function_op(node),
         }
+    }
+
+    /// Refuses a node whose result `index`, which is not computed, something needs.
+    fn unused(&self, node: &Node, index: usize) -> Lowered<()> {
+        let Some(tensor) = node.output(index) else {
+            return Ok(());
+        };
+        let outputs = &self.model.outputs;
+        if self.readers.contains_key(tensor) || outputs.iter().any(|port| port.name == tensor) {
+            let tensor = tensor.to_owned();
+            return Err(Reason::Result { tensor }.into());
+        }
+        Ok(())
+    }
+
+    /// Refuses a node with a constant operand that is not a number, or infinite where that means
+    /// nothing.
+    fn numbers(&mut self, node: &'m Node) -> Lowered<()> {
+        let refused =
+            |name: &String| matches!(self.mapped.get(name.as_str()), Some(Mapped::Refused));
+        if node.inputs.iter().any(refused) {
+            return Ok(());
+        }
+        let takes_infinity = TAKES_INFINITY.contains(&node.op.as_str());
+        for name in node.inputs.iter().filter(|name| !name.is_empty()) {
+            let Some(Mapped::Constant(constant)) = self.mapped.get(name.as_str()) else {
+                continue;
+            };
+            let Some(values) = constant.floats() else {
+                continue;
+            };
+            let found = *self.oddities.entry(name).or_insert_with(|| {
+                let nan = values.iter().find(|v| v.is_nan());
+                nan.or_else(|| values.iter().find(|v| v.is_infinite()))
+                    .copied()
+            });
+            if let Some(value) = found
+                && (value.is_nan() || !takes_infinity)
+            {
+                let tensor = name.clone();
+                return Err(Reason::Value { tensor, value }.into());
+            }
+        }
+        Ok(())
     }
 
     /// Defines a result of a node.
@@ -328,7 +393,15 @@ impl<'m> Lowering<'m> {
     /// The reals behind a quantized constant.
     fn dequantized(&self, constant: &QuantConstant) -> Lowered<Option<Constant>> {
         self.folder.pay(&constant.values.dims)?;
-        Ok(constant.dequantized())
+        let reals = constant.dequantized();
+        let mut values = reals.iter().filter_map(Constant::floats).flatten();
+        match values.find(|v| !v.is_finite()) {
+            Some(&value) => {
+                let tensor = constant.name.clone();
+                Err(Reason::Value { tensor, value }.into())
+            }
+            None => Ok(reals),
+        }
     }
 
     /// The float constant at `index`, or `None` where the operand is absent.

@@ -11,13 +11,7 @@ const MAX_COUNT: usize = 1 << 20;
 
 impl<'m> Lowering<'m> {
     pub(super) fn max_pool(&mut self, node: &'m Node) -> Lowered<()> {
-        if node.output(1).is_some() {
-            return Err(Reason::Arity {
-                what: "outputs",
-                count: node.outputs.len(),
-            }
-            .into());
-        }
+        self.unused(node, 1)?;
         let dims = self.known_dims(node, 0)?;
         let pool = self.window(node, &dims, None, false)?;
         self.change(node, 0, Move::MaxPool(pool))

@@ -18,13 +18,7 @@ const MAX_BATCH: usize = i32::MAX as usize;
 
 impl<'m> Lowering<'m> {
     pub(super) fn identity(&mut self, node: &'m Node) -> Lowered<()> {
-        if node.op == "Dropout" && node.output(1).is_some() {
-            return Err(Reason::Arity {
-                what: "outputs",
-                count: node.outputs.len(),
-            }
-            .into());
-        }
+        self.unused(node, 1)?;
         let mapped = self.operand(node, 0)?.clone();
         self.define(node, 0, mapped);
         Ok(())
@@ -142,7 +136,7 @@ impl<'m> Lowering<'m> {
     }
 
     /// Whether the first operand leads with the batch, whose size is not known here.
-    fn is_batched(&self, node: &Node) -> Lowered<bool> {
+    pub(super) fn is_batched(&self, node: &Node) -> Lowered<bool> {
         let dims = self.symbols(node.required(0)?)?;
         Ok(matches!(dims.first(), Some(Dim::Batch(_))))
     }

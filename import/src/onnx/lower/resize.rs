@@ -5,6 +5,7 @@ use requant_model::ops::WEIGHT_BITS;
 
 use super::Lowering;
 use super::value::{Kind, Lowered, Move, Resampling, Shape, Stop};
+use crate::onnx::constant::Dim;
 use crate::onnx::error::Reason;
 use crate::onnx::fold::axis_of;
 use crate::onnx::model::Node;
@@ -36,6 +37,13 @@ impl<'m> Lowering<'m> {
             (rank, axes) => {
                 if axes.is_empty() {
                     return self.identity(node);
+                }
+                if rank == 4 {
+                    return Err(Reason::Attribute {
+                        name: "a resize along axes",
+                        value: axes.iter().map(|&axis| axis as i64).collect(),
+                    }
+                    .into());
                 }
                 let tensor = node.required(0)?.to_owned();
                 return Err(Reason::Rank { tensor, rank }.into());
@@ -80,6 +88,7 @@ impl<'m> Lowering<'m> {
     /// Output extent and scale of every axis.
     fn resize_targets(&self, node: &Node, dims: &[usize]) -> Lowered<Vec<(usize, f32)>> {
         let rank = dims.len();
+        let batched = self.is_batched(node)?;
         let axes: Vec<usize> = match node.ints("axes")? {
             Some(axes) => axes
                 .iter()
@@ -108,6 +117,9 @@ impl<'m> Lowering<'m> {
                 return Err(bad("scales", vec![scales.len() as i64]));
             }
             for (&axis, &scale) in axes.iter().zip(&scales) {
+                if batched && axis == 0 && scale != 1.0 {
+                    return Err(Stop::MixesSamples);
+                }
                 let extent = (dims[axis] as f32 * scale).floor();
                 if !(1.0..=MAX_EXTENT as f32).contains(&extent) {
                     return Err(Reason::FloatAttribute {
@@ -121,7 +133,15 @@ impl<'m> Lowering<'m> {
             return Ok(targets);
         }
         let name = node.required(3)?;
-        let sizes = self.constant(name)?.ints().unwrap_or_default();
+        let constant = self.constant(name)?;
+        let symbols = constant.symbols().unwrap_or_default();
+        let sizes: Vec<i64> = symbols
+            .iter()
+            .map(|d| {
+                let (Dim::Known(size) | Dim::Batch(size)) = *d;
+                size
+            })
+            .collect();
         match node.text("keep_aspect_ratio_policy", "stretch")? {
             "stretch" => {}
             other => {
@@ -132,7 +152,13 @@ impl<'m> Lowering<'m> {
         if sizes.len() != axes.len() {
             return Err(bad("sizes", sizes));
         }
-        for (&axis, &size) in axes.iter().zip(&sizes) {
+        for (i, (&axis, &size)) in axes.iter().zip(&sizes).enumerate() {
+            // Only the batch itself is as large as the batch at every batch size.
+            let own = symbols[i] == Dim::Batch(dims[axis] as i64);
+            let symbolic = matches!(symbols[i], Dim::Batch(_));
+            if symbolic != (batched && axis == 0) || (symbolic && !own) {
+                return Err(Stop::MixesSamples);
+            }
             let extent = usize::try_from(size)
                 .ok()
                 .filter(|s| (1..=MAX_EXTENT).contains(s));
