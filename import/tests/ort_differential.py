@@ -157,7 +157,8 @@ class Graph:
         outputs = [helper.make_tensor_value_info(n, e, None) for n, e in self.outputs]
         graph = helper.make_graph(self.nodes, "g", self.inputs, outputs, self.initializers)
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        ir_version = 10 if self.opset < 23 else 12
+        return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
 
 
 def activation(g, name):
@@ -871,6 +872,42 @@ def batch_picks(g):
 
 
 @case()
+def resize_symmetric(g):
+    """Neighbours that hang on the last bit of a coordinate."""
+    g.opset = 19
+    dims = [2, int(g.rng.integers(3, 12)), int(g.rng.integers(3, 12))]
+    x = g.input(dims)
+    scales = np.array([1, 1, *g.rng.choice([0.3, 0.6, 0.7, 1.3, 1.4, 1.7, 2.2], 2)], np.float32)
+    mode = g.rng.choice(["floor", "ceil", "round_prefer_floor", "round_prefer_ceil"]).item()
+    y = g.node("Resize", [x, "", g.constant(scales)], nearest_mode=mode,
+               coordinate_transformation_mode="half_pixel_symmetric")
+    g.q(y)
+
+
+@case(exact=False)
+def batch_size_in_arithmetic(g):
+    """The batch size where no rule for every size is known, as in PyTorch's expand: a batch of one."""
+    g.batch, g.mixes = 1, True
+    x = g.input([4, 3])
+    shape = g.node("Shape", [x])
+    pick = g.rng.integers(0, 4)
+    if pick == 0:
+        one = g.constant(np.array([1, 1, 1]))
+        wanted = g.node("Where", [g.node("Equal", [shape, one]), one, shape])
+        y = g.node("Reshape", [x, wanted])
+    elif pick == 1:
+        halves = numpy_helper.from_array(np.array([0.5], np.float32))
+        y = g.node("Add", [x, g.node("ConstantOfShape", [shape], value=halves)])
+    elif pick == 2:
+        half = g.constant(np.full([1, 1, 1], 0.5, np.float32))
+        y = g.node("Add", [x, g.node("Expand", [half, shape])])
+    else:
+        count = g.node("Gather", [shape, g.constant(np.array([0]))])
+        y = g.node("Mul", [x, g.node("Cast", [count], to=TensorProto.FLOAT)])
+    g.q(y)
+
+
+@case()
 def batch_whole(g):
     """Slices that take the whole batch keep it symbolic."""
     x = g.input([4, 3])
@@ -897,6 +934,66 @@ def dynamic(g):
         if width == 8:
             name = g.node("Relu", [name])
     g.output(name, TensorProto.FLOAT)
+
+
+def network(g, opset):
+    """A small network in the operators of one opset; 9 has QuantizeLinear in ONNX Runtime's domain only."""
+    g.opset = opset
+    domain = "com.microsoft" if opset == 9 else ""
+
+    def q(x, scale, zero):
+        return g.node("QuantizeLinear", [x, scale, zero], domain=domain)
+
+    def dq(x, scale, zero, **axis):
+        return g.node("DequantizeLinear", [x, scale, zero], domain=domain, **axis)
+
+    def again(x, spread=1.0):
+        scale, zero, _, _ = g.quant()
+        scale = g.constant(np.float32(g.rng.uniform(0.01, 0.05) * spread))
+        return dq(q(x, scale, zero), scale, zero)
+
+    def layer(op, x, dims, channel, **attributes):
+        values = g.constant(g.rng.integers(-127, 128, dims).astype(np.int8))
+        scale, zero = g.constant(np.float32(0.01)), g.constant(np.int8(0))
+        return again(g.node(op, [x, dq(values, scale, zero)], **attributes), 8)
+
+    x = again(g.node("Relu", [g.real([3, 9, 9])]), 4)
+    x = layer("Conv", x, [4, 3, 3, 3], 0, pads=[1, 1, 1, 1])
+    x = again(g.node("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2]), 4)
+    limits = np.float32(-3), np.float32(5)
+    if opset < 11:
+        clipped = g.node("Clip", [x], min=float(limits[0]), max=float(limits[1]))
+    else:
+        clipped = g.node("Clip", [x, *(g.constant(limit) for limit in limits)])
+    x = again(g.node("Add", [x, again(clipped)]), 2)
+    if opset >= 10:
+        x = g.node("Slice", [x, *(g.constant(np.array([v])) for v in (0, 3, 1))])
+    if opset < 13:
+        x = g.node("Unsqueeze", [g.node("Squeeze", [g.node("GlobalAveragePool", [x])],
+                                        axes=[3])], axes=[3])
+    else:
+        axes = g.constant(np.array([3]))
+        x = g.node("Unsqueeze", [g.node("Squeeze", [g.node("GlobalAveragePool", [x]), axes]), axes])
+    x = g.node("Flatten", [again(x)])
+    x = layer("MatMul", x, [3 if opset >= 10 else 4, 5], 1)
+    scale, zero, _, _ = g.quant()
+    g.output(q(g.node("Softmax", [x], axis=1), g.constant(np.float32(1 / 256)),
+               g.constant(np.uint8(0))), TensorProto.UINT8)
+    g.output(q(x, scale, zero), TensorProto.UINT8)
+
+
+def network_of(opset):
+    """Registers the network of an opset."""
+
+    def build(g):
+        network(g, opset)
+
+    build.__name__ = f"opset_{opset}"
+    case(exact=False)(build)
+
+
+for number in range(9, 26):
+    network_of(number)
 
 
 def run_ours(example, path, graph, directory):
@@ -972,7 +1069,13 @@ def main():
                 onnx.save(graph.model(), path)
                 total += 1
                 try:
-                    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+                    options = ort.SessionOptions()
+                    if graph.opset == 9:
+                        # The optimizer would write operators that this opset does not have.
+                        off = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+                        options.graph_optimization_level = off
+                    session = ort.InferenceSession(str(path), options,
+                                                   providers=["CPUExecutionProvider"])
                     want = session.run(None, graph.feeds)
                     got = run_ours(example, path, graph, directory)
                     strict = exact and (dtype == "u8" or integer)

@@ -246,8 +246,21 @@ impl<'m> Lowering<'m> {
                 functions::binary(op, x, c)
             }
         };
+        let repeated = self.repeated(constant, &x.shape)?;
+        let constant = repeated.as_ref().unwrap_or(constant);
         let kind = self.function_with(&of, constant, &x.shape, apply)?;
         Ok(kind.map(|kind| self.float_of(kind, x.shape)))
+    }
+
+    /// The number that a constant repeats over a tensor of `shape`, as a scalar.
+    fn repeated(&self, constant: &Constant, shape: &Shape) -> Lowered<Option<Constant>> {
+        let inside = broadcast(&shape.dims, &constant.dims).is_some_and(|dims| dims == shape.dims);
+        let Some(&[first, ref rest @ ..]) = constant.floats().filter(|_| inside) else {
+            return Ok(None);
+        };
+        self.folder.pay(&constant.dims)?;
+        let same = rest.iter().all(|v| v.to_bits() == first.to_bits());
+        Ok(same.then(|| Constant::float(Vec::new(), vec![first])))
     }
 
     /// `Where(condition, a, b)` of functions of one activation and scalars.

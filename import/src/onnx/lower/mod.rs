@@ -33,7 +33,7 @@ use std::sync::Arc;
 use requant_model::{Affine, Graph};
 use requant_numerics::DType;
 
-use super::constant::{Constant, Dim, QuantConstant};
+use super::constant::{Constant, Data, Dim, QuantConstant};
 use super::error::{ImportError, Reason, Refusal};
 use super::fold::{self, Folder};
 use super::model::{Domain, Model, Node};
@@ -137,6 +137,10 @@ pub(crate) fn lower(model: &Model, batched: bool) -> Result<Graph, Failure> {
         match lowering.node(node) {
             Ok(()) => {}
             Err(Stop::MixesSamples) => return Err(Failure::MixesSamples),
+            // What cannot be said of every batch size may be said of a batch of one.
+            Err(Stop::Refuse(_)) if lowering.reads_batch_size(node) => {
+                return Err(Failure::MixesSamples);
+            }
             Err(stop) => lowering.refuse(stop),
         }
     }
@@ -191,6 +195,15 @@ impl<'m> Lowering<'m> {
             Domain::Qonnx => self.qonnx(node),
             Domain::Other => Err(Reason::UnknownOp.into()),
         }
+    }
+
+    /// Whether an operand is a number that depends on the batch size.
+    fn reads_batch_size(&self, node: &Node) -> bool {
+        let depends = |name: &String| match self.mapped.get(name.as_str()) {
+            Some(Mapped::Constant(constant)) => matches!(constant.data, Data::Symbolic(_)),
+            Some(_) | None => false,
+        };
+        self.batched && node.inputs.iter().any(depends)
     }
 
     /// The results of a node that only moves or computes constants.

@@ -234,7 +234,9 @@ fn source(mode: &str, i: usize, input: usize, output: usize, scale: f32) -> Resu
         "half_pixel_symmetric" => {
             let adjustment = output as f32 / (scale * input as f32);
             let centre = input as f32 / 2.0;
-            centre * (1.0 - adjustment) + (x + 0.5) / scale - 0.5
+            // ONNX Runtime takes this one mode in f64 from here on.
+            let offset = f64::from(centre * (1.0 - adjustment));
+            (offset + (f64::from(x) + 0.5) / f64::from(scale) - 0.5) as f32
         }
         "tf_half_pixel_for_nn" => (x + 0.5) / scale,
         "align_corners" if output > 1 => x * (input as f32 - 1.0) / (output as f32 - 1.0),
