@@ -873,15 +873,21 @@ def batch_picks(g):
 
 @case()
 def resize_symmetric(g):
-    """Neighbours that hang on the last bit of a coordinate."""
+    """Neighbours that hang on the last bit of a coordinate: 5 to 3 rows is one that does."""
     g.opset = 19
-    dims = [2, int(g.rng.integers(3, 12)), int(g.rng.integers(3, 12))]
-    x = g.input(dims)
-    scales = np.array([1, 1, *g.rng.choice([0.3, 0.6, 0.7, 1.3, 1.4, 1.7, 2.2], 2)], np.float32)
-    mode = g.rng.choice(["floor", "ceil", "round_prefer_floor", "round_prefer_ceil"]).item()
-    y = g.node("Resize", [x, "", g.constant(scales)], nearest_mode=mode,
-               coordinate_transformation_mode="half_pixel_symmetric")
-    g.q(y)
+    for rows, scale, mode in (
+        (5, 0.6, "floor"),
+        (
+            int(g.rng.integers(3, 12)),
+            float(g.rng.choice([0.3, 0.6, 0.7, 1.3, 1.4, 1.7, 2.2])),
+            g.rng.choice(["floor", "ceil", "round_prefer_floor", "round_prefer_ceil"]).item(),
+        ),
+    ):
+        x = g.input([2, rows, 4])
+        scales = g.constant(np.array([1, 1, scale, 1], np.float32))
+        y = g.node("Resize", [x, "", scales], nearest_mode=mode,
+                   coordinate_transformation_mode="half_pixel_symmetric")
+        g.q(y)
 
 
 @case(exact=False)

@@ -1,5 +1,9 @@
 //! Elementwise functions of one real number in f64, by ONNX's formulas and with the `libm` crate's
 //! functions, never the platform's.
+//!
+//! A dequantized operand enters as the exact product `(q − zero point)·scale`, without the rounding to
+//! f32 that DequantizeLinear would give it. Where a function jumps (Round, Floor, Ceil, ThresholdedRelu)
+//! and the f32 product lies on the jump but the exact one beside it, results are one jump apart.
 
 use libm::{erf, exp, log, log1p, pow, sqrt, tanh};
 
