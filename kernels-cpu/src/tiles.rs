@@ -56,7 +56,7 @@ impl Walk {
         )?;
         let narrowest = kernel.widths[kernel.widths.len() - 1];
         let channels = panels.channels();
-        let epilogue = Epilogue::new(isa, output, shape.out_c, &channels, narrowest)?;
+        let epilogue = Epilogue::new(isa, output, shape.out_c, &channels, narrowest, None)?;
         let block_rows = (BLOCK_BYTES / plan.row_bytes()).clamp(kernel.tallest(), BLOCK_ROWS);
         Ok(Walk {
             kernel,
@@ -94,10 +94,15 @@ impl Walk {
         self.plan.depth
     }
 
+    /// Bytes of a tile's sums, and of one more value that an epilogue may read.
+    fn tile_bytes(&self) -> usize {
+        4 * (self.kernel.tallest() * self.kernel.widest() + 1)
+    }
+
     /// Bytes of scratch for one part, alignment included.
     pub(crate) fn part_bytes(&self) -> usize {
         let pointers = self.block_rows * self.plan.segments * size_of::<*const u8>();
-        LINE + piece(4 * self.kernel.tallest() * self.kernel.widest())
+        LINE + 2 * piece(self.tile_bytes())
             + piece(pointers)
             + piece(self.plan.strip_bytes(self.block_rows))
             + piece(4 * self.block_rows)
@@ -176,11 +181,12 @@ impl Job<'_> {
         debug_assert!(core::ptr::eq(self.weights.kernel(), walk.kernel));
         let mut carver = Carver::new(scratch);
         let block_rows = walk.block_rows.min(rows.len());
-        let tile = carver.words(walk.kernel.tallest() * walk.kernel.widest());
+        let mut tiles = [(); 2].map(|()| carver.words(walk.tile_bytes() / 4).as_mut_ptr());
         let table = carver.pointers(block_rows * walk.plan.segments);
         let strip = carver.bytes(walk.plan.strip_bytes(block_rows));
         let terms = carver.words(block_rows);
         let panels = &walk.panels.list[panels];
+        let mut waiting = None;
         let blocks = rows.len().div_ceil(walk.block_rows);
         for block in 0..blocks {
             let share = share(rows.len(), blocks, block);
@@ -190,10 +196,18 @@ impl Job<'_> {
             for group in panels.chunk_by(|left, right| left.group == right.group) {
                 self.fill(group[0].group, block.clone(), table, strip);
                 for panel in group {
+                    let flow = Flow {
+                        tiles: &mut tiles,
+                        waiting: &mut waiting,
+                    };
                     // SAFETY: the caller's promise; `fill` has just pointed the table at the block.
-                    unsafe { self.panel(panel, block.clone(), table, terms, tile) };
+                    unsafe { self.panel(panel, block.clone(), table, terms, flow) };
                 }
             }
+        }
+        if let Some(place) = waiting {
+            // SAFETY: as in `panel`, which left it.
+            unsafe { walk.epilogue.run(&place) };
         }
     }
 
@@ -246,7 +260,7 @@ impl Job<'_> {
         block: Range<usize>,
         table: &[*const u8],
         terms: &[i32],
-        tile: &mut [i32],
+        flow: Flow<'_>,
     ) {
         let walk = self.walk;
         let plan = &walk.plan;
@@ -261,7 +275,7 @@ impl Job<'_> {
                 groups: plan.groups,
                 weights: weights.as_ptr(),
                 bias: bias.as_ptr(),
-                out: tile.as_mut_ptr(),
+                out: flow.tiles[0],
                 stride: panel.width,
             };
             // SAFETY: the contract of `Tile`: every row points at readable activations; the panel
@@ -269,6 +283,10 @@ impl Job<'_> {
             // is as large as the kernel's largest; the ISA was checked when the kernel was chosen.
             unsafe { functions[rows.len() - 1](&call) };
             if self.row_factor != 0 {
+                // SAFETY: the tile has just been written, and nothing else refers to it.
+                let tile = unsafe {
+                    core::slice::from_raw_parts_mut(flow.tiles[0], rows.len() * panel.width)
+                };
                 let sums = tile.chunks_exact_mut(panel.width);
                 for (sums, term) in sums.zip(&terms[rows.clone()]) {
                     sums.iter_mut()
@@ -276,7 +294,7 @@ impl Job<'_> {
                 }
             }
             let place = Place {
-                tile: tile.as_mut_ptr(),
+                tile: flow.tiles[0],
                 stride: panel.width,
                 rows: rows.len(),
                 columns: panel.used,
@@ -287,9 +305,19 @@ impl Job<'_> {
                 output: self.output.start(),
                 other: self.other.as_ptr(),
             };
-            // SAFETY: the tile holds `rows × width` sums; the output's places are this call's alone
-            // by the contract of `Job`, and both operands hold all rows.
-            unsafe { walk.epilogue.run(&place) };
+            flow.tiles.swap(0, 1);
+            if let Some(before) = flow.waiting.replace(place) {
+                // SAFETY: the tile holds `rows × width` sums; the output's places are this job's alone
+                // by the contract of `Job`, and both operands hold all rows.
+                unsafe { walk.epilogue.run(&before) };
+            }
         }
     }
+}
+
+/// The two tiles of a job in turn, and the one whose sums are still to be finished. A tile waits while the
+/// next one is computed: its sums have then left the store buffer and can be read in any way.
+struct Flow<'a> {
+    tiles: &'a mut [*mut i32; 2],
+    waiting: &'a mut Option<Place>,
 }

@@ -48,6 +48,11 @@ pub(crate) fn epilogue(isa: Isa, round: &Round, finish: &Finish) -> Option<Block
     native::epilogue(isa, round, finish)
 }
 
+/// Whether the epilogue of an ISA takes tiles whose columns lie as that ISA unpacks bytes.
+pub(crate) fn takes_unpacked(isa: Isa, finish: &Finish) -> bool {
+    native::takes_unpacked(isa, finish)
+}
+
 /// The table lookup of an ISA.
 pub(crate) fn lookup(isa: Isa) -> LookupFn {
     native::lookup(isa).unwrap_or(portable::lookup)

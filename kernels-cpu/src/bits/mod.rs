@@ -122,7 +122,7 @@ impl BitConv {
         let weights = BitWeights::new(kernel, &source)?;
         let narrowest = kernel.widths[kernel.widths.len() - 1];
         let channels = weights.channels();
-        let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &channels, narrowest)?;
+        let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &channels, narrowest, None)?;
         let flat = shape.kernel == [1, 1]
             && shape.strides == [1, 1]
             && (shape.in_h, shape.in_w) == (shape.out_h, shape.out_w)
@@ -177,7 +177,7 @@ impl BitConv {
 
     fn part_bytes(&self) -> usize {
         let pixels = self.block_rows * self.width();
-        LINE + piece(4 * self.kernel.tallest() * self.kernel.widest())
+        LINE + piece(4 * (self.kernel.tallest() * self.kernel.widest() + 1))
             + piece(4 * self.plan.words(self.block_rows))
             + piece(pixels * self.plan.segments * size_of::<*const u32>())
             + piece(4 * pixels)
@@ -335,7 +335,7 @@ impl Job<'_> {
         let conv = self.conv;
         let pixels = conv.block_rows * conv.width();
         let mut carver = Carver::new(scratch);
-        let tile = carver.words(conv.kernel.tallest() * conv.kernel.widest());
+        let tile = carver.words(conv.kernel.tallest() * conv.kernel.widest() + 1);
         let packed = carver.words(conv.plan.words(conv.block_rows));
         let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
         let pointers = carver.pointers(pixels * conv.plan.segments);

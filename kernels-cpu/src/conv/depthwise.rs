@@ -72,7 +72,14 @@ impl Depthwise {
             kernel,
             weights,
             bias,
-            epilogue: Epilogue::new(isa, &spec.output, shape.out_c, &channels, kernel.lanes)?,
+            epilogue: Epilogue::new(
+                isa,
+                &spec.output,
+                shape.out_c,
+                &channels,
+                kernel.lanes,
+                None,
+            )?,
             taps,
             offsets: (0..depth)
                 .map(|tap| {
@@ -99,7 +106,7 @@ impl Depthwise {
     }
 
     fn part_bytes(&self) -> usize {
-        LINE + piece(4 * PIXELS * self.kernel.lanes)
+        LINE + piece(4 * (PIXELS * self.kernel.lanes + 1))
             + piece(PIXELS * self.taps * size_of::<*const u8>())
     }
 
@@ -150,7 +157,7 @@ impl Job<'_> {
         let depthwise = self.depthwise;
         let lanes = depthwise.kernel.lanes;
         let mut carver = Carver::new(scratch);
-        let tile = carver.words(PIXELS * lanes);
+        let tile = carver.words(PIXELS * lanes + 1);
         let taps = carver.pointers(PIXELS * depthwise.taps);
         for first in pixels.clone().step_by(PIXELS) {
             let count = PIXELS.min(pixels.end - first);

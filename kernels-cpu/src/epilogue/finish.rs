@@ -15,6 +15,10 @@ pub(crate) struct Finish {
     pub(crate) hi: i32,
     pub(crate) join: FinishJoin,
     pub(crate) store: Store,
+    /// Limits of the stored values.
+    pub(crate) limits: (i32, i32),
+    /// Whether a tile's columns lie in the order of unpacked bytes (see [`super::Order`]).
+    pub(crate) unpacked: bool,
 }
 
 /// A second operand after the rounding.
@@ -101,6 +105,18 @@ impl Finish {
             hi: requantize.hi - requantize.zero_point,
             join,
             store,
+            limits: (lo, hi),
+            unpacked: false,
+        }
+    }
+
+    /// Leaves the zero point to the rounding.
+    pub(super) fn folded(self) -> Self {
+        Finish {
+            zero_point: 0,
+            lo: self.lo + self.zero_point,
+            hi: self.hi + self.zero_point,
+            ..self
         }
     }
 

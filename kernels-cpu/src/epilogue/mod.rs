@@ -88,7 +88,7 @@ impl Output {
 /// Where a tile of accumulators goes.
 ///
 /// # Contract of [`Epilogue::run`]
-/// - `tile` is readable and writable for `rows` rows of `stride` values;
+/// - `tile` is readable and writable for `rows` rows of `stride` values, and one more value readable;
 /// - output element `(r, c)` lies at `output + ((row + r) · width + channel + c) · element_bytes` and is
 ///   this caller's alone to write, for every `r < rows`, `c < columns`;
 /// - the second operand's element lies at the same index of `other`, readable, where the output has a
@@ -111,10 +111,26 @@ pub(crate) struct Place {
     pub(crate) other: *const u8,
 }
 
+/// The order in which a kernel leaves the columns of a tile, where it is not theirs: what unpacking and
+/// interleaving bytes inside 128-bit lanes makes of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Order {
+    /// The column that each position holds, counted from the start of the tile.
+    pub(crate) column: fn(usize) -> usize,
+    /// Puts the columns of `rows` rows in order.
+    ///
+    /// # Safety
+    /// - `tile` is readable and writable for that many rows of the kernel's width, and the machine has
+    ///   the kernel's ISA.
+    pub(crate) restore: unsafe fn(tile: *mut i32, rows: usize),
+}
+
 /// A prepared [`Output`].
 #[derive(Clone, Debug)]
 pub(crate) struct Epilogue {
     stages: Option<Stages>,
+    /// What puts the columns of a tile in order before the stages.
+    restore: Option<unsafe fn(*mut i32, usize)>,
     element_bytes: usize,
     other_bytes: Option<usize>,
 }
@@ -146,27 +162,47 @@ pub(crate) type BlockFn = unsafe fn(&Round, &Finish, &Place);
 
 impl Epilogue {
     /// Checks an output of `channels` channels and prepares it; `columns` gives the channel of each packed
-    /// column, or none for padding, and tiles are at least `narrowest` columns wide.
+    /// column, or none for padding, and tiles are at least `narrowest` columns wide; with an order, all
+    /// tiles are exactly that wide.
     pub(crate) fn new(
         isa: Isa,
         output: &Output,
         channels: usize,
         columns: &[Option<usize>],
         narrowest: usize,
+        order: Option<Order>,
     ) -> Result<Self, KernelError> {
         if !isa.is_available() {
             return Err(KernelError::Isa(isa));
         }
+        let mut restore = order.map(|order| order.restore);
         let stages = match output {
             Output::Accumulator => None,
             Output::Quantized(quantized) => {
                 validate(quantized, channels)?;
-                let finish = Finish::new(quantized);
-                let round = Round::new(quantized, columns);
-                let run = match arch::epilogue(isa, &round, &finish) {
-                    Some(block) if narrowest.is_multiple_of(BLOCK_COLUMNS) => Run::Block(block),
-                    Some(_) | None => Run::Rows(rows::select(isa, &finish)),
+                let prepare = |columns: &[Option<usize>]| {
+                    let (mut round, finish) =
+                        (Round::new(quantized, columns), Finish::new(quantized));
+                    if round.fold(finish.zero_point) {
+                        (round, finish.folded())
+                    } else {
+                        (round, finish)
+                    }
                 };
+                let (mut round, mut finish) = prepare(columns);
+                let block = arch::epilogue(isa, &round, &finish)
+                    .filter(|_| narrowest.is_multiple_of(BLOCK_COLUMNS));
+                let run = match block {
+                    Some(block) => Run::Block(block),
+                    None => Run::Rows(rows::select(isa, &finish)),
+                };
+                if let (Some(order), Some(_)) = (order, block)
+                    && arch::takes_unpacked(isa, &finish)
+                {
+                    (round, finish) = prepare(&order.positions(columns, narrowest));
+                    finish.unpacked = true;
+                    restore = None;
+                }
                 let lookup = quantized
                     .table
                     .as_ref()
@@ -181,6 +217,7 @@ impl Epilogue {
         };
         Ok(Epilogue {
             stages,
+            restore,
             element_bytes: output.element_bytes(),
             other_bytes: output.other_dtype().map(DType::size_in_memory),
         })
@@ -191,6 +228,10 @@ impl Epilogue {
     /// # Safety
     /// The contract of [`Place`].
     pub(crate) unsafe fn run(&self, place: &Place) {
+        if let Some(restore) = self.restore {
+            // SAFETY: the caller's promise; tiles are as wide as the kernel with the order.
+            unsafe { restore(place.tile, place.rows) };
+        }
         let Some(stages) = &self.stages else {
             for r in 0..place.rows {
                 // SAFETY: the caller's promise.
@@ -232,6 +273,14 @@ impl Epilogue {
                 lookup(table, unsafe { place.output_row(r, 1) });
             }
         }
+    }
+}
+
+impl Order {
+    /// The channels of packed columns, tiles of `width` of them in this order.
+    fn positions(&self, columns: &[Option<usize>], width: usize) -> Vec<Option<usize>> {
+        let place = |at: usize| at - at % width + (self.column)(at % width);
+        (0..columns.len()).map(|at| columns[place(at)]).collect()
     }
 }
 

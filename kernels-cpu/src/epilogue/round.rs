@@ -3,7 +3,10 @@
 //! Each rounding of `requant-numerics` is written again as operations on 32-bit lanes where it can be.
 //! `rhu` with s ≥ 33 takes the high word of the product first: with `s' = s − 32 ≥ 1`,
 //! `((acc·m) >> 32 + 2^(s'−1)) >> s'` is the same number, because the rounding constant is a whole number
-//! of high words and a floor of a floor is one floor. `(m, 32)` with m < 2^30 is `(2m, 33)`.
+//! of high words and a floor of a floor is one floor. `(m, 32)` with m < 2^30 is `(2m, 33)`. Where every
+//! column has s = 32, the rounded value is the high word of one 64-bit sum.
+//!
+//! The zero point of an output joins the rounding constant of `rhu` where that cannot overflow.
 
 use requant_numerics::requantize::index;
 use requant_numerics::rounding;
@@ -14,6 +17,8 @@ use super::{Join, Quantized};
 /// A rounding with one set of parameters for each packed column.
 #[derive(Clone, Debug)]
 pub(crate) enum Round {
+    /// `rhu` with s = 32 in every column: `(acc·m + constant) >> 32`.
+    Word { m: Vec<i32>, constant: i64 },
     /// `rhu` by high words: mantissa, rounding constant and shift of the high word.
     High {
         m: Vec<i32>,
@@ -111,6 +116,40 @@ fn steps(
     }
 }
 
+impl Round {
+    /// Takes over the addition of the zero point, where the rounding can do it at no cost; gives whether
+    /// it did.
+    pub(super) fn fold(&mut self, zero_point: i32) -> bool {
+        match self {
+            Round::Word { constant, .. } => {
+                // |acc·m| < 2^62, and zero points have at most 16 bits.
+                *constant += i64::from(zero_point) << 32;
+                true
+            }
+            Round::High {
+                constant, shift, ..
+            } => {
+                // High words are below 2^30.
+                let least = |shift: u32| i64::from(zero_point.abs() + 1) << shift < 1 << 29;
+                if !shift.iter().all(|&shift| least(shift)) {
+                    return false;
+                }
+                for (constant, shift) in constant.iter_mut().zip(shift) {
+                    *constant += zero_point << *shift;
+                }
+                true
+            }
+            Round::Wide { .. }
+            | Round::Residual { .. }
+            | Round::Shift { .. }
+            | Round::Float { .. }
+            | Round::Double { .. }
+            | Round::Away { .. }
+            | Round::Steps { .. } => false,
+        }
+    }
+}
+
 fn spread<T: Copy>(columns: &[Option<usize>], padding: T, of: impl Fn(usize) -> T) -> Vec<T> {
     columns
         .iter()
@@ -119,6 +158,16 @@ fn spread<T: Copy>(columns: &[Option<usize>], padding: T, of: impl Fn(usize) -> 
 }
 
 fn rhu(m: &[i32], s: &[u8], columns: &[Option<usize>]) -> Round {
+    let all = |test: &dyn Fn(usize) -> bool| {
+        let mut entries = columns.iter().flatten().map(|&c| index(m.len(), c));
+        entries.all(test)
+    };
+    if all(&|i| s[i] == 32) {
+        return Round::Word {
+            m: spread(columns, 0, |c| m[index(m.len(), c)]),
+            constant: 1 << 31,
+        };
+    }
     let pair = |c: usize| {
         let i = index(m.len(), c);
         if s[i] == 32 && m[i] < 1 << 30 {
@@ -161,6 +210,11 @@ pub(super) fn round_row(
 ) {
     let place = column..column + row.len();
     match round {
+        Round::Word { m, constant } => {
+            for (value, m) in row.iter_mut().zip(&m[place]) {
+                *value = ((i64::from(*value) * i64::from(*m) + constant) >> 32) as i32;
+            }
+        }
         Round::High { m, constant, shift } => {
             let (m, constant) = (&m[place.clone()], &constant[place.clone()]);
             let shift = &shift[place];

@@ -17,6 +17,10 @@ pub(super) fn epilogue(_isa: Isa, _round: &Round, _finish: &Finish) -> Option<Bl
     None
 }
 
+pub(super) fn takes_unpacked(_isa: Isa, _finish: &Finish) -> bool {
+    false
+}
+
 pub(super) fn lookup(_isa: Isa) -> Option<LookupFn> {
     None
 }

@@ -39,6 +39,8 @@ pub(super) fn select(round: &Round, finish: &Finish) -> Option<BlockFn> {
         | FinishJoin::Residual(_) => return None,
     };
     match (round, added) {
+        (Round::Word { .. }, false) => Some(block::<Word, false>),
+        (Round::Word { .. }, true) => Some(block::<Word, true>),
         (Round::High { .. }, false) => Some(block::<High, false>),
         (Round::High { .. }, true) => Some(block::<High, true>),
         (Round::Shift { .. }, false) => Some(block::<Shift, false>),
@@ -74,6 +76,7 @@ trait Rounding {
     unsafe fn round(sums: __m256i, parameters: Self::Parameters) -> __m256i;
 }
 
+struct Word;
 struct High;
 struct Shift;
 struct Float;
@@ -107,6 +110,32 @@ fn products(a: __m256i, b: __m256i) -> __m256i {
         );
     }
     products
+}
+
+impl Rounding for Word {
+    /// Mantissas of even and odd columns, the constant.
+    type Parameters = [__m256i; 3];
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters {
+        let Round::Word { m, constant } = round else {
+            return [_mm256_setzero_si256(); 3];
+        };
+        // SAFETY: the caller's promise.
+        let m = unsafe { entries(m, column) };
+        let constant = _mm256_set1_epi64x(*constant);
+        [m, _mm256_srli_epi64::<32>(m), constant]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn round(sums: __m256i, [even, odd, constant]: Self::Parameters) -> __m256i {
+        let low = _mm256_add_epi64(products(sums, even), constant);
+        let high = products(_mm256_srli_epi64::<32>(sums), odd);
+        let high = _mm256_add_epi64(high, constant);
+        _mm256_blend_epi32::<0b1010_1010>(_mm256_srli_epi64::<32>(low), high)
+    }
 }
 
 impl Rounding for High {

@@ -11,9 +11,9 @@
 
 use core::arch::asm;
 use core::arch::x86_64::{
-    __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_slli_epi16,
-    _mm512_srai_epi32, _mm512_storeu_si512,
+    __m512i, _mm256_storeu_si256, _mm512_add_epi32, _mm512_and_si512, _mm512_castsi512_si256,
+    _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi8, _mm512_set1_epi32,
+    _mm512_setzero_si512, _mm512_slli_epi16, _mm512_srai_epi32,
 };
 
 use crate::Isa;
@@ -200,7 +200,19 @@ impl Format for Nibbles {
 /// See [`Tile`] for the contract.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn tile<A: Sign, W: Format, const HEIGHT: usize, const VECTORS: usize>(tile: &Tile) {
-    let mut sums = [[_mm512_setzero_si512(); VECTORS]; HEIGHT];
+    let mut bias = [_mm512_setzero_si512(); VECTORS];
+    for (vector, bias) in bias.iter_mut().enumerate() {
+        // SAFETY: `bias` holds `width` values.
+        *bias = unsafe { _mm512_loadu_si512(tile.bias.add(vector * LANES).cast()) };
+    }
+    // Sums start at the bias, unless they are shifted in the end.
+    let shifts = W::SHIFT > 0;
+    let start = if shifts {
+        [_mm512_setzero_si512(); VECTORS]
+    } else {
+        bias
+    };
+    let mut sums = [start; HEIGHT];
     let flip = _mm512_set1_epi8(-128);
     let mut weights = tile.weights;
     let mut table = tile.rows;
@@ -236,17 +248,33 @@ unsafe fn tile<A: Sign, W: Format, const HEIGHT: usize, const VECTORS: usize>(ti
     }
     for (r, sums) in sums.iter().enumerate() {
         for (vector, sum) in sums.iter().enumerate() {
-            // SAFETY: `bias` holds `width` values and `out` `height` rows of them.
-            unsafe {
-                let bias = _mm512_loadu_si512(tile.bias.add(vector * LANES).cast());
-                let sum = if W::SHIFT == 4 {
-                    _mm512_srai_epi32::<4>(*sum)
-                } else {
-                    *sum
-                };
-                let out = tile.out.add(r * tile.stride + vector * LANES);
-                _mm512_storeu_si512(out.cast(), _mm512_add_epi32(sum, bias));
-            }
+            let sum = if shifts {
+                _mm512_add_epi32(_mm512_srai_epi32::<4>(*sum), bias[vector])
+            } else {
+                *sum
+            };
+            // SAFETY: `out` holds `height` rows of `width` values.
+            unsafe { store_halves(tile.out.add(r * tile.stride + vector * LANES), sum) };
         }
+    }
+}
+
+/// A store in two halves: whole vectors take two cycles each in which little else is done.
+///
+/// # Safety
+/// - `to` is writable for 64 bytes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn store_halves<T>(to: *mut T, values: __m512i) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        _mm256_storeu_si256(to.cast(), _mm512_castsi512_si256(values));
+        // In assembly: the compiler would put the halves together again.
+        asm!(
+            "vextracti64x4 [{to} + 32], {values}, 1",
+            to = in(reg) to,
+            values = in(zmm_reg) values,
+            options(nostack, preserves_flags),
+        );
     }
 }

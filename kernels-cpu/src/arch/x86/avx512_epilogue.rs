@@ -1,9 +1,9 @@
-//! The epilogue of the common outputs with AVX-512: `rhu` (by high words, in 64 bits, with a residual),
-//! `f32_rne` and `shift`, alone or followed by an `f32` sum.
+//! The epilogue of the common outputs with AVX-512: every rounding, alone, with a residual or followed
+//! by an `f32` sum.
 //!
 //! Up to 64 columns are taken at a time, so that their parameters stay in registers over the rows of a
-//! tile. Values are narrowed by saturating packs, which clamp to the byte's range on the way and leave
-//! the columns in an order that one permutation mends.
+//! tile. Bytes are narrowed by saturating packs, which work inside 128-bit lanes: columns that lie as
+//! bytes unpack come out in order, others take one permutation more.
 
 use core::arch::x86_64::*;
 
@@ -13,7 +13,10 @@ use crate::epilogue::finish::{Finish, FinishJoin, Store, Sum};
 use crate::epilogue::round::Round;
 use crate::epilogue::{BlockFn, Place};
 
-use super::avx512_round::{Float, High, Joined, Rounding, Shift, Wide};
+use super::avx512::store_halves;
+use super::avx512_round::{
+    Away, Bounded, Double, Float, High, Joined, Rounding, Shift, Wide, Word,
+};
 
 const LANES: usize = 16;
 /// Most vectors of a row taken at a time.
@@ -21,24 +24,73 @@ const VECTORS: usize = 4;
 
 /// The function for an output, unless only the portable one serves it.
 pub(super) fn select(round: &Round, finish: &Finish) -> Option<BlockFn> {
-    match (round, finish.join) {
-        (
-            _,
-            FinishJoin::Add {
-                sum: Sum::Integer { .. } | Sum::Double { .. },
-                ..
-            },
-        ) => None,
-        (Round::Double { .. } | Round::Away { .. } | Round::Steps { .. }, _) => None,
-        (Round::High { .. }, FinishJoin::None) => Some(block::<High, Alone>),
-        (Round::High { .. }, _) => Some(block::<High, Added>),
-        (Round::Wide { .. }, FinishJoin::None) => Some(block::<Wide, Alone>),
-        (Round::Wide { .. }, _) => Some(block::<Wide, Added>),
-        (Round::Residual { .. }, _) => Some(block::<Joined, Alone>),
-        (Round::Shift { .. }, FinishJoin::None) => Some(block::<Shift, Alone>),
-        (Round::Shift { .. }, _) => Some(block::<Shift, Added>),
-        (Round::Float { .. }, FinishJoin::None) => Some(block::<Float, Alone>),
-        (Round::Float { .. }, _) => Some(block::<Float, Added>),
+    let block = match finish.join {
+        FinishJoin::Add {
+            sum: Sum::Integer { .. } | Sum::Double { .. },
+            ..
+        } => return None,
+        FinishJoin::None | FinishJoin::Residual(_) => [
+            block::<Word, Alone>,
+            block::<High, Alone>,
+            block::<Wide, Alone>,
+            block::<Shift, Alone>,
+            block::<Float, Alone>,
+            block::<Bounded, Alone>,
+            block::<Double, Alone>,
+            block::<Away, Alone>,
+        ],
+        FinishJoin::Add {
+            sum: Sum::Float { .. },
+            ..
+        } => [
+            block::<Word, Added>,
+            block::<High, Added>,
+            block::<Wide, Added>,
+            block::<Shift, Added>,
+            block::<Float, Added>,
+            block::<Float, Added>,
+            block::<Double, Added>,
+            block::<Away, Added>,
+        ],
+    };
+    Some(match round {
+        Round::Word { .. } => block[0],
+        Round::High { .. } => block[1],
+        Round::Wide { .. } => block[2],
+        Round::Residual { .. } => block_of_residual(),
+        Round::Shift { .. } => block[3],
+        Round::Float { scale, .. } if is_byte(finish) && bounded(scale) => block[5],
+        Round::Float { .. } => block[4],
+        Round::Double { .. } => block[6],
+        Round::Away { .. } => block[7],
+        Round::Steps { .. } => return None,
+    })
+}
+
+fn block_of_residual() -> BlockFn {
+    block::<Joined, Alone>
+}
+
+/// Whether no sum times a scale leaves 32 bits, so that the clamp can wait for the packs.
+fn bounded(scale: &[f32]) -> bool {
+    scale.iter().all(|scale| scale.abs() < 0.99)
+}
+
+/// Whether columns may lie as bytes unpack.
+pub(super) fn takes_unpacked(finish: &Finish) -> bool {
+    let bytes = match finish.join {
+        FinishJoin::None => true,
+        FinishJoin::Residual(dtype) | FinishJoin::Add { dtype, .. } => dtype != DType::I16,
+    };
+    is_byte(finish) && bytes
+}
+
+/// Whether values leave by packs to bytes: a word that saturated stays past the byte's range when the
+/// zero point is added.
+fn is_byte(finish: &Finish) -> bool {
+    match finish.store {
+        Store::Signed | Store::Unsigned => (-256..=256).contains(&finish.zero_point),
+        Store::Low | Store::Word => false,
     }
 }
 
@@ -106,8 +158,8 @@ impl Adder {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn add(&self, product: __m512i, other: __m512i) -> __m512i {
-        let (product, other) = (_mm512_cvtepi32_ps(product), _mm512_cvtepi32_ps(other));
+    fn add(&self, product: __m512, other: __m512i) -> __m512i {
+        let other = _mm512_cvtepi32_ps(other);
         // The inner of the two fused steps is the sum's second operand.
         let sum = if self.product_first {
             let inner = _mm512_fmadd_ps(other, self.other, self.offset);
@@ -121,13 +173,20 @@ impl Adder {
 }
 
 /// See [`Place`] for the contract.
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
 unsafe fn block<R: Rounding, F: Following>(round: &Round, finish: &Finish, place: &Place) {
     let mut first = 0;
     while first < place.columns {
-        // SAFETY: the caller's promise; as many vectors are taken as there are columns left.
+        // The packs of unpacked columns take all four vectors.
+        let vectors = if finish.unpacked {
+            VECTORS
+        } else {
+            (place.columns - first).div_ceil(LANES)
+        };
+        // SAFETY: the caller's promise; as many vectors are taken as there are columns left, or the tile
+        // is whole stripes.
         unsafe {
-            match (place.columns - first).div_ceil(LANES) {
+            match vectors {
                 1 => stripe::<R, F, 1>(round, finish, place, first),
                 2 => stripe::<R, F, 2>(round, finish, place, first),
                 3 => stripe::<R, F, 3>(round, finish, place, first),
@@ -141,9 +200,10 @@ unsafe fn block<R: Rounding, F: Following>(round: &Round, finish: &Finish, place
 /// `COUNT` vectors of each row, the last one perhaps not full.
 ///
 /// # Safety
-/// - The contract of [`Place`]; the row has more than `(COUNT − 1) · 16` columns from `first` on.
+/// - The contract of [`Place`]; the tile has `COUNT` vectors from `first` on, and the row more than
+///   `(COUNT − 1) · 16` columns unless they lie unpacked.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
 unsafe fn stripe<R: Rounding, F: Following, const COUNT: usize>(
     round: &Round,
     finish: &Finish,
@@ -157,37 +217,36 @@ unsafe fn stripe<R: Rounding, F: Following, const COUNT: usize>(
     };
     let adder = Adder::new(finish);
     let narrow = Narrow::new(finish, F::ADDED);
-    let zero_point = _mm512_set1_epi32(finish.zero_point);
-    let (lo, hi) = (_mm512_set1_epi32(finish.lo), _mm512_set1_epi32(finish.hi));
+    let clamp = Clamp {
+        lo: _mm512_set1_epi32(finish.lo),
+        hi: _mm512_set1_epi32(finish.hi),
+        zero_point: _mm512_set1_epi32(finish.zero_point),
+    };
     // SAFETY: a tile's rows are whole vectors, and so are the parameters.
     let parameters: [R::Parameters; COUNT] = core::array::from_fn(|vector| unsafe {
         R::load(round, place.column + first + vector * LANES)
     });
     for r in 0..place.rows {
         let index = place.index(r) + first;
+        let others = match other_type {
+            // SAFETY: `columns` elements of the second operand are readable from `index` on.
+            Some(dtype) if R::JOINED || F::ADDED => unsafe {
+                widen::<COUNT>(dtype, finish.unpacked, place.other, index, columns)
+            },
+            _ => [_mm512_setzero_si512(); COUNT],
+        };
         let mut values = [_mm512_setzero_si512(); VECTORS];
         for vector in 0..COUNT {
-            let at = vector * LANES;
-            let mask = u16::MAX >> (LANES - (columns - at).min(LANES));
-            // SAFETY: the row holds whole vectors.
-            let sums = unsafe {
-                let row = place.tile.add(r * place.stride + first + at);
-                _mm512_loadu_si512(row.cast())
-            };
-            let other = match other_type {
-                // SAFETY: the mask leaves out what lies past the columns.
-                Some(dtype) if R::JOINED || F::ADDED => unsafe {
-                    widen(dtype, place.other, index + at, mask)
-                },
-                _ => _mm512_setzero_si512(),
-            };
-            // SAFETY: this function has the feature too.
-            let rounded = unsafe { R::round(sums, other, parameters[vector]) };
-            values[vector] = if F::ADDED {
-                let clamped = _mm512_min_epi32(_mm512_max_epi32(rounded, lo), hi);
-                adder.add(_mm512_add_epi32(clamped, zero_point), other)
-            } else {
-                rounded
+            // SAFETY: the row holds whole vectors and the tile one value more; this function has the
+            // features too.
+            values[vector] = unsafe {
+                let sums = place.tile.add(r * place.stride + first + vector * LANES);
+                if F::ADDED {
+                    let product = R::product(sums, others[vector], parameters[vector], &clamp);
+                    adder.add(product, others[vector])
+                } else {
+                    R::round(sums, others[vector], parameters[vector])
+                }
             };
         }
         // SAFETY: `columns` elements from `index` on are this call's to write.
@@ -195,75 +254,125 @@ unsafe fn stripe<R: Rounding, F: Following, const COUNT: usize>(
     }
 }
 
-/// 16 elements of the second operand.
+/// The clamp and zero point of a product that a sum follows.
+pub(super) struct Clamp {
+    pub(super) lo: __m512i,
+    pub(super) hi: __m512i,
+    pub(super) zero_point: __m512i,
+}
+
+/// `columns` elements of the second operand, laid out as the tile's columns.
 ///
 /// # Safety
-/// - The elements that `mask` selects are readable from `index` on.
+/// - `columns` elements are readable from `index` on, at least one of them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn widen(dtype: DType, from: *const u8, index: usize, mask: u16) -> __m512i {
-    // SAFETY: the caller's promise; masked bytes and words are not touched.
-    unsafe {
-        match dtype {
-            DType::U2 | DType::U4 | DType::U8 => {
-                let bytes = _mm512_maskz_loadu_epi8(mask.into(), from.add(index).cast());
-                _mm512_cvtepu8_epi32(_mm512_castsi512_si128(bytes))
-            }
-            DType::Binary | DType::Ternary | DType::I2 | DType::I4 | DType::I8 => {
-                let bytes = _mm512_maskz_loadu_epi8(mask.into(), from.add(index).cast());
-                _mm512_cvtepi8_epi32(_mm512_castsi512_si128(bytes))
-            }
-            DType::I16 | DType::I32 | DType::I64 | DType::F32 | DType::F64 => {
-                let words = _mm512_maskz_loadu_epi16(mask.into(), from.add(2 * index).cast());
+unsafe fn widen<const COUNT: usize>(
+    dtype: DType,
+    unpacked: bool,
+    from: *const u8,
+    index: usize,
+    columns: usize,
+) -> [__m512i; COUNT] {
+    let signed = dtype.range().is_none_or(|(lo, _)| lo < 0);
+    if unpacked {
+        // SAFETY: the mask leaves out what lies past the columns.
+        let bytes = unsafe {
+            let mask = u64::MAX >> (64 - columns);
+            _mm512_maskz_loadu_epi8(mask, from.add(index).cast())
+        };
+        let all = unpack(bytes, signed);
+        return core::array::from_fn(|vector| all[vector % VECTORS]);
+    }
+    core::array::from_fn(|vector| {
+        let at = vector * LANES;
+        let mask = u16::MAX >> (LANES - (columns - at).min(LANES));
+        // SAFETY: as above.
+        unsafe {
+            if dtype == DType::I16 {
+                let words =
+                    _mm512_maskz_loadu_epi16(mask.into(), from.add(2 * (index + at)).cast());
                 _mm512_cvtepi16_epi32(_mm512_castsi512_si256(words))
+            } else {
+                let bytes = _mm512_maskz_loadu_epi8(mask.into(), from.add(index + at).cast());
+                if signed {
+                    _mm512_cvtepi8_epi32(_mm512_castsi512_si128(bytes))
+                } else {
+                    _mm512_cvtepu8_epi32(_mm512_castsi512_si128(bytes))
+                }
             }
         }
+    })
+}
+
+/// 64 bytes as 32-bit values, in the order of unpacking.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn unpack(bytes: __m512i, signed: bool) -> [__m512i; VECTORS] {
+    let zero = _mm512_setzero_si512();
+    // Signed bytes go to the top of each value and are shifted down.
+    if signed {
+        let (low, high) = (
+            _mm512_unpacklo_epi8(zero, bytes),
+            _mm512_unpackhi_epi8(zero, bytes),
+        );
+        return [
+            _mm512_unpacklo_epi16(zero, low),
+            _mm512_unpackhi_epi16(zero, low),
+            _mm512_unpacklo_epi16(zero, high),
+            _mm512_unpackhi_epi16(zero, high),
+        ]
+        .map(|value| _mm512_srai_epi32::<24>(value));
     }
+    let (low, high) = (
+        _mm512_unpacklo_epi8(bytes, zero),
+        _mm512_unpackhi_epi8(bytes, zero),
+    );
+    [
+        _mm512_unpacklo_epi16(low, zero),
+        _mm512_unpackhi_epi16(low, zero),
+        _mm512_unpacklo_epi16(high, zero),
+        _mm512_unpackhi_epi16(high, zero),
+    ]
 }
 
 /// Zero point, clamp and store of up to 64 values.
 #[derive(Clone, Copy)]
 struct Narrow {
     store: Store,
-    /// Whether the limits and the zero point are small enough to be applied after packing to words.
     packed: bool,
-    /// Zero point and limits, the latter before (32-bit lanes) or after (16-bit lanes) it is added.
+    unpacked: bool,
+    /// Words where values are packed, or else 32-bit values.
     zero_point: __m512i,
+    /// Bytes where values are packed, or else 32-bit values before the zero point.
     lo: __m512i,
     hi: __m512i,
 }
 
 impl Narrow {
-    /// After a sum, values are final.
+    /// After a sum, values have their zero point.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn new(finish: &Finish, added: bool) -> Self {
-        let (zero_point, lo, hi) = if added {
-            (0, i32::from(i16::MIN), i32::from(i16::MAX))
-        } else {
-            (finish.zero_point, finish.lo, finish.hi)
-        };
-        let packed = match finish.store {
-            // A word that saturated stays past the byte's range when the zero point is added.
-            Store::Signed | Store::Unsigned => (-256..=256).contains(&zero_point),
-            Store::Low | Store::Word => false,
-        };
-        let words = |value: i32| {
-            let value = value.saturating_add(zero_point);
-            _mm512_set1_epi16(value.clamp(i16::MIN.into(), i16::MAX.into()) as i16)
-        };
-        let (zero_point, lo, hi) = if packed {
-            (_mm512_set1_epi16(zero_point as i16), words(lo), words(hi))
+        let zero_point = if added { 0 } else { finish.zero_point };
+        let (lo, hi) = finish.limits;
+        let (zero_point, lo, hi) = if is_byte(finish) {
+            (
+                _mm512_set1_epi16(zero_point as i16),
+                _mm512_set1_epi8(lo as i8),
+                _mm512_set1_epi8(hi as i8),
+            )
         } else {
             (
                 _mm512_set1_epi32(zero_point),
-                _mm512_set1_epi32(lo),
-                _mm512_set1_epi32(hi),
+                _mm512_set1_epi32(lo - zero_point),
+                _mm512_set1_epi32(hi - zero_point),
             )
         };
         Narrow {
             store: finish.store,
-            packed,
+            packed: is_byte(finish),
+            unpacked: finish.unpacked,
             zero_point,
             lo,
             hi,
@@ -283,21 +392,25 @@ impl Narrow {
     ) {
         if self.packed {
             let words = |low: __m512i, high: __m512i| {
-                let words = _mm512_adds_epi16(_mm512_packs_epi32(low, high), self.zero_point);
-                _mm512_min_epi16(_mm512_max_epi16(words, self.lo), self.hi)
+                _mm512_adds_epi16(_mm512_packs_epi32(low, high), self.zero_point)
             };
             let (low, high) = (words(values[0], values[1]), words(values[2], values[3]));
             let bytes = if self.store == Store::Signed {
-                _mm512_packs_epi16(low, high)
+                let bytes = _mm512_packs_epi16(low, high);
+                _mm512_min_epi8(_mm512_max_epi8(bytes, self.lo), self.hi)
             } else {
-                _mm512_packus_epi16(low, high)
+                let bytes = _mm512_packus_epi16(low, high);
+                _mm512_min_epu8(_mm512_max_epu8(bytes, self.lo), self.hi)
             };
-            // Each quarter holds four columns of each vector; put the vectors one after the other.
-            let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
-            let bytes = _mm512_permutexvar_epi32(order, bytes);
-            let mask = u64::MAX >> (64 - columns);
-            // SAFETY: the mask leaves out what lies past the columns.
-            unsafe { _mm512_mask_storeu_epi8(output.add(index).cast(), mask, bytes) };
+            let bytes = if self.unpacked {
+                bytes
+            } else {
+                // Each quarter holds four columns of each vector; put the vectors one after the other.
+                let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+                _mm512_permutexvar_epi32(order, bytes)
+            };
+            // SAFETY: the caller's promise.
+            unsafe { store_bytes(output.add(index), bytes, columns) };
             return;
         }
         for (vector, values) in values.iter().enumerate().take(columns.div_ceil(LANES)) {
@@ -316,6 +429,25 @@ impl Narrow {
                     _mm512_mask_storeu_epi8(output.add(index + at).cast(), mask.into(), bytes);
                 }
             }
+        }
+    }
+}
+
+/// The first `columns` bytes, 1 to 64. Masked stores are slow on some machines, so whole vectors and
+/// halves go without.
+///
+/// # Safety
+/// - They are writable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn store_bytes(output: *mut u8, bytes: __m512i, columns: usize) {
+    // SAFETY: the caller's promise; the mask leaves out what lies past the columns.
+    unsafe {
+        match columns {
+            64 => store_halves(output, bytes),
+            32 => _mm256_storeu_si256(output.cast(), _mm512_castsi512_si256(bytes)),
+            16 => _mm_storeu_si128(output.cast(), _mm512_castsi512_si128(bytes)),
+            _ => _mm512_mask_storeu_epi8(output.cast(), u64::MAX >> (64 - columns), bytes),
         }
     }
 }

@@ -1,10 +1,16 @@
 //! The roundings of 16 sums with AVX-512. Two instructions are in assembly, because the compiler takes
 //! their intrinsics apart.
+//!
+//! A product of 32-bit lanes takes the even ones, and shuffles are the scarce kind of instruction in
+//! an epilogue. So sums are read from the tile twice, the second time one value further on, where odd
+//! columns lie in even lanes.
 
 use core::arch::asm;
 use core::arch::x86_64::*;
 
 use crate::epilogue::round::Round;
+
+use super::avx512_epilogue::Clamp;
 
 const LANES: usize = 16;
 
@@ -21,18 +27,42 @@ pub(super) trait Rounding {
     /// - 16 packed columns follow.
     unsafe fn load(round: &Round, column: usize) -> Self::Parameters;
 
-    /// The rounded sums, before the zero point.
+    /// The rounded sums, before the zero point unless that is folded in.
     ///
     /// # Safety
-    /// - The machine has AVX-512 F.
-    unsafe fn round(sums: __m512i, other: __m512i, parameters: Self::Parameters) -> __m512i;
+    /// - `sums` is readable for 17 values; the machine has AVX-512 F and DQ.
+    unsafe fn round(sums: *const i32, other: __m512i, parameters: Self::Parameters) -> __m512i;
+
+    /// The rounded sums, clamped and with their zero point.
+    ///
+    /// # Safety
+    /// - As for `round`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn product(
+        sums: *const i32,
+        other: __m512i,
+        parameters: Self::Parameters,
+        clamp: &Clamp,
+    ) -> __m512 {
+        // SAFETY: the caller's promise.
+        let rounded = unsafe { Self::round(sums, other, parameters) };
+        let clamped = _mm512_min_epi32(_mm512_max_epi32(rounded, clamp.lo), clamp.hi);
+        _mm512_cvtepi32_ps(_mm512_add_epi32(clamped, clamp.zero_point))
+    }
 }
 
+/// Every column has s = 32.
+pub(super) struct Word;
 pub(super) struct High;
 pub(super) struct Wide;
 pub(super) struct Joined;
 pub(super) struct Shift;
 pub(super) struct Float;
+/// `Float` where no scaled sum leaves 32 bits: packs clamp it later.
+pub(super) struct Bounded;
+pub(super) struct Double;
+pub(super) struct Away;
 
 /// 16 entries of a parameter vector.
 ///
@@ -44,6 +74,48 @@ unsafe fn entries<T>(from: &[T], column: usize) -> __m512i {
     debug_assert!(size_of::<T>() == 4 && column + LANES <= from.len());
     // SAFETY: the caller's promise; the load needs no alignment.
     unsafe { _mm512_loadu_si512(from.as_ptr().add(column).cast()) }
+}
+
+/// 16 sums of a tile.
+///
+/// # Safety
+/// - They are readable.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load(sums: *const i32) -> __m512i {
+    // SAFETY: the caller's promise; the load needs no alignment.
+    unsafe { _mm512_loadu_si512(sums.cast()) }
+}
+
+/// Products of the even 32-bit lanes with sums in memory.
+///
+/// In assembly, as `products`.
+///
+/// # Safety
+/// - `sums` is readable for 16 values.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn products_at(sums: *const i32, m: __m512i) -> __m512i {
+    let products: __m512i;
+    // SAFETY: reads 64 bytes at `sums`, which the caller promises; writes only the output.
+    unsafe {
+        asm!(
+            "vpmuldq {products}, {m}, zmmword ptr [{sums}]",
+            products = lateout(zmm_reg) products,
+            m = in(zmm_reg) m,
+            sums = in(reg) sums,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    products
+}
+
+/// Even columns from the high words of one vector, odd ones from those of the other.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn high_words(even: __m512i, odd: __m512i) -> __m512i {
+    // Those of even columns move down, those of odd ones are in place.
+    _mm512_mask_shuffle_epi32::<0xf5>(odd, 0x5555, even)
 }
 
 /// Products of the even 32-bit lanes.
@@ -87,6 +159,38 @@ fn shifted(values: __m512i, counts: __m512i) -> __m512i {
     shifted
 }
 
+impl Rounding for Word {
+    /// Mantissas of even and odd columns, the constant.
+    type Parameters = [__m512i; 3];
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters {
+        let Round::Word { m, constant } = round else {
+            return [_mm512_setzero_si512(); 3];
+        };
+        // SAFETY: the caller's promise.
+        let m = unsafe { entries(m, column) };
+        let constant = _mm512_set1_epi64(*constant);
+        [m, _mm512_srli_epi64::<32>(m), constant]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn round(
+        sums: *const i32,
+        _other: __m512i,
+        [even, odd, constant]: Self::Parameters,
+    ) -> __m512i {
+        // SAFETY: the caller's promise of 17 values.
+        let (even, odd) = unsafe { (products_at(sums, even), products_at(sums.add(1), odd)) };
+        high_words(
+            _mm512_add_epi64(even, constant),
+            _mm512_add_epi64(odd, constant),
+        )
+    }
+}
+
 impl Rounding for High {
     /// Mantissas of even and odd columns, constants, shifts.
     type Parameters = [__m512i; 4];
@@ -111,13 +215,14 @@ impl Rounding for High {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn round(sums: __m512i, _other: __m512i, parameters: Self::Parameters) -> __m512i {
-        let [even, odd, constant, shift] = parameters;
-        let low = products(sums, even);
-        let high = products(_mm512_shuffle_epi32::<0xf5>(sums), odd);
-        // The high words: those of even columns move down, those of odd ones are in place.
-        let words = _mm512_mask_shuffle_epi32::<0xf5>(high, 0x5555, low);
-        shifted(_mm512_add_epi32(words, constant), shift)
+    unsafe fn round(
+        sums: *const i32,
+        _other: __m512i,
+        [even, odd, constant, shift]: Self::Parameters,
+    ) -> __m512i {
+        // SAFETY: the caller's promise of 17 values.
+        let (even, odd) = unsafe { (products_at(sums, even), products_at(sums.add(1), odd)) };
+        shifted(_mm512_add_epi32(high_words(even, odd), constant), shift)
     }
 }
 
@@ -157,8 +262,9 @@ impl Rounding for Wide {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn round(sums: __m512i, _other: __m512i, parameters: Self::Parameters) -> __m512i {
-        let [m, shift] = parameters;
+    unsafe fn round(sums: *const i32, _other: __m512i, [m, shift]: Self::Parameters) -> __m512i {
+        // SAFETY: the caller's promise.
+        let sums = unsafe { load(sums) };
         half_up(
             products(sums, m),
             products(_mm512_srli_epi64::<32>(sums), _mm512_srli_epi64::<32>(m)),
@@ -197,8 +303,13 @@ impl Rounding for Joined {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn round(sums: __m512i, other: __m512i, parameters: Self::Parameters) -> __m512i {
-        let [m, shift, residual, zero_point] = parameters;
+    unsafe fn round(
+        sums: *const i32,
+        other: __m512i,
+        [m, shift, residual, zero_point]: Self::Parameters,
+    ) -> __m512i {
+        // SAFETY: the caller's promise.
+        let sums = unsafe { load(sums) };
         let aligned = _mm512_slli_epi32::<8>(_mm512_sub_epi32(other, zero_point));
         let sum = |sums: __m512i, m: __m512i, aligned: __m512i, residual: __m512i| {
             _mm512_add_epi64(products(sums, m), products(aligned, residual))
@@ -238,8 +349,13 @@ impl Rounding for Shift {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn round(sums: __m512i, _other: __m512i, parameters: Self::Parameters) -> __m512i {
-        let [shift, before, bit] = parameters;
+    unsafe fn round(
+        sums: *const i32,
+        _other: __m512i,
+        [shift, before, bit]: Self::Parameters,
+    ) -> __m512i {
+        // SAFETY: the caller's promise.
+        let sums = unsafe { load(sums) };
         let half = _mm512_and_si512(shifted(sums, before), bit);
         _mm512_add_epi32(shifted(sums, shift), half)
     }
@@ -262,10 +378,159 @@ impl Rounding for Float {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn round(sums: __m512i, _other: __m512i, parameters: Self::Parameters) -> __m512i {
-        let [scale, lo, hi] = parameters;
-        let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale);
+    unsafe fn round(
+        sums: *const i32,
+        _other: __m512i,
+        [scale, lo, hi]: Self::Parameters,
+    ) -> __m512i {
+        // SAFETY: the caller's promise.
+        let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(unsafe { load(sums) }), scale);
         // The conversion rounds half to even.
         _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(scaled, lo), hi))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn product(
+        sums: *const i32,
+        _other: __m512i,
+        [scale, lo, hi]: Self::Parameters,
+        clamp: &Clamp,
+    ) -> __m512 {
+        // SAFETY: the caller's promise.
+        let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(unsafe { load(sums) }), scale);
+        let clamped = _mm512_min_ps(_mm512_max_ps(scaled, lo), hi);
+        let rounded =
+            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(clamped);
+        // Small integers: the sum is exact.
+        _mm512_add_ps(rounded, _mm512_cvtepi32_ps(clamp.zero_point))
+    }
+}
+
+impl Rounding for Bounded {
+    type Parameters = __m512;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters {
+        let Round::Float { scale, .. } = round else {
+            return _mm512_setzero_ps();
+        };
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_castsi512_ps(entries(scale, column)) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn round(sums: *const i32, _other: __m512i, scale: Self::Parameters) -> __m512i {
+        // SAFETY: the caller's promise.
+        let sums = _mm512_cvtepi32_ps(unsafe { load(sums) });
+        _mm512_cvtps_epi32(_mm512_mul_ps(sums, scale))
+    }
+}
+
+impl Rounding for Double {
+    /// Mantissas, left shifts, right shifts, and what the latter cut off.
+    type Parameters = [__m512i; 4];
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters {
+        let Round::Double { m, e } = round else {
+            return [_mm512_setzero_si512(); 4];
+        };
+        debug_assert!(column + LANES <= e.len());
+        // SAFETY: the caller's promise.
+        let (m, e) = unsafe {
+            let e = _mm_loadu_si128(e.as_ptr().add(column).cast());
+            (entries(m, column), _mm512_cvtepi8_epi32(e))
+        };
+        let (zero, one) = (_mm512_setzero_si512(), _mm512_set1_epi32(1));
+        let left = _mm512_max_epi32(e, zero);
+        let right = _mm512_max_epi32(_mm512_sub_epi32(zero, e), zero);
+        let cut = _mm512_sub_epi32(_mm512_sllv_epi32(one, right), one);
+        [m, left, right, cut]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn round(
+        sums: *const i32,
+        _other: __m512i,
+        [m, left, right, cut]: Self::Parameters,
+    ) -> __m512i {
+        // SAFETY: the caller's promise.
+        let sums = unsafe { load(sums) };
+        let lifted = _mm512_sllv_epi32(sums, left);
+        let lost = _mm512_cmpneq_epi32_mask(shifted(lifted, left), sums);
+        let most = _mm512_set1_epi32(i32::MAX);
+        let saturated = _mm512_xor_si512(_mm512_srai_epi32::<31>(sums), most);
+        let lifted = _mm512_mask_mov_epi32(lifted, lost, saturated);
+        // Rounding half up and then truncating is gemmlowp's nudged truncation, for either sign.
+        let half = _mm512_set1_epi64(1 << 30);
+        let even = _mm512_add_epi64(products(lifted, m), half);
+        let odd = products(_mm512_srli_epi64::<32>(lifted), _mm512_srli_epi64::<32>(m));
+        let odd = _mm512_add_epi64(odd, half);
+        let high = _mm512_mask_blend_epi32(
+            0xaaaa,
+            _mm512_srli_epi64::<31>(even),
+            _mm512_add_epi64(odd, odd),
+        );
+        let negative = _mm512_srai_epi32::<31>(high);
+        let threshold = _mm512_sub_epi32(_mm512_srli_epi32::<1>(cut), negative);
+        let up = _mm512_cmpgt_epi32_mask(_mm512_and_si512(high, cut), threshold);
+        let quotient = shifted(high, right);
+        _mm512_mask_add_epi32(quotient, up, quotient, _mm512_set1_epi32(1))
+    }
+}
+
+/// `half_away(sum·scale)` of 8 sums, saturated to 32 bits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn half_away(sums: __m256i, scale: __m512d) -> __m256i {
+    let scaled = _mm512_mul_pd(_mm512_cvtepi32_pd(sums), scale);
+    let whole = _mm512_roundscale_pd::<{ _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC }>(scaled);
+    // Exact: a number less its whole part.
+    let rest = _mm512_abs_pd(_mm512_sub_pd(scaled, whole));
+    let away = _mm512_cmp_pd_mask::<_CMP_GE_OQ>(rest, _mm512_set1_pd(0.5));
+    let sign = _mm512_and_pd(scaled, _mm512_set1_pd(-0.0));
+    let step = _mm512_or_pd(sign, _mm512_set1_pd(1.0));
+    let rounded = _mm512_mask_add_pd(whole, away, whole, step);
+    let (least, most) = (
+        _mm512_set1_pd(f64::from(i32::MIN)),
+        _mm512_set1_pd(f64::from(i32::MAX)),
+    );
+    _mm512_cvttpd_epi32(_mm512_min_pd(_mm512_max_pd(rounded, least), most))
+}
+
+impl Rounding for Away {
+    /// Scales of the first and of the last 8 columns.
+    type Parameters = [__m512d; 2];
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters {
+        let Round::Away { scale } = round else {
+            return [_mm512_setzero_pd(); 2];
+        };
+        debug_assert!(column + LANES <= scale.len());
+        // SAFETY: the caller's promise.
+        unsafe {
+            let scale = scale.as_ptr().add(column);
+            [
+                _mm512_loadu_pd(scale),
+                _mm512_loadu_pd(scale.add(LANES / 2)),
+            ]
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn round(sums: *const i32, _other: __m512i, [first, last]: Self::Parameters) -> __m512i {
+        // SAFETY: the caller's promise.
+        let sums = unsafe { load(sums) };
+        let first = half_away(_mm512_castsi512_si256(sums), first);
+        let last = half_away(_mm512_extracti64x4_epi64::<1>(sums), last);
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), last)
     }
 }

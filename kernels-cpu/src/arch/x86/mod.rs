@@ -28,6 +28,13 @@ pub(super) fn epilogue(isa: Isa, round: &Round, finish: &Finish) -> Option<Block
     }
 }
 
+pub(super) fn takes_unpacked(isa: Isa, finish: &Finish) -> bool {
+    match isa {
+        Isa::Avx512Vnni => avx512_epilogue::takes_unpacked(finish),
+        Isa::Avx2 | Isa::Scalar | Isa::NeonDot => false,
+    }
+}
+
 pub(super) fn lookup(isa: Isa) -> Option<LookupFn> {
     has_vbmi(isa).then_some(vbmi::lookup)
 }
