@@ -27,11 +27,11 @@ pub(crate) trait Runner: Send + Sync + 'static {
         scratch: &mut [u8],
     ) -> Result<(), ExecError>;
 
-    /// The float edge of an input port.
-    fn quantize(&self, edge: &Edge, data: &[u8], out: &mut [u8]);
+    /// The float edge of input port `input`.
+    fn quantize(&self, input: usize, edge: &Edge, data: &[u8], out: &mut [u8]);
 
-    /// The float edge of an output port.
-    fn dequantize(&self, edge: &Edge, data: &[u8], out: &mut [u8]);
+    /// The float edge of output port `output`.
+    fn dequantize(&self, output: usize, edge: &Edge, data: &[u8], out: &mut [u8]);
 
     /// Bytes of packed weights.
     fn weight_bytes(&self) -> usize;
@@ -135,7 +135,7 @@ impl<R: Runner> Instance for HostInstance<R> {
         let (port, range) = ports::locate(plan, &plan.inputs, "input", input, span, form, got)?;
         let out = &mut self.arena.bytes_mut()[range];
         if let (Some(edge), Form::Declared) = (&port.edge, form) {
-            self.runner.quantize(edge, data, out);
+            self.runner.quantize(input, edge, data, out);
             return Ok(());
         }
         let dtype = plan.buffer(port.buffer).dtype;
@@ -197,7 +197,7 @@ impl<R: Runner> Instance for HostInstance<R> {
             Storage::Arena | Storage::View(_) => &self.arena.bytes()[range],
         };
         match (&port.edge, form) {
-            (Some(edge), Form::Declared) => self.runner.dequantize(edge, bytes, data),
+            (Some(edge), Form::Declared) => self.runner.dequantize(output, edge, bytes, data),
             (_, _) => data.copy_from_slice(bytes),
         }
         Ok(())

@@ -9,7 +9,7 @@ mod prepare;
 use std::sync::Arc;
 
 use requant_kernels_cpu::threads::{Seat, ThreadPool};
-use requant_kernels_cpu::{ConvIo, Isa, KernelError, MatMulIo, Parallel};
+use requant_kernels_cpu::{ConvIo, Dequantize, Isa, KernelError, MatMulIo, Parallel, Quantize};
 
 use crate::arena::Operands;
 use crate::executor::{HostExecutable, Runner};
@@ -17,7 +17,7 @@ use crate::plan::signature::Edge;
 use crate::plan::step::Operand;
 use crate::plan::{BufferId, Plan, Step};
 use crate::{Backend, BackendInfo, CompileError, ExecError, Executable, ports, reference};
-use prepare::{Kernel, PortEdge};
+use prepare::Kernel;
 
 /// How the CPU backend runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,7 +97,16 @@ impl Backend for CpuBackend {
             .collect();
         let runner = CpuRunner {
             kernels: kernels?,
-            isa: self.isa,
+            inputs: plan
+                .inputs
+                .iter()
+                .map(|port| prepare::quantize(self.isa, port.edge.as_ref()?).ok())
+                .collect(),
+            outputs: plan
+                .outputs
+                .iter()
+                .map(|port| prepare::dequantize(self.isa, port.edge.as_ref()?).ok())
+                .collect(),
             pool: Arc::clone(&self.pool),
         };
         Ok(Arc::new(HostExecutable {
@@ -111,7 +120,9 @@ impl Backend for CpuBackend {
 #[derive(Debug)]
 struct CpuRunner {
     kernels: Vec<Kernel>,
-    isa: Isa,
+    /// The float edges of the ports; those of types without a kernel run portable.
+    inputs: Vec<Option<Quantize>>,
+    outputs: Vec<Option<Dequantize>>,
     pool: Arc<ThreadPool>,
 }
 
@@ -136,23 +147,16 @@ impl Runner for CpuRunner {
             })
     }
 
-    fn quantize(&self, edge: &Edge, data: &[u8], out: &mut [u8]) {
-        // A port's edge was not prepared with the steps: it is a handful of constants.
-        let done = match PortEdge::quantize(self.isa, edge) {
-            Ok(kernel) => kernel.run(data, out, &*self.pool),
-            Err(error) => Err(error),
-        };
-        if done.is_err() {
+    fn quantize(&self, input: usize, edge: &Edge, data: &[u8], out: &mut [u8]) {
+        let kernel = self.inputs.get(input).and_then(Option::as_ref);
+        if kernel.is_none_or(|kernel| kernel.run(data, out, &*self.pool).is_err()) {
             ports::quantize(edge, data, out);
         }
     }
 
-    fn dequantize(&self, edge: &Edge, data: &[u8], out: &mut [u8]) {
-        let done = match PortEdge::dequantize(self.isa, edge) {
-            Ok(kernel) => kernel.run(data, out, &*self.pool),
-            Err(error) => Err(error),
-        };
-        if done.is_err() {
+    fn dequantize(&self, output: usize, edge: &Edge, data: &[u8], out: &mut [u8]) {
+        let kernel = self.outputs.get(output).and_then(Option::as_ref);
+        if kernel.is_none_or(|kernel| kernel.run(data, out, &*self.pool).is_err()) {
             ports::dequantize(edge, data, out);
         }
     }

@@ -8,7 +8,7 @@ use requant_kernels_cpu::elementwise::broadcast_strides;
 use requant_kernels_cpu::{
     AveragePool, AveragePoolSpec, Binary, BinaryOp, BinarySpec, BitConv, BitSpec, Centroids, Conv,
     ConvShape, ConvSpec, Dequantize, Isa, KernelError, Lookup, MatMul, MatMulSpec, MaxPool, Output,
-    Parallel, PoolShape, Quantize, Quantized, Transpose, Weights,
+    PoolShape, Quantize, Quantized, Transpose, Weights,
 };
 use requant_model::ops::{WeightData, Window};
 use requant_numerics::{DType, packing};
@@ -106,33 +106,14 @@ impl Kernel {
     }
 }
 
-/// A kernel at a port.
-pub(super) enum PortEdge {
-    Quantize(Quantize),
-    Dequantize(Dequantize),
+/// The float edge of an input port.
+pub(super) fn quantize(isa: Isa, edge: &Edge) -> Result<Quantize, KernelError> {
+    Quantize::new(isa, edge.dtype, edge.scale, edge.zero_point, edge.rounding)
 }
 
-impl PortEdge {
-    pub(super) fn quantize(isa: Isa, edge: &Edge) -> Result<Self, KernelError> {
-        Quantize::new(isa, edge.dtype, edge.scale, edge.zero_point, edge.rounding)
-            .map(PortEdge::Quantize)
-    }
-
-    pub(super) fn dequantize(isa: Isa, edge: &Edge) -> Result<Self, KernelError> {
-        Dequantize::new(isa, edge.dtype, &[edge.scale], edge.zero_point).map(PortEdge::Dequantize)
-    }
-
-    pub(super) fn run(
-        &self,
-        data: &[u8],
-        out: &mut [u8],
-        pool: &dyn Parallel,
-    ) -> Result<(), KernelError> {
-        match self {
-            PortEdge::Quantize(kernel) => kernel.run(data, out, pool),
-            PortEdge::Dequantize(kernel) => kernel.run(data, out, pool),
-        }
-    }
+/// The float edge of an output port.
+pub(super) fn dequantize(isa: Isa, edge: &Edge) -> Result<Dequantize, KernelError> {
+    Dequantize::new(isa, edge.dtype, &[edge.scale], edge.zero_point)
 }
 
 pub(super) fn step(isa: Isa, plan: &Plan, step: &Step) -> Result<Kernel, KernelError> {

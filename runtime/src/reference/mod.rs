@@ -77,11 +77,11 @@ impl Runner for Reference {
         Ok(())
     }
 
-    fn quantize(&self, edge: &Edge, data: &[u8], out: &mut [u8]) {
+    fn quantize(&self, _input: usize, edge: &Edge, data: &[u8], out: &mut [u8]) {
         ports::quantize(edge, data, out);
     }
 
-    fn dequantize(&self, edge: &Edge, data: &[u8], out: &mut [u8]) {
+    fn dequantize(&self, _output: usize, edge: &Edge, data: &[u8], out: &mut [u8]) {
         ports::dequantize(edge, data, out);
     }
 
