@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use requant_kernels_cpu::threads::ThreadPool;
 use requant_kernels_cpu::{
-    BitConv, BitSpec, Conv, ConvIo, ConvShape, ConvSpec, Isa, Join, KernelError, Output, Parallel,
-    Quantized, Weights,
+    BitConv, BitSpec, Centroids, Conv, ConvIo, ConvShape, ConvSpec, Isa, Join, KernelError, Output,
+    Parallel, Quantized, Weights,
 };
 use requant_numerics::{DType, Dyadic, Requantize, Scheme};
 use serde_json::json;
@@ -47,7 +47,9 @@ const CONVOLUTIONS: [[usize; 6]; 9] = [
 ];
 
 /// Layer precisions, as metrics name them.
-const PRECISIONS: [&str; 6] = ["w8a8", "w4a8", "w1a1", "w1at", "wta1", "wtat"];
+const PRECISIONS: [&str; 10] = [
+    "w8a8", "w4a8", "w2a8", "wta8", "w1a8", "wca8", "w1a1", "w1at", "wta1", "wtat",
+];
 
 struct Arguments {
     json: Option<String>,
@@ -180,12 +182,45 @@ fn measure(
             };
             Prepared::Bytes(Conv::new(isa, &spec).expect("a valid convolution"))
         }
+        "w2a8" | "wta8" | "w1a8" | "wca8" => {
+            let of = |index: usize| match precision {
+                "w2a8" => (index % 4) as i8 - 2,
+                "wta8" => (index % 3) as i8 - 1,
+                "w1a8" => (index % 2) as i8 * 2 - 1,
+                // 256 centroids of 4 weights.
+                _ => (index / 4 * 37 % 256 + index % 4) as i8,
+            };
+            let values: Vec<i8> = (0..weights.len()).map(of).collect();
+            let indices: Vec<u8> = (0..weights.len().div_ceil(4))
+                .map(|index| (index * 37 % 256) as u8)
+                .collect();
+            let centroids: Vec<i8> = (0..1024).map(|i| (i / 4 + i % 4) as u8 as i8).collect();
+            let spec = ConvSpec {
+                shape: *shape,
+                input: DType::U8,
+                input_zero_point: 7,
+                weights: Weights::I8(&values),
+                bias: &bias,
+                output: requantized(&dyadic),
+            };
+            let codebook = (precision == "wca8").then_some(Centroids {
+                indices: &indices,
+                centroids: &centroids,
+                width: 4,
+            });
+            // Centroids are not cut at the end of a row here, so rows are whole ones.
+            let whole = codebook.filter(|_| shape.depth().is_multiple_of(4));
+            match Conv::coded(isa, &spec, whole).expect("a valid convolution") {
+                Some(conv) => Prepared::Bytes(conv),
+                None => Prepared::Bytes(Conv::new(isa, &spec).expect("a valid convolution")),
+            }
+        }
         _ => Prepared::Bits(bits(shape, precision, isa, &bias)),
     };
     let ternary = matches!(precision, "w1at" | "wtat");
     let input: Vec<u8> = (0..shape.input_elements())
         .map(|i| match precision {
-            "w8a8" | "w4a8" => (i * 31 % 251) as u8,
+            _ if precision.ends_with("a8") => (i * 31 % 251) as u8,
             _ if ternary => (i * 31 % 251 % 3) as u8,
             _ => 1,
         })

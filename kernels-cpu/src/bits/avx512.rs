@@ -4,6 +4,7 @@
 //! Three instructions count 32 positions of 16 columns where one ternary operand or none takes part
 //! (combine, count, add); six where both are ternary. The tile is as large as the registers hold.
 
+use core::arch::asm;
 use core::arch::x86_64::*;
 
 use super::table::{
@@ -421,24 +422,24 @@ fn pack_cells(cells: &[u8], channels: usize, ternary: bool, out: &mut [u32]) {
         let (whole, rest) = cell.as_chunks::<64>();
         if ternary {
             for (bytes, out) in whole.iter().zip(out.as_chunks_mut().0) {
-                *out = both_planes(bytes);
+                *out = bytemuck::cast::<[u64; 2], [u32; 4]>(both_planes(bytes));
             }
             if !rest.is_empty() {
                 let mut bytes = [0; 64];
                 bytes[..rest.len()].copy_from_slice(rest);
-                let planes = both_planes(&bytes);
+                let planes: [u32; 4] = bytemuck::cast(both_planes(&bytes));
                 let tail = &mut out[4 * whole.len()..];
                 let words = tail.len();
                 tail.copy_from_slice(&planes[..words]);
             }
         } else {
             for (bytes, out) in whole.iter().zip(out.as_chunks_mut().0) {
-                *out = halves(signs(bytes));
+                *out = bytemuck::cast::<u64, [u32; 2]>(signs(bytes));
             }
             if !rest.is_empty() {
                 let mut bytes = [0; 64];
                 bytes[..rest.len()].copy_from_slice(rest);
-                let planes = halves(signs(&bytes));
+                let planes: [u32; 2] = bytemuck::cast(signs(&bytes));
                 let tail = &mut out[2 * whole.len()..];
                 let words = tail.len();
                 tail.copy_from_slice(&planes[..words]);
@@ -447,8 +448,22 @@ fn pack_cells(cells: &[u8], channels: usize, ternary: bool, out: &mut [u32]) {
     }
 }
 
-fn halves(bits: u64) -> [u32; 2] {
-    [bits as u32, (bits >> GROUP) as u32]
+/// A mask in a general register. Left to itself the compiler takes masks through memory and reads them
+/// back wider than they were stored, which stalls.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn word(mask: __mmask64) -> u64 {
+    let word: u64;
+    // SAFETY: moves one register into another.
+    unsafe {
+        asm!(
+            "kmovq {word}, {mask}",
+            word = lateout(reg) word,
+            mask = in(kreg) mask,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    word
 }
 
 #[inline]
@@ -456,18 +471,22 @@ fn halves(bits: u64) -> [u32; 2] {
 fn signs(bytes: &[u8; 64]) -> u64 {
     // SAFETY: 64 bytes are readable; the load needs no alignment.
     let bytes = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
-    _mm512_movepi8_mask(bytes)
+    word(_mm512_movepi8_mask(bytes))
 }
 
 /// The planes of two groups, a group after the other.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn both_planes(bytes: &[u8; 64]) -> [u32; 4] {
+fn both_planes(bytes: &[u8; 64]) -> [u64; 2] {
     // SAFETY: 64 bytes are readable; the load needs no alignment.
     let bytes = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
-    let others = halves(_mm512_test_epi8_mask(bytes, bytes));
-    let signs = halves(_mm512_movepi8_mask(bytes));
-    [others[0], signs[0], others[1], signs[1]]
+    let others = word(_mm512_test_epi8_mask(bytes, bytes));
+    let signs = word(_mm512_movepi8_mask(bytes));
+    let low = u64::from(u32::MAX);
+    [
+        (others & low) | (signs << GROUP),
+        (others >> GROUP) | (signs & !low),
+    ]
 }
 
 /// See [`OnesFn`].
