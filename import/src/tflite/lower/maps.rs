@@ -22,14 +22,18 @@ impl Lower<'_> {
     pub(super) fn logistic(&mut self, op: &Operator) -> Result<(), Reason> {
         let y = self.output(op)?;
         self.fixed_quant(y, 1.0 / 256.0, (-128, 0))?;
-        self.map(op, |sides| Ok(real(sides, |x| 1.0 / (1.0 + libm::exp(-x)))))
+        let exp = |x: f32| libm::exp(f64::from(x)) as f32;
+        self.map(op, |sides| Ok(real(sides, |x| 1.0 / (1.0 + exp(-x)))))
     }
 
-    /// Hyperbolic tangent; its output's scale is 1/128.
+    /// Hyperbolic tangent; its output's scale is 1/128. The kernel takes the C library's `tanhf`, which
+    /// here is rounded correctly, so that no table depends on a library's version: beside glibc 2.36
+    /// about one entry in 300,000, at a tie, is another.
     pub(super) fn tanh(&mut self, op: &Operator) -> Result<(), Reason> {
         let y = self.output(op)?;
         self.fixed_quant(y, 1.0 / 128.0, (0, 128))?;
-        self.map(op, |sides| Ok(real(sides, libm::tanh)))
+        let tanh = |x: f32| libm::tanh(f64::from(x)) as f32;
+        self.map(op, |sides| Ok(real(sides, tanh)))
     }
 
     /// A standalone activation: a requantization with the activation's limits.
@@ -97,13 +101,13 @@ impl Lower<'_> {
     }
 }
 
-/// A function of reals: the input in f32, the result in f64, rounded half away from zero.
-fn real(Sides { x, y }: Sides, f: impl Fn(f64) -> f64) -> table::Table {
+/// A function of reals, each step of it rounded to f32, and the result rounded half away from zero.
+fn real(Sides { x, y }: Sides, f: impl Fn(f32) -> f32) -> table::Table {
     let (lo, hi) = byte_range(y.0);
-    let inverse = 1.0 / f64::from(y.1.scale);
+    let inverse = 1.0 / y.1.scale;
     table::from_fn(x.0, |q| {
         let value = x.1.scale * (q - x.1.zero_point) as f32;
-        let step = (f(f64::from(value)) * inverse).round();
+        let step = (f(value) * inverse).round();
         (step as i32).saturating_add(y.1.zero_point).clamp(lo, hi)
     })
 }
