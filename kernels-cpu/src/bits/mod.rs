@@ -14,6 +14,8 @@ mod weights;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 use core::ops::Range;
 

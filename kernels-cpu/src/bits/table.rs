@@ -111,6 +111,7 @@ pub(crate) type BitTileFn = unsafe fn(&BitTile);
 /// - `limits` is readable for `width` values;
 /// - row `r` of `out` starts `r × stride` bytes on and is writable for `columns ≤ width` bytes.
 #[derive(Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) struct SignTile {
     pub(crate) rows: *const *const u32,
     pub(crate) segments: usize,
