@@ -50,7 +50,7 @@ pub enum ImportError {
         limit: usize,
     },
     /// An index that points past what it indexes.
-    #[error("{user} refers to {what} {index}, but there are {count}")]
+    #[error("{} refers to {what} {index}, but there are {count}", shown(.user))]
     Dangling {
         /// What holds the index.
         user: String,
@@ -75,7 +75,7 @@ pub enum ImportError {
     #[error("the model has no {0}")]
     NoPorts(&'static str),
     /// An operator reads a tensor that nothing before it makes.
-    #[error("{user} reads tensor {index} '{}', which nothing before it defines", shown(.name))]
+    #[error("{} reads tensor {index} '{}', which nothing before it defines", shown(.user), shown(.name))]
     Undefined {
         /// The operator, or `the graph's output`.
         user: String,
