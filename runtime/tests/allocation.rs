@@ -45,7 +45,7 @@ fn runs_do_not_allocate() {
         let executable = backend.compile(Arc::new(plan)).unwrap();
         let mut instance = executable.instance(4).unwrap();
         let input = vec![0u8; 4 * 4 * 28 * 28];
-        let mut output = vec![0u8; 4 * 4 * 10];
+        let mut output = [0u8; 4 * 4 * 10];
         let before = ALLOCATIONS.get();
         for samples in [1, 4, 3] {
             let input = &input[..samples * 4 * 28 * 28];

@@ -2,7 +2,7 @@
 //! model's artefact. Everything above it (repository, batcher, protocol) is written, and tested,
 //! against two small traits and the runtime's plain data.
 
-use std::{error::Error, fmt, path::Path, sync::Arc};
+use std::{collections::BTreeMap, error::Error, fmt, path::Path, sync::Arc};
 
 use requant_import::{onnx, tflite};
 use requant_model::{Graph, artifact, builtin};
@@ -28,7 +28,7 @@ pub trait Engine: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// Whatever the reader, the planner or the backend refuse.
-    fn load(&self, file: &Path, reading: Reading) -> Result<Arc<dyn Network>, EngineError>;
+    fn load(&self, file: &Path, reading: &Reading) -> Result<Arc<dyn Network>, EngineError>;
 
     /// Compiles the model that is built into the server.
     ///
@@ -38,10 +38,13 @@ pub trait Engine: Send + Sync + fmt::Debug {
 }
 
 /// How a model file is to be read, where its format leaves a choice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
     /// Whose kernels a TFLite model is computed like.
     pub tflite_kernels: TfliteKernels,
+    /// Sizes of inputs whose dimensions an ONNX file leaves open: whole, or without the batch; what is
+    /// not positive stays open.
+    pub input_dims: BTreeMap<String, Vec<i64>>,
 }
 
 /// A compiled network, shared by its instances.
@@ -128,11 +131,16 @@ impl Engine for RuntimeEngine {
         self.backend.info()
     }
 
-    fn load(&self, file: &Path, reading: Reading) -> Result<Arc<dyn Network>, EngineError> {
+    fn load(&self, file: &Path, reading: &Reading) -> Result<Arc<dyn Network>, EngineError> {
         let graph = match file.extension().and_then(|extension| extension.to_str()) {
             Some("safetensors") => artifact::read_file(file).map_err(EngineError::refused)?,
-            Some("onnx") => onnx::import_file(file, &onnx::ImportOptions::default())
-                .map_err(EngineError::refused)?,
+            Some("onnx") => {
+                let options = onnx::ImportOptions {
+                    input_dims: reading.input_dims.clone(),
+                    ..onnx::ImportOptions::default()
+                };
+                onnx::import_file(file, &options).map_err(EngineError::refused)?
+            }
             Some("tflite") => {
                 let options = tflite::ImportOptions {
                     kernels: reading.tflite_kernels,

@@ -100,7 +100,7 @@ pub(crate) fn from_folder(
         let path = folder.resolve(path)?;
         let file = folder.model_file(&path, &config.default_model_filename)?;
         let network = engine
-            .load(&file, reading)
+            .load(&file, &reading)
             .map_err(|source| LoadError::Engine {
                 version: number,
                 source,

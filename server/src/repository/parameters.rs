@@ -14,7 +14,14 @@ const TFLITE_KERNELS: &str = "tflite_kernels";
 /// # Errors
 /// [`ConfigError::Value`] for a parameter with a value that it does not take.
 pub(crate) fn reading(config: &ModelConfig) -> Result<Reading, ConfigError> {
-    let mut reading = Reading::default();
+    let mut reading = Reading {
+        input_dims: config
+            .input
+            .iter()
+            .map(|input| (input.name.clone(), input.dims.clone()))
+            .collect(),
+        ..Reading::default()
+    };
     if let Some(parameter) = config.parameters.get(TFLITE_KERNELS) {
         let named = |kernels: &TfliteKernels| kernels.name() == parameter.string_value;
         reading.tflite_kernels =
@@ -34,6 +41,14 @@ pub(crate) fn reading(config: &ModelConfig) -> Result<Reading, ConfigError> {
 mod tests {
     use super::*;
     use crate::repository::config::parse_text;
+
+    #[test]
+    fn input_sizes_reach_the_importer() {
+        let text = br#"input [ { name: "x" dims: [3, -1, 224] }, { name: "y" dims: [7] } ]"#;
+        let reading = reading(&parse_text(text).unwrap()).unwrap();
+        assert_eq!(reading.input_dims["x"], [3, -1, 224]);
+        assert_eq!(reading.input_dims["y"], [7]);
+    }
 
     #[test]
     fn kernels_are_chosen_by_name() {

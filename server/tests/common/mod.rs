@@ -158,7 +158,7 @@ impl Engine for Fake {
         }
     }
 
-    fn load(&self, file: &Path, _reading: Reading) -> Result<Arc<dyn Network>, EngineError> {
+    fn load(&self, file: &Path, _reading: &Reading) -> Result<Arc<dyn Network>, EngineError> {
         let text = std::fs::read_to_string(file).map_err(EngineError::refused)?;
         let mut words = text.split_whitespace();
         let kind = words.next().unwrap_or_default();

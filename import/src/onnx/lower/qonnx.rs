@@ -174,9 +174,10 @@ fn line(float: &Float) -> Option<Line> {
             offset: offset.to_vec(),
         });
     }
-    let product = match &float.kind {
-        Kind::Linear(linear) => !matches!(linear.kernel, LinearKernel::MatMul),
-        _ => is_edge(float),
+    let product = if let Kind::Linear(linear) = &float.kind {
+        !matches!(linear.kernel, LinearKernel::MatMul)
+    } else {
+        is_edge(float)
     };
     product.then(|| Line {
         inner: Float {
@@ -209,9 +210,10 @@ impl<'m> Lowering<'m> {
             let tensor = scale_name;
             return Err(Reason::Scale { tensor, value }.into());
         }
-        let zero_point = match grid.rounding {
-            Rounding::Sign => 0,
-            _ => self.whole(node, 2, grid.lo, grid.hi)?,
+        let zero_point = if matches!(grid.rounding, Rounding::Sign) {
+            0
+        } else {
+            self.whole(node, 2, grid.lo, grid.hi)?
         };
         let symmetric = matches!(grid.dtype, DType::Binary | DType::Ternary);
         if symmetric && zero_point != 0 {
@@ -374,13 +376,13 @@ impl<'m> Lowering<'m> {
             return self.materialize(float, target, name).map(Some);
         }
         if let Some(line) = line(float) {
-            return match &line.inner.kind {
-                Kind::Linear(linear) => {
-                    let linear = Arc::clone(linear);
-                    self.thresholded(&line, &linear, quantizer, name).map(Some)
-                }
-                _ => self.edge_thresholds(&line, quantizer, name).map(Some),
+            let found = if let Kind::Linear(linear) = &line.inner.kind {
+                let linear = Arc::clone(linear);
+                self.thresholded(&line, &linear, quantizer, name)
+            } else {
+                self.edge_thresholds(&line, quantizer, name)
             };
+            return found.map(Some);
         }
         if let Kind::Moved { inner, change } = &float.kind {
             let inner_name = format!("{name}/unmoved");
