@@ -11,9 +11,10 @@
 
 use core::arch::asm;
 use core::arch::x86_64::{
-    __m512i, _mm256_storeu_si256, _mm512_add_epi32, _mm512_and_si512, _mm512_castsi512_si256,
-    _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi8, _mm512_set1_epi32,
-    _mm512_setzero_si512, _mm512_slli_epi16, _mm512_srai_epi32,
+    __m256i, __m512i, _mm256_storeu_si256, _mm512_add_epi32, _mm512_and_si512,
+    _mm512_castsi512_si256, _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64, _mm512_loadu_si512,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_slli_epi16,
+    _mm512_srai_epi32,
 };
 
 use crate::Isa;
@@ -268,13 +269,8 @@ unsafe fn tile<A: Sign, W: Format, const HEIGHT: usize, const VECTORS: usize>(ti
 pub(super) unsafe fn store_halves<T>(to: *mut T, values: __m512i) {
     // SAFETY: the caller's promise.
     unsafe {
-        _mm256_storeu_si256(to.cast(), _mm512_castsi512_si256(values));
-        // In assembly: the compiler would put the halves together again.
-        asm!(
-            "vextracti64x4 [{to} + 32], {values}, 1",
-            to = in(reg) to,
-            values = in(zmm_reg) values,
-            options(nostack, preserves_flags),
-        );
+        let to: *mut __m256i = to.cast();
+        _mm256_storeu_si256(to, _mm512_castsi512_si256(values));
+        _mm256_storeu_si256(to.add(1), _mm512_extracti64x4_epi64::<1>(values));
     }
 }
