@@ -94,10 +94,10 @@ impl Oracle {
             .map(|node| [1, 2, 3, 4].map(|index| floats(&node.input[index])));
         let (last, hidden) = weights.split_last().unwrap();
         let scalar = |op: &'static str, index: usize| {
-            let node = quants(op).last().unwrap();
+            let node = quants(op).next_back().unwrap();
             floats(&node.input[index])[0]
         };
-        let power = quants("Pow").last().unwrap();
+        let power = quants("Pow").next_back().unwrap();
         let variance = floats(&power.input[0])[0];
         Oracle {
             ternary: quants("Quant").next().is_some(),
