@@ -1,6 +1,6 @@
 //! Speed of whole models on the CPU backend, from bytes to bytes.
 //!
-//! `cargo bench -p requant-import --bench network -- MODEL.onnx [--batch N] [--threads N] [--isa NAME] [--runs N]` prints
+//! `cargo bench -p requant-import --bench network -- MODEL.{onnx,tflite} [--batch N] [--threads N] [--isa NAME] [--runs N]` prints
 //! the time of every layer. With `--serve` it reads a number of runs from each line of stdin and answers with the
 //! seconds of each run instead, so that another program can measure it in turn with others.
 #![allow(clippy::expect_used, clippy::panic)]
@@ -10,13 +10,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use requant_import::onnx::{ImportOptions, import_file};
+use requant_import::{onnx, tflite};
+use requant_model::Graph;
 use requant_runtime::{
     Backend, CpuBackend, CpuOptions, Executable, Form, Isa, Plan, PlanOptions, probe, profile,
 };
 
-const USAGE: &str =
-    "usage: network MODEL.onnx [--batch N] [--threads N] [--isa NAME] [--runs N] [--serve]";
+const USAGE: &str = "usage: network MODEL.{onnx,tflite} [--batch N] [--threads N] [--isa NAME] [--runs N] [--serve]";
 
 struct Arguments {
     model: String,
@@ -59,8 +59,7 @@ fn main() {
         // `cargo bench` runs every benchmark without arguments of its own: nothing to do.
         std::process::exit(if std::env::args().len() <= 2 { 0 } else { 2 });
     };
-    let graph = import_file(Path::new(&arguments.model), &ImportOptions::default())
-        .unwrap_or_else(|error| panic!("{error}"));
+    let graph = import(Path::new(&arguments.model));
     let plan = Plan::new(graph, &PlanOptions::default()).unwrap_or_else(|error| panic!("{error}"));
     let options = CpuOptions {
         isa: arguments.isa,
@@ -81,6 +80,15 @@ fn main() {
     let profile = profile::profile(executable, arguments.batch, arguments.runs, peak)
         .unwrap_or_else(|error| panic!("{error}"));
     print!("{profile}");
+}
+
+fn import(path: &Path) -> Graph {
+    if path.extension().is_some_and(|e| e == "tflite") {
+        let options = tflite::ImportOptions::default();
+        return tflite::import_file(path, &options).unwrap_or_else(|error| panic!("{error}"));
+    }
+    let options = onnx::ImportOptions::default();
+    onnx::import_file(path, &options).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A line of stdin asks for so many runs; a line of stdout gives the seconds of each.
