@@ -319,8 +319,8 @@ unsafe fn sign<C: Combine, const HEIGHT: usize, const VECTORS: usize>(tile: &Sig
     // SAFETY: `limits` holds the tile's columns.
     let limits = unsafe { load_limits::<VECTORS>(tile.limits) };
     for (r, counts) in counts.iter().enumerate() {
-        let mut passed = 0u64;
-        for (vector, (count, limit)) in counts.iter().zip(limits).enumerate() {
+        let mut passed = [0 as __mmask16; VECTORS];
+        for (passed, (count, limit)) in passed.iter_mut().zip(counts.iter().zip(limits)) {
             let limit = if with_terms {
                 // SAFETY: `terms` holds the tile's rows.
                 let term = _mm512_set1_epi32(unsafe { *tile.terms.add(r) });
@@ -328,10 +328,10 @@ unsafe fn sign<C: Combine, const HEIGHT: usize, const VECTORS: usize>(tile: &Sig
             } else {
                 limit
             };
-            passed |= u64::from(_mm512_cmple_epi32_mask(*count, limit)) << (vector * LANES);
+            *passed = _mm512_cmple_epi32_mask(*count, limit);
         }
         // SAFETY: the caller's promise.
-        unsafe { store_signs(tile, r, passed) };
+        unsafe { store_signs(tile, r, joined(passed)) };
     }
 }
 
@@ -343,12 +343,12 @@ unsafe fn ternary_sign<const HEIGHT: usize, const VECTORS: usize>(tile: &SignTil
     // SAFETY: `limits` holds the tile's columns.
     let limits = unsafe { load_limits::<VECTORS>(tile.limits) };
     for (r, counts) in counts.iter().enumerate() {
-        let mut passed = 0u64;
-        for (vector, (count, limit)) in counts.iter().zip(limits).enumerate() {
-            passed |= u64::from(_mm512_cmpge_epi32_mask(*count, limit)) << (vector * LANES);
+        let mut passed = [0 as __mmask16; VECTORS];
+        for (passed, (count, limit)) in passed.iter_mut().zip(counts.iter().zip(limits)) {
+            *passed = _mm512_cmpge_epi32_mask(*count, limit);
         }
         // SAFETY: the caller's promise.
-        unsafe { store_signs(tile, r, passed) };
+        unsafe { store_signs(tile, r, joined(passed)) };
     }
 }
 
@@ -381,15 +381,25 @@ unsafe fn load_limits<const VECTORS: usize>(at: *const i32) -> [__m512i; VECTORS
     core::array::from_fn(|vector| unsafe { _mm512_loadu_si512(at.add(vector * LANES).cast()) })
 }
 
+/// The masks of a row's vectors as one.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn joined<const VECTORS: usize>(masks: [__mmask16; VECTORS]) -> __mmask64 {
+    let mask = |vector: usize| masks.get(vector).copied().unwrap_or(0);
+    let pair = |first: usize| _mm512_kunpackw(u32::from(mask(first + 1)), u32::from(mask(first)));
+    _mm512_kunpackd(u64::from(pair(2)), u64::from(pair(0)))
+}
+
 /// Row `r` of a tile as bytes.
 ///
 /// # Safety
 /// - The contract of [`SignTile`]; `r` is inside the tile.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn store_signs(tile: &SignTile, r: usize, passed: u64) {
+unsafe fn store_signs(tile: &SignTile, r: usize, passed: __mmask64) {
     let minus = _mm512_set1_epi8(-1);
-    let bytes = _mm512_mask_blend_epi8(passed ^ tile.falls, minus, _mm512_set1_epi8(1));
+    let ones = _kxor_mask64(passed, tile.falls);
+    let bytes = _mm512_mask_blend_epi8(ones, minus, _mm512_set1_epi8(1));
     // SAFETY: the caller's promise; the mask leaves out what lies past the columns.
     unsafe {
         let out = tile.out.add(r * tile.stride);
@@ -433,13 +443,14 @@ fn pack_cells(cells: &[u8], channels: usize, ternary: bool, out: &mut [u32]) {
                 tail.copy_from_slice(&planes[..words]);
             }
         } else {
-            for (bytes, out) in whole.iter().zip(out.as_chunks_mut().0) {
-                *out = bytemuck::cast::<u64, [u32; 2]>(signs(bytes));
+            for (bytes, out) in whole.iter().zip(out.as_chunks_mut::<2>().0) {
+                // SAFETY: two words hold a mask; this function has the feature.
+                unsafe { _store_mask64(out.as_mut_ptr().cast(), signs(bytes)) };
             }
             if !rest.is_empty() {
                 let mut bytes = [0; 64];
                 bytes[..rest.len()].copy_from_slice(rest);
-                let planes: [u32; 2] = bytemuck::cast(signs(&bytes));
+                let planes: [u32; 2] = bytemuck::cast(word(signs(&bytes)));
                 let tail = &mut out[2 * whole.len()..];
                 let words = tail.len();
                 tail.copy_from_slice(&planes[..words]);
@@ -468,10 +479,10 @@ fn word(mask: __mmask64) -> u64 {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn signs(bytes: &[u8; 64]) -> u64 {
+fn signs(bytes: &[u8; 64]) -> __mmask64 {
     // SAFETY: 64 bytes are readable; the load needs no alignment.
     let bytes = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
-    word(_mm512_movepi8_mask(bytes))
+    _mm512_movepi8_mask(bytes)
 }
 
 /// The planes of two groups, a group after the other.

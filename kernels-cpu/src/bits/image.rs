@@ -48,7 +48,7 @@ impl ImagePlan {
     }
 
     /// Words of a packed line.
-    fn line(&self) -> usize {
+    pub(super) fn line(&self) -> usize {
         self.width * self.shape.groups * self.cell
     }
 

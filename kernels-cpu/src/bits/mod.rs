@@ -396,6 +396,16 @@ impl Block<'_> {
         let group = panels[0].group;
         for pixels in tiles.clone() {
             let height = pixels.len();
+            if conv.flat && conv.kernel.operands != Operands::TernaryBinary {
+                // A run each, one after the other.
+                let starts = pointers[pixels.start..pixels.end].iter_mut();
+                let mut start = conv.plan.runs(group, (pixels.start, 0)).sum::<usize>();
+                for pointer in starts {
+                    *pointer = self.packed[start..].as_ptr().cast();
+                    start += conv.plan.line();
+                }
+                continue;
+            }
             for (r, pixel) in pixels.clone().enumerate() {
                 let at = (pixel / width, pixel % width);
                 for (segment, start) in conv.plan.runs(group, at).enumerate() {
