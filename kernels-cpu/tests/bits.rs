@@ -229,8 +229,19 @@ fn shape(rng: &mut Rng) -> ConvShape {
 
 #[test]
 fn random_shapes_on_every_kernel() {
-    let mut rng = Rng(41);
-    for round in 0..160 {
+    random_shapes(41, 160);
+}
+
+/// 10,000 cases of each kernel that takes them: `cargo test --release -- --ignored ten_thousand`.
+#[test]
+#[ignore = "long"]
+fn ten_thousand_shapes() {
+    random_shapes(43, 10_000);
+}
+
+fn random_shapes(seed: u64, rounds: usize) {
+    let mut rng = Rng(seed);
+    for round in 0..rounds {
         let (shape, batch) = if round % 3 == 0 {
             let m = rng.pick(&[1, 2, 3, 4, 5, 7, 9, 33]);
             let k = rng.pick(&[1, 2, 31, 32, 33, 64, 65, 127, 784, 1100]);
