@@ -4,6 +4,7 @@
 //! Names read `{isa}-{activations}{weights}-{rows}x{columns}`; the tile is the largest one. A new
 //! kernel is one file under `arch/` and one row here.
 
+use crate::epilogue::Order;
 use crate::{Isa, KernelError, arch};
 
 /// How a kernel reads activations.
@@ -153,35 +154,64 @@ pub(crate) fn select(
         .ok_or(KernelError::NoKernel(isa))
 }
 
-/// What a depthwise function reads and writes: some output pixels of one chunk of channels.
+/// What a depthwise kernel's first function reads and writes: columns of an image, of `group` rows and one
+/// chunk of channels, become interleaved groups.
 ///
-/// # Contract of a depthwise function
+/// # Contract
 /// All of this holds at the call:
-/// - `taps` points to `pixels × taps_padded` pointers, pixel-major; each of them is readable for
-///   `channels` bytes from `channel` on;
-/// - `taps_padded` is a positive multiple of the kernel's `group`;
+/// - `rows` points to the kernel's `group` pointers; each of them is readable for `channels` bytes at
+///   `count` places, `step` bytes apart;
 /// - `channels` is between 1 and the kernel's `lanes`;
-/// - `weights` is one packed chunk, `taps_padded × lanes` weights; `bias` is readable for `lanes` values;
-/// - `out` is writable for `pixels` rows of `lanes` values;
+/// - `out` is writable for a group ([`DepthwiseKernel::group_bytes`]) at `count` places, `out_step` bytes
+///   apart;
 /// - the machine has the kernel's ISA.
 #[derive(Debug)]
-pub(crate) struct DepthwiseTile {
-    pub(crate) taps: *const *const u8,
-    pub(crate) taps_padded: usize,
-    pub(crate) pixels: usize,
-    pub(crate) channel: usize,
+pub(crate) struct DepthwiseColumns {
+    pub(crate) rows: *const *const u8,
+    pub(crate) step: usize,
+    pub(crate) count: usize,
     pub(crate) channels: usize,
-    pub(crate) weights: *const u8,
-    pub(crate) bias: *const i32,
-    pub(crate) out: *mut i32,
+    pub(crate) out: *mut u8,
+    pub(crate) out_step: usize,
 }
 
-/// Writes `bias[c] + Σ_t (x[t,c] + offset)·w[t,c]` for each pixel and channel, modulo 2^32; columns past
-/// `channels` may hold anything.
+/// What a depthwise kernel's second function reads and writes: one or two rows of output pixels of one
+/// chunk of channels.
+///
+/// # Contract
+/// All of this holds at the call:
+/// - `x` is readable for an interleaved group at each of `pixels` places, `pixel_step` bytes apart, plus
+///   each of the byte offsets `taps`; there is at least one;
+/// - `rows` is 1 or 2;
+/// - `weights` is one packed chunk: for each of the kernel's vectors, each row and each tap, one vector;
+/// - `bias` is readable for `lanes` values;
+/// - `out` is writable for `pixels` times `lanes` values for each row, rows `row_step` values apart;
+/// - the machine has the kernel's ISA.
+#[derive(Debug)]
+pub(crate) struct DepthwiseTile<'a> {
+    pub(crate) x: *const u8,
+    pub(crate) pixel_step: usize,
+    pub(crate) taps: &'a [usize],
+    pub(crate) rows: usize,
+    pub(crate) weights: *const u8,
+    pub(crate) bias: *const i32,
+    pub(crate) pixels: usize,
+    pub(crate) out: *mut i32,
+    pub(crate) row_step: usize,
+}
+
+/// Interleaves columns.
+///
+/// # Safety
+/// The contract of [`DepthwiseColumns`].
+pub(crate) type InterleaveFn = unsafe fn(&DepthwiseColumns);
+
+/// Writes `bias[c] + Σ_t (x[t,c] + offset)·w[t,c]` for each pixel and channel, modulo 2^32, in the kernel's
+/// order; columns past `channels` may hold anything.
 ///
 /// # Safety
 /// The contract of [`DepthwiseTile`].
-pub(crate) type DepthwiseFn = unsafe fn(&DepthwiseTile);
+pub(crate) type DepthwiseFn = unsafe fn(&DepthwiseTile<'_>);
 
 /// One row of the table of depthwise kernels.
 #[derive(Debug)]
@@ -194,13 +224,18 @@ pub struct DepthwiseKernel {
     pub(crate) wide: bool,
     /// Constant that the kernel adds to each activation as it reads it.
     pub(crate) offset: i32,
-    /// Taps that one instruction takes; their number is padded to a multiple of it.
+    /// Taps of a column that one instruction takes.
     pub(crate) group: usize,
     /// Channels of a chunk.
     pub(crate) lanes: usize,
-    /// Index in a packed chunk of the weight of a tap group's `tap` for `channel`.
+    /// Vectors of an interleaved group.
+    pub(crate) vectors: usize,
+    /// Index in a group of weights of the weight of the column's `tap` for `channel`.
     pub(crate) place: fn(channel: usize, tap: usize) -> usize,
-    pub(crate) run: DepthwiseFn,
+    pub(crate) interleave: InterleaveFn,
+    pub(crate) sums: DepthwiseFn,
+    /// The order in which sums lie, if it is not that of the channels.
+    pub(crate) order: Option<Order>,
 }
 
 impl DepthwiseKernel {
@@ -219,9 +254,14 @@ impl DepthwiseKernel {
         self.signed == signed && (self.wide || !wide)
     }
 
-    /// Bytes of a packed weight.
+    /// Bytes of a packed weight and of an interleaved activation.
     pub(crate) fn weight_bytes(&self) -> usize {
         if self.wide { 2 } else { 1 }
+    }
+
+    /// Bytes of an interleaved group, or of its weights.
+    pub(crate) fn group_bytes(&self) -> usize {
+        self.lanes * self.group * self.weight_bytes()
     }
 }
 

@@ -48,9 +48,9 @@ pub(crate) fn epilogue(isa: Isa, round: &Round, finish: &Finish) -> Option<Block
     native::epilogue(isa, round, finish)
 }
 
-/// Whether the epilogue of an ISA takes tiles whose columns lie as that ISA unpacks bytes.
-pub(crate) fn takes_unpacked(isa: Isa, finish: &Finish) -> bool {
-    native::takes_unpacked(isa, finish)
+/// Whether the epilogue of an ISA takes tiles of this width whose columns lie as that ISA unpacks bytes.
+pub(crate) fn takes_unpacked(isa: Isa, finish: &Finish, width: usize) -> bool {
+    native::takes_unpacked(isa, finish, width)
 }
 
 /// The table lookup of an ISA.

@@ -1,38 +1,106 @@
 //! Depthwise convolutions: each channel has a kernel of its own, so there is no product of matrices.
 //!
-//! Channels are cut into chunks of a kernel's lanes; for a few output pixels at a time the engine lists
-//! a pointer for each tap and lets every chunk meet them. Taps outside the image point to a row of zero
-//! points, so any kernel size, stride and dilation takes the same path.
+//! Channels are cut into chunks of a kernel's lanes. For a stretch of output pixels, the input rows above
+//! them are first interleaved, column by column, so that one instruction meets several rows; then each
+//! pixel adds up its columns. Where the rows that an instruction takes cover two output rows, both are
+//! computed from the same columns, with weights that are shifted against each other. Rows and columns
+//! outside the image are read from a line of zero points, so that borders take the same path, and so do
+//! all kernel sizes, strides and dilations.
 
 use core::ops::Range;
 
 use crate::epilogue::{Epilogue, Place};
+use crate::error::product;
 use crate::memory::{Aligned, Carver, LINE, piece};
 use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
-use crate::table::{DepthwiseKernel, DepthwiseTile};
+use crate::table::{DepthwiseColumns, DepthwiseKernel, DepthwiseTile};
 use crate::tiles::MACS_PER_PART;
 use crate::{Isa, KernelError, Parallel};
 
 use super::fold::Folded;
 use super::{ConvIo, ConvShape, ConvSpec};
 
-/// Output pixels of a tile.
-const PIXELS: usize = 8;
-/// Multiply-accumulates of a depthwise kernel in the time of one of a matrix product.
-const SLOWER: usize = 8;
+/// Most output pixels of a stretch: interleaved columns and sums stay in the L1 cache.
+const PIXELS: usize = 28;
+/// Multiply-accumulates of a matrix product in the time of one of a depthwise kernel.
+const SLOWER: usize = 3;
+
+/// How pixels and taps lie in interleaved columns.
+#[derive(Debug)]
+struct Layout {
+    /// Output rows computed together.
+    rows: usize,
+    /// Input rows that they see.
+    seen: usize,
+    /// Groups of input rows.
+    groups: usize,
+    /// Whether neighbouring pixels share columns; else each has its own.
+    shared: bool,
+    /// Most pixels of a stretch.
+    pixels: usize,
+    /// Columns of a stretch of that many pixels.
+    columns: usize,
+    /// Bytes from one column to the next, and from one pixel's first column to the next one's.
+    column_step: usize,
+    pixel_step: usize,
+    /// Bytes from a pixel's first column to each tap: column by column, group by group.
+    taps: Vec<usize>,
+}
+
+impl Layout {
+    fn new(kernel: &DepthwiseKernel, shape: &ConvShape) -> Result<Self, KernelError> {
+        let [kernel_h, kernel_w] = shape.kernel;
+        let seen = |rows: usize| kernel_h + (rows - 1) * shape.strides[0];
+        let groups = |rows: usize| seen(rows).div_ceil(kernel.group);
+        let two = shape.dilations[0] == 1 && shape.out_h > 1 && groups(2) == groups(1);
+        let rows = if two { 2 } else { 1 };
+        let pixels = shape.out_w.min(PIXELS);
+        let reach = (kernel_w - 1) * shape.dilations[1] + 1;
+        let (apart, together) = (pixels * kernel_w, (pixels - 1) * shape.strides[1] + reach);
+        let shared = together <= apart;
+        let groups = groups(rows);
+        let column_step = product(&[groups, kernel.group_bytes()])?;
+        product(&[apart.min(together), column_step])?;
+        let (columns_of_pixel, columns_of_tap) = if shared {
+            (shape.strides[1], shape.dilations[1])
+        } else {
+            (kernel_w, 1)
+        };
+        let taps = (0..kernel_w).flat_map(|kx| {
+            let column = kx * columns_of_tap * column_step;
+            (0..groups).map(move |group| column + group * kernel.group_bytes())
+        });
+        Ok(Layout {
+            rows,
+            seen: seen(rows),
+            groups,
+            shared,
+            pixels,
+            columns: apart.min(together),
+            column_step,
+            pixel_step: columns_of_pixel * column_step,
+            taps: taps.collect(),
+        })
+    }
+
+    /// The row of the kernel that output row `row` applies to an input row, if any.
+    fn kernel_row(&self, shape: &ConvShape, row: usize, input: usize) -> Option<usize> {
+        let ky = input.checked_sub(row * shape.strides[0])?;
+        (ky < shape.kernel[0]).then_some(ky)
+    }
+}
 
 /// A depthwise convolution, prepared.
 #[derive(Debug)]
 pub(super) struct Depthwise {
     shape: ConvShape,
     kernel: &'static DepthwiseKernel,
+    layout: Layout,
     weights: Aligned,
+    /// Bytes of a chunk's weights.
+    chunk_bytes: usize,
     bias: Folded,
     epilogue: Epilogue,
-    /// Taps, padded to the kernel's group.
-    taps: usize,
-    /// Bytes from the first tap to each, without padding.
-    offsets: Vec<usize>,
 }
 
 impl Depthwise {
@@ -42,52 +110,54 @@ impl Depthwise {
         spec: &ConvSpec<'_>,
     ) -> Result<Self, KernelError> {
         let shape = spec.shape;
+        let layout = Layout::new(kernel, &shape)?;
         let depth = shape.depth();
-        let taps = depth.next_multiple_of(kernel.group);
         let columns = shape.out_c.next_multiple_of(kernel.lanes);
         let channels: Vec<Option<usize>> = (0..columns)
             .map(|column| (column < shape.out_c).then_some(column))
             .collect();
         let weight = |channel, tap| spec.weights.get(channel, tap, depth);
-        let bytes = kernel.weight_bytes();
-        let mut weights = Aligned::zeroed(crate::error::product(&[columns, taps, bytes])?);
-        let packed = weights.bytes_mut();
+        let chunk_bytes = product(&[layout.rows, layout.taps.len(), kernel.group_bytes()])?;
+        let chunks = columns / kernel.lanes;
+        let mut weights = Aligned::zeroed(product(&[chunks, chunk_bytes])?);
         for channel in 0..shape.out_c {
-            let chunk = channel / kernel.lanes * kernel.lanes * taps;
-            for tap in 0..depth {
-                let group = tap / kernel.group * kernel.group * kernel.lanes;
-                let within = (kernel.place)(channel % kernel.lanes, tap % kernel.group);
-                let at = (chunk + group + within) * bytes;
-                packed[at..at + bytes]
-                    .copy_from_slice(&weight(channel, tap).to_le_bytes()[..bytes]);
-            }
+            let chunk = channel / kernel.lanes * chunk_bytes;
+            let chunk = &mut weights.bytes_mut()[chunk..chunk + chunk_bytes];
+            pack(
+                kernel,
+                &shape,
+                &layout,
+                channel % kernel.lanes,
+                chunk,
+                |tap| weight(channel, tap),
+            );
         }
+        // A kernel adds biases to sums where it has them.
+        let held = kernel.order.map_or_else(
+            || channels.clone(),
+            |order| order.positions(&channels, kernel.lanes),
+        );
         let bias = Folded::new(columns, spec.input_zero_point, kernel.offset, |column| {
-            let channel = channels[column]?;
+            let channel = held[column]?;
             let bias = spec.bias.get(channel).copied().unwrap_or(0);
             Some((bias, (0..depth).map(move |tap| weight(channel, tap))))
         });
+        let epilogue = Epilogue::new(
+            isa,
+            &spec.output,
+            shape.out_c,
+            &channels,
+            kernel.lanes,
+            kernel.order,
+        )?;
         Ok(Depthwise {
             shape,
             kernel,
+            layout,
             weights,
+            chunk_bytes,
             bias,
-            epilogue: Epilogue::new(
-                isa,
-                &spec.output,
-                shape.out_c,
-                &channels,
-                kernel.lanes,
-                None,
-            )?,
-            taps,
-            offsets: (0..depth)
-                .map(|tap| {
-                    let (ky, kx) = (tap / shape.kernel[1], tap % shape.kernel[1]);
-                    let right = kx * shape.dilations[1];
-                    (ky * shape.dilations[0] * shape.in_w + right) * shape.in_c
-                })
-                .collect(),
+            epilogue,
         })
     }
 
@@ -101,26 +171,38 @@ impl Depthwise {
 
     pub(super) fn scratch_bytes(&self, threads: usize) -> usize {
         LINE + piece(4 * self.bias.columns())
-            + piece(self.shape.in_c)
+            + piece(self.shape.in_w * self.shape.in_c)
             + threads.clamp(1, MAX_PARTS) * self.part_bytes()
     }
 
     fn part_bytes(&self) -> usize {
-        LINE + piece(4 * (PIXELS * self.kernel.lanes + 1))
-            + piece(PIXELS * self.taps * size_of::<*const u8>())
+        LINE + piece(4 * self.tile_values())
+            + piece(self.layout.columns * self.layout.column_step)
+            + piece(self.layout.groups * self.kernel.group * size_of::<*const u8>())
+    }
+
+    /// Sums of a stretch, and one value more that an epilogue may read.
+    fn tile_values(&self) -> usize {
+        self.layout.rows * self.layout.pixels * self.kernel.lanes + 1
     }
 
     /// Runs on buffers whose lengths were checked.
     pub(super) fn run(&self, io: ConvIo<'_>, zero_point: i32, pool: &dyn Parallel) {
+        let shape = &self.shape;
         let mut carver = Carver::new(io.scratch);
         let bias = self.bias.get(zero_point, carver.words(self.bias.columns()));
-        let outside = carver.bytes(self.shape.in_c);
+        let outside = carver.bytes(shape.in_w * shape.in_c);
         outside.fill(zero_point as u8);
-        let pixels = io.batch * self.shape.out_h * self.shape.out_w;
-        let macs = pixels.saturating_mul(self.shape.out_c * self.taps);
+        let units = Units {
+            chunks: self.bias.columns() / self.kernel.lanes,
+            stretches: shape.out_w.div_ceil(self.layout.pixels),
+            rows: shape.out_h.div_ceil(self.layout.rows),
+        };
+        let count = io.batch * units.rows * units.stretches * units.chunks;
+        let macs = io.batch.saturating_mul(shape.macs());
         let parts = usable_threads(pool)
             .min(macs / (MACS_PER_PART / SLOWER))
-            .min(pixels.div_ceil(PIXELS))
+            .min(count)
             .max(1);
         let part_bytes = self.part_bytes();
         let scratch = Shared::new(carver.bytes(parts * part_bytes));
@@ -132,13 +214,50 @@ impl Depthwise {
             output: &output,
             bias,
             outside,
+            units,
         };
         run_parts(pool, parts, |part| {
             // SAFETY: pieces of different parts are disjoint, and each part runs once.
             let scratch = unsafe { scratch.slice(part * part_bytes..(part + 1) * part_bytes) };
-            job.run(share(pixels, parts, part), scratch);
+            job.run(share(count, parts, part), scratch);
         });
     }
+}
+
+/// Writes the weights of one channel into its chunk: for each vector, output row and tap, one vector.
+fn pack(
+    kernel: &DepthwiseKernel,
+    shape: &ConvShape,
+    layout: &Layout,
+    channel: usize,
+    chunk: &mut [u8],
+    weight: impl Fn(usize) -> i16,
+) {
+    let (bytes, taps) = (kernel.weight_bytes(), layout.taps.len());
+    let vector_weights = kernel.lanes * kernel.group / kernel.vectors;
+    for row in 0..layout.rows {
+        for tap in 0..taps {
+            let (kx, group) = (tap / layout.groups, tap % layout.groups);
+            for lane in 0..kernel.group {
+                let input = group * kernel.group + lane;
+                let Some(ky) = layout.kernel_row(shape, row, input) else {
+                    continue;
+                };
+                let place = (kernel.place)(channel, lane);
+                let (vector, within) = (place / vector_weights, place % vector_weights);
+                let at = ((vector * layout.rows + row) * taps + tap) * vector_weights + within;
+                let value = weight(ky * shape.kernel[1] + kx);
+                chunk[at * bytes..(at + 1) * bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
+            }
+        }
+    }
+}
+
+/// What there is to compute of one image: chunks of stretches of rows.
+struct Units {
+    chunks: usize,
+    stretches: usize,
+    rows: usize,
 }
 
 /// One run: what all parts share.
@@ -148,107 +267,185 @@ struct Job<'a> {
     other: &'a [u8],
     output: &'a Shared<'a>,
     bias: &'a [i32],
-    /// A row of zero points, as long as a pixel.
+    /// A line of zero points, as long as a row of the image.
     outside: &'a [u8],
+    units: Units,
+}
+
+/// Buffers of one part.
+struct Buffers<'a> {
+    tile: &'a mut [i32],
+    columns: &'a mut [u8],
+    rows: &'a mut [*const u8],
 }
 
 impl Job<'_> {
-    fn run(&self, pixels: Range<usize>, scratch: &mut [u8]) {
+    fn run(&self, units: Range<usize>, scratch: &mut [u8]) {
         let depthwise = self.depthwise;
-        let lanes = depthwise.kernel.lanes;
+        let (kernel, layout) = (depthwise.kernel, &depthwise.layout);
         let mut carver = Carver::new(scratch);
-        let tile = carver.words(PIXELS * lanes + 1);
-        let taps = carver.pointers(PIXELS * depthwise.taps);
-        for first in pixels.clone().step_by(PIXELS) {
-            let count = PIXELS.min(pixels.end - first);
-            for (index, taps) in taps
-                .chunks_exact_mut(depthwise.taps)
-                .take(count)
-                .enumerate()
-            {
-                self.point(first + index, taps);
-            }
-            for channel in (0..depthwise.shape.out_c).step_by(lanes) {
-                self.chunk(first, count, channel, taps, tile);
-            }
+        let mut buffers = Buffers {
+            tile: carver.words(depthwise.tile_values()),
+            columns: carver.bytes(layout.columns * layout.column_step),
+            rows: carver.pointers(layout.groups * kernel.group),
+        };
+        for unit in units {
+            let (chunk, rest) = (unit % self.units.chunks, unit / self.units.chunks);
+            let (stretch, rest) = (rest % self.units.stretches, rest / self.units.stretches);
+            let (row, image) = (rest % self.units.rows, rest / self.units.rows);
+            let pixels = share(depthwise.shape.out_w, self.units.stretches, stretch);
+            let channel = chunk * kernel.lanes;
+            self.interleave(
+                image,
+                row * layout.rows,
+                pixels.clone(),
+                channel,
+                &mut buffers,
+            );
+            self.sums(image, row * layout.rows, pixels, channel, &mut buffers);
         }
     }
 
-    /// The pointers of one output pixel, counted over the batch.
-    fn point(&self, pixel: usize, taps: &mut [*const u8]) {
-        let shape = &self.depthwise.shape;
-        let image = pixel / (shape.out_h * shape.out_w);
-        let (oy, ox) = (pixel / shape.out_w % shape.out_h, pixel % shape.out_w);
-        let y = (oy * shape.strides[0]) as isize - shape.pads[0] as isize;
-        let x = (ox * shape.strides[1]) as isize - shape.pads[1] as isize;
-        let image = &self.input[image * shape.input_elements()..];
-        if shape.holds_window(y, x) {
-            let first = &image[(y as usize * shape.in_w + x as usize) * shape.in_c..];
-            for (tap, offset) in taps.iter_mut().zip(&self.depthwise.offsets) {
-                *tap = first[*offset..].as_ptr();
-            }
-            taps[self.depthwise.offsets.len()..].fill(self.outside.as_ptr());
-            return;
-        }
-        let mut next = 0;
-        for ky in 0..shape.kernel[0] {
-            let y = y + (ky * shape.dilations[0]) as isize;
-            let inside = (0..shape.in_h as isize).contains(&y);
-            for kx in 0..shape.kernel[1] {
-                let x = x + (kx * shape.dilations[1]) as isize;
-                taps[next] = if inside && (0..shape.in_w as isize).contains(&x) {
-                    let at = (y as usize * shape.in_w + x as usize) * shape.in_c;
-                    image[at..].as_ptr()
-                } else {
-                    self.outside.as_ptr()
-                };
-                next += 1;
-            }
-        }
-        taps[next..].fill(self.outside.as_ptr());
-    }
-
-    /// One chunk of channels of some pixels.
-    fn chunk(
+    /// Interleaves the columns of a stretch of output pixels.
+    fn interleave(
         &self,
-        pixel: usize,
-        pixels: usize,
+        image: usize,
+        row: usize,
+        pixels: Range<usize>,
         channel: usize,
-        taps: &[*const u8],
-        tile: &mut [i32],
+        buffers: &mut Buffers<'_>,
     ) {
         let depthwise = self.depthwise;
-        let kernel = depthwise.kernel;
-        let channels = kernel.lanes.min(depthwise.shape.out_c - channel);
-        let chunk = channel * depthwise.taps * kernel.weight_bytes();
+        let (shape, layout) = (&depthwise.shape, &depthwise.layout);
+        let image = &self.input[image * shape.input_elements()..][..shape.input_elements()];
+        let top = (row * shape.strides[0]) as isize - shape.pads[0] as isize;
+        for (index, pointer) in buffers.rows.iter_mut().enumerate() {
+            let y = top + (index * shape.dilations[0]) as isize;
+            let inside = index < layout.seen && (0..shape.in_h as isize).contains(&y);
+            let line = if inside {
+                &image[y as usize * shape.in_w * shape.in_c..]
+            } else {
+                self.outside
+            };
+            *pointer = line[channel..].as_ptr();
+        }
+        let left = (pixels.start * shape.strides[1]) as isize - shape.pads[1] as isize;
+        if layout.shared {
+            let reach = (shape.kernel[1] - 1) * shape.dilations[1] + 1;
+            let columns = (pixels.len() - 1) * shape.strides[1] + reach;
+            let first = (-left).clamp(0, columns as isize) as usize;
+            let end = (shape.in_w as isize - left).clamp(first as isize, columns as isize) as usize;
+            self.columns(channel, 0..first, None, buffers);
+            self.columns(
+                channel,
+                first..end,
+                Some((left + first as isize) as usize),
+                buffers,
+            );
+            self.columns(channel, end..columns, None, buffers);
+            return;
+        }
+        for pixel in 0..pixels.len() {
+            for kx in 0..shape.kernel[1] {
+                let right = pixel * shape.strides[1] + kx * shape.dilations[1];
+                let x = left + right as isize;
+                let inside = (0..shape.in_w as isize).contains(&x);
+                let column = pixel * shape.kernel[1] + kx;
+                let x = inside.then_some(x as usize);
+                self.columns(channel, column..column + 1, x, buffers);
+            }
+        }
+    }
+
+    /// Interleaves some columns: those of the image from `x` on, or zero points.
+    fn columns(
+        &self,
+        channel: usize,
+        columns: Range<usize>,
+        x: Option<usize>,
+        buffers: &mut Buffers<'_>,
+    ) {
+        if columns.is_empty() {
+            return;
+        }
+        let depthwise = self.depthwise;
+        let (shape, kernel, layout) = (&depthwise.shape, depthwise.kernel, &depthwise.layout);
+        let outside = [self.outside[channel..].as_ptr(); MAX_GROUP];
+        let (skip, step) = match x {
+            Some(x) => (x * shape.in_c, shape.in_c),
+            None => (0, 0),
+        };
+        for group in 0..layout.groups {
+            let rows = &buffers.rows[group * kernel.group..(group + 1) * kernel.group];
+            let mut pointers = outside;
+            if x.is_some() {
+                for (pointer, row) in pointers.iter_mut().zip(rows) {
+                    *pointer = row.wrapping_add(skip);
+                }
+            }
+            let at = columns.start * layout.column_step + group * kernel.group_bytes();
+            let call = DepthwiseColumns {
+                rows: pointers.as_ptr(),
+                step,
+                count: columns.len(),
+                channels: kernel.lanes.min(shape.out_c - channel),
+                out: buffers.columns[at..].as_mut_ptr(),
+                out_step: layout.column_step,
+            };
+            // SAFETY: the contract of `DepthwiseColumns`: columns of the image lie in all of its rows, and
+            // the line of zero points is as long as one of them; the buffer holds a stretch's columns;
+            // the ISA was checked when the layer was prepared.
+            unsafe { (kernel.interleave)(&call) };
+        }
+    }
+
+    /// Sums and stores a stretch whose columns are interleaved.
+    fn sums(
+        &self,
+        image: usize,
+        row: usize,
+        pixels: Range<usize>,
+        channel: usize,
+        buffers: &mut Buffers<'_>,
+    ) {
+        let depthwise = self.depthwise;
+        let (shape, kernel, layout) = (&depthwise.shape, depthwise.kernel, &depthwise.layout);
+        let chunk = channel / kernel.lanes * depthwise.chunk_bytes;
+        let row_step = layout.pixels * kernel.lanes;
         let call = DepthwiseTile {
-            taps: taps.as_ptr(),
-            taps_padded: depthwise.taps,
-            pixels,
-            channel,
-            channels,
+            x: buffers.columns.as_ptr(),
+            pixel_step: layout.pixel_step,
+            taps: &layout.taps,
+            rows: layout.rows,
             weights: depthwise.weights.bytes()[chunk..].as_ptr(),
             bias: self.bias[channel..channel + kernel.lanes].as_ptr(),
-            out: tile.as_mut_ptr(),
+            pixels: pixels.len(),
+            out: buffers.tile.as_mut_ptr(),
+            row_step,
         };
-        // SAFETY: the contract of `DepthwiseTile`: `point` filled the pointers of all pixels, each at
-        // a pixel's first channel or at the row of zero points; the weights were packed for this
-        // kernel; the tile holds `PIXELS` rows; the ISA was checked when the layer was prepared.
-        unsafe { (kernel.run)(&call) };
-        let place = Place {
-            tile: tile.as_mut_ptr(),
-            stride: kernel.lanes,
-            rows: pixels,
-            columns: channels,
-            column: channel,
-            channel,
-            width: depthwise.shape.out_c,
-            row: pixel,
-            output: self.output.start(),
-            other: self.other.as_ptr(),
-        };
-        // SAFETY: the tile holds `pixels` rows; pixels of different parts are disjoint, and lengths
-        // were checked for the whole batch.
-        unsafe { depthwise.epilogue.run(&place) };
+        // SAFETY: the contract of `DepthwiseTile`: the stretch's columns were interleaved for this layout,
+        // the weights packed for it; the tile holds all rows and pixels; the ISA was checked when the
+        // layer was prepared.
+        unsafe { (kernel.sums)(&call) };
+        for r in 0..layout.rows.min(shape.out_h - row) {
+            let place = Place {
+                tile: buffers.tile[r * row_step..].as_mut_ptr(),
+                stride: kernel.lanes,
+                rows: pixels.len(),
+                columns: kernel.lanes.min(shape.out_c - channel),
+                column: channel,
+                channel,
+                width: shape.out_c,
+                row: (image * shape.out_h + row + r) * shape.out_w + pixels.start,
+                output: self.output.start(),
+                other: self.other.as_ptr(),
+            };
+            // SAFETY: the tile holds the row's pixels; units of different parts are disjoint, and lengths
+            // were checked for the whole batch.
+            unsafe { depthwise.epilogue.run(&place) };
+        }
     }
 }
+
+/// Most rows of a kernel's group.
+const MAX_GROUP: usize = 4;

@@ -197,7 +197,7 @@ impl Epilogue {
                     None => Run::Rows(rows::select(isa, &finish)),
                 };
                 if let (Some(order), Some(_)) = (order, block)
-                    && arch::takes_unpacked(isa, &finish)
+                    && arch::takes_unpacked(isa, &finish, narrowest)
                 {
                     (round, finish) = prepare(&order.positions(columns, narrowest));
                     finish.unpacked = true;
@@ -278,7 +278,7 @@ impl Epilogue {
 
 impl Order {
     /// The channels of packed columns, tiles of `width` of them in this order.
-    fn positions(&self, columns: &[Option<usize>], width: usize) -> Vec<Option<usize>> {
+    pub(crate) fn positions(&self, columns: &[Option<usize>], width: usize) -> Vec<Option<usize>> {
         let place = |at: usize| at - at % width + (self.column)(at % width);
         (0..columns.len()).map(|at| columns[place(at)]).collect()
     }

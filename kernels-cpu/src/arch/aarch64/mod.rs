@@ -17,7 +17,7 @@ pub(super) fn epilogue(_isa: Isa, _round: &Round, _finish: &Finish) -> Option<Bl
     None
 }
 
-pub(super) fn takes_unpacked(_isa: Isa, _finish: &Finish) -> bool {
+pub(super) fn takes_unpacked(_isa: Isa, _finish: &Finish, _width: usize) -> bool {
     false
 }
 

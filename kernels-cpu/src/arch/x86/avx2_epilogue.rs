@@ -58,6 +58,11 @@ pub(super) fn select(round: &Round, finish: &Finish) -> Option<BlockFn> {
     }
 }
 
+/// Whether columns may lie as bytes unpack.
+pub(super) fn takes_unpacked(finish: &Finish) -> bool {
+    matches!(finish.join, FinishJoin::None)
+}
+
 /// A rounding of 8 sums.
 trait Rounding {
     /// Parameters of 8 columns.
@@ -366,9 +371,13 @@ unsafe fn block<R: Rounding, const ADDED: bool>(round: &Round, finish: &Finish, 
                     rounded
                 };
             }
-            // Packing works inside 128-bit halves; put the quarters in order.
-            let words =
-                _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(values[0], values[1]));
+            // Packing works inside 128-bit halves: columns that lie as bytes unpack come out in order.
+            let words = _mm256_packs_epi32(values[0], values[1]);
+            let words = if finish.unpacked {
+                words
+            } else {
+                _mm256_permute4x64_epi64::<0b11_01_10_00>(words)
+            };
             let words = _mm256_adds_epi16(words, zero_point);
             let words = _mm256_min_epi16(_mm256_max_epi16(words, least), most);
             let (low, high) = (

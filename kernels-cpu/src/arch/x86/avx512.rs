@@ -11,10 +11,9 @@
 
 use core::arch::asm;
 use core::arch::x86_64::{
-    __m256i, __m512i, _mm256_storeu_si256, _mm512_add_epi32, _mm512_and_si512,
-    _mm512_castsi512_si256, _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64, _mm512_loadu_si512,
+    __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512,
     _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_slli_epi16,
-    _mm512_srai_epi32,
+    _mm512_srai_epi32, _mm512_storeu_si512,
 };
 
 use crate::Isa;
@@ -255,22 +254,10 @@ unsafe fn tile<A: Sign, W: Format, const HEIGHT: usize, const VECTORS: usize>(ti
                 *sum
             };
             // SAFETY: `out` holds `height` rows of `width` values.
-            unsafe { store_halves(tile.out.add(r * tile.stride + vector * LANES), sum) };
+            unsafe {
+                let out = tile.out.add(r * tile.stride + vector * LANES);
+                _mm512_storeu_si512(out.cast(), sum);
+            }
         }
-    }
-}
-
-/// A store in two halves: whole vectors take two cycles each in which little else is done.
-///
-/// # Safety
-/// - `to` is writable for 64 bytes.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) unsafe fn store_halves<T>(to: *mut T, values: __m512i) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let to: *mut __m256i = to.cast();
-        _mm256_storeu_si256(to, _mm512_castsi512_si256(values));
-        _mm256_storeu_si256(to.add(1), _mm512_extracti64x4_epi64::<1>(values));
     }
 }

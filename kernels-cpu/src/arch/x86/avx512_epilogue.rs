@@ -13,7 +13,6 @@ use crate::epilogue::finish::{Finish, FinishJoin, Store, Sum};
 use crate::epilogue::round::Round;
 use crate::epilogue::{BlockFn, Place};
 
-use super::avx512::store_halves;
 use super::avx512_round::{
     Away, Bounded, Double, Float, High, Joined, Rounding, Shift, Wide, Word,
 };
@@ -444,7 +443,7 @@ unsafe fn store_bytes(output: *mut u8, bytes: __m512i, columns: usize) {
     // SAFETY: the caller's promise; the mask leaves out what lies past the columns.
     unsafe {
         match columns {
-            64 => store_halves(output, bytes),
+            64 => _mm512_storeu_si512(output.cast(), bytes),
             32 => _mm256_storeu_si256(output.cast(), _mm512_castsi512_si256(bytes)),
             16 => _mm_storeu_si128(output.cast(), _mm512_castsi512_si128(bytes)),
             _ => _mm512_mask_storeu_epi8(output.cast(), u64::MAX >> (64 - columns), bytes),

@@ -28,10 +28,11 @@ pub(super) fn epilogue(isa: Isa, round: &Round, finish: &Finish) -> Option<Block
     }
 }
 
-pub(super) fn takes_unpacked(isa: Isa, finish: &Finish) -> bool {
+pub(super) fn takes_unpacked(isa: Isa, finish: &Finish, width: usize) -> bool {
     match isa {
-        Isa::Avx512Vnni => avx512_epilogue::takes_unpacked(finish),
-        Isa::Avx2 | Isa::Scalar | Isa::NeonDot => false,
+        Isa::Avx512Vnni => width == 64 && avx512_epilogue::takes_unpacked(finish),
+        Isa::Avx2 => width == 16 && avx2_epilogue::takes_unpacked(finish),
+        Isa::Scalar | Isa::NeonDot => false,
     }
 }
 
