@@ -79,10 +79,10 @@ fn product(input: DType, weights: DType) -> Graph {
 }
 
 fn spec(graph: &mut Graph) -> &mut Linear {
-    match &mut graph.nodes[0].op {
-        Op::Gemm(gemm) => &mut gemm.linear,
-        _ => unreachable!("a product"),
-    }
+    let Op::Gemm(gemm) = &mut graph.nodes[0].op else {
+        unreachable!("a product");
+    };
+    &mut gemm.linear
 }
 
 fn error(graph: &Graph) -> Option<NodeError> {
