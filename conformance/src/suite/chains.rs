@@ -69,8 +69,11 @@ fn add(b: &mut Builder, rng: &mut Rng, x: ValueId, y: ValueId) -> ValueId {
     let dims = b.graph.value(x).dims.clone();
     let sum = b.quantized(rng, DType::U8, &dims);
     let (lo, hi) = clamp(rng, DType::U8);
-    let scheme = AddSpec::F32Fma {
-        subtract: rng.one_in(4),
+    let subtract = rng.one_in(4);
+    let scheme = if rng.one_in(2) {
+        AddSpec::F32Fma { subtract }
+    } else {
+        AddSpec::TfliteDouble { subtract }
     };
     b.node(Op::Add(Add { scheme, lo, hi }), &[x, y], &[sum]);
     sum

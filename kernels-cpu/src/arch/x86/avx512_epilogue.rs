@@ -13,6 +13,7 @@ use crate::epilogue::finish::{Finish, FinishJoin, Store, Sum};
 use crate::epilogue::round::Round;
 use crate::epilogue::{BlockFn, Place};
 
+use super::avx512_double_sum::DoubleSum;
 use super::avx512_round::{
     Away, Bounded, Double, Float, High, Joined, Rounding, Shift, Wide, Word,
 };
@@ -25,9 +26,18 @@ const VECTORS: usize = 4;
 pub(super) fn select(round: &Round, finish: &Finish) -> Option<BlockFn> {
     let block = match finish.join {
         FinishJoin::Add {
-            sum: Sum::Integer { .. } | Sum::Double { .. },
+            sum: Sum::Integer { .. },
             ..
         } => return None,
+        // TFLite's sums follow TFLite's products.
+        FinishJoin::Add {
+            sum: Sum::Double { add, .. },
+            dtype,
+        } => {
+            let both = matches!(round, Round::Double { .. });
+            let fits = both && DoubleSum::fits(&add, finish, dtype);
+            return fits.then_some(block::<Double, Doubled>);
+        }
         FinishJoin::None | FinishJoin::Residual(_) => [
             block::<Word, Alone>,
             block::<High, Alone>,
@@ -97,17 +107,71 @@ fn is_byte(finish: &Finish) -> bool {
 trait Following {
     /// Whether there is a sum.
     const ADDED: bool;
+    /// Its parameters, in registers.
+    type Sum: Copy;
+
+    /// # Safety
+    /// - The machine has AVX-512 F.
+    unsafe fn sum(finish: &Finish) -> Self::Sum;
+
+    /// The sums of 16 products, which have their zero points, and 16 other values.
+    ///
+    /// # Safety
+    /// - The machine has AVX-512 F.
+    unsafe fn add(sum: &Self::Sum, product: __m512, other: __m512i) -> __m512i;
 }
 
 struct Alone;
 struct Added;
+struct Doubled;
 
 impl Following for Alone {
     const ADDED: bool = false;
+    type Sum = ();
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn sum(_finish: &Finish) {}
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add(_sum: &(), product: __m512, _other: __m512i) -> __m512i {
+        _mm512_cvtps_epi32(product)
+    }
 }
 
 impl Following for Added {
     const ADDED: bool = true;
+    type Sum = Adder;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn sum(finish: &Finish) -> Adder {
+        Adder::new(finish)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add(sum: &Adder, product: __m512, other: __m512i) -> __m512i {
+        sum.add(product, other)
+    }
+}
+
+impl Following for Doubled {
+    const ADDED: bool = true;
+    type Sum = DoubleSum;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn sum(finish: &Finish) -> DoubleSum {
+        DoubleSum::new(finish)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add(sum: &DoubleSum, product: __m512, other: __m512i) -> __m512i {
+        sum.add(product, other)
+    }
 }
 
 /// The parameters of a sum, in registers.
@@ -214,7 +278,8 @@ unsafe fn stripe<R: Rounding, F: Following, const COUNT: usize>(
         FinishJoin::None => None,
         FinishJoin::Residual(dtype) | FinishJoin::Add { dtype, .. } => Some(dtype),
     };
-    let adder = Adder::new(finish);
+    // SAFETY: this function has the features too.
+    let sum = unsafe { F::sum(finish) };
     let narrow = Narrow::new(finish, F::ADDED);
     let clamp = Clamp {
         lo: _mm512_set1_epi32(finish.lo),
@@ -242,7 +307,7 @@ unsafe fn stripe<R: Rounding, F: Following, const COUNT: usize>(
                 let sums = place.tile.add(r * place.stride + first + vector * LANES);
                 if F::ADDED {
                     let product = R::product(sums, others[vector], parameters[vector], &clamp);
-                    adder.add(product, others[vector])
+                    F::add(&sum, product, others[vector])
                 } else {
                     R::round(sums, others[vector], parameters[vector])
                 }

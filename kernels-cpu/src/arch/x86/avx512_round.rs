@@ -8,6 +8,8 @@
 use core::arch::asm;
 use core::arch::x86_64::*;
 
+use requant_numerics::elementwise::TfliteMultiplier;
+
 use crate::epilogue::round::Round;
 
 use super::avx512_epilogue::Clamp;
@@ -460,28 +462,44 @@ impl Rounding for Double {
         [m, left, right, cut]: Self::Parameters,
     ) -> __m512i {
         // SAFETY: the caller's promise.
-        let sums = unsafe { load(sums) };
-        let lifted = _mm512_sllv_epi32(sums, left);
-        let lost = _mm512_cmpneq_epi32_mask(shifted(lifted, left), sums);
-        let most = _mm512_set1_epi32(i32::MAX);
-        let saturated = _mm512_xor_si512(_mm512_srai_epi32::<31>(sums), most);
-        let lifted = _mm512_mask_mov_epi32(lifted, lost, saturated);
-        // Rounding half up and then truncating is gemmlowp's nudged truncation, for either sign.
-        let half = _mm512_set1_epi64(1 << 30);
-        let even = _mm512_add_epi64(products(lifted, m), half);
-        let odd = products(_mm512_srli_epi64::<32>(lifted), _mm512_srli_epi64::<32>(m));
-        let odd = _mm512_add_epi64(odd, half);
-        let high = _mm512_mask_blend_epi32(
-            0xaaaa,
-            _mm512_srli_epi64::<31>(even),
-            _mm512_add_epi64(odd, odd),
-        );
-        let negative = _mm512_srai_epi32::<31>(high);
-        let threshold = _mm512_sub_epi32(_mm512_srli_epi32::<1>(cut), negative);
-        let up = _mm512_cmpgt_epi32_mask(_mm512_and_si512(high, cut), threshold);
-        let quotient = shifted(high, right);
-        _mm512_mask_add_epi32(quotient, up, quotient, _mm512_set1_epi32(1))
+        double(unsafe { load(sums) }, [m, left, right, cut])
     }
+}
+
+/// The parameters of [`double`] for one multiplier.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn double_parameters(multiplier: TfliteMultiplier) -> [__m512i; 4] {
+    let e = i32::from(multiplier.e);
+    let right = (-e).max(0);
+    [multiplier.m, e.max(0), right, ((1i64 << right) - 1) as i32].map(|v| _mm512_set1_epi32(v))
+}
+
+/// gemmlowp's two roundings of 16 values by mantissas, left shifts, right shifts and what the latter cut
+/// off.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn double(values: __m512i, [m, left, right, cut]: [__m512i; 4]) -> __m512i {
+    let lifted = _mm512_sllv_epi32(values, left);
+    let lost = _mm512_cmpneq_epi32_mask(shifted(lifted, left), values);
+    let most = _mm512_set1_epi32(i32::MAX);
+    let saturated = _mm512_xor_si512(_mm512_srai_epi32::<31>(values), most);
+    let lifted = _mm512_mask_mov_epi32(lifted, lost, saturated);
+    // Rounding half up and then truncating is gemmlowp's nudged truncation, for either sign.
+    let half = _mm512_set1_epi64(1 << 30);
+    let even = _mm512_add_epi64(products(lifted, m), half);
+    let odd = products(_mm512_srli_epi64::<32>(lifted), _mm512_srli_epi64::<32>(m));
+    let odd = _mm512_add_epi64(odd, half);
+    let high = _mm512_mask_blend_epi32(
+        0xaaaa,
+        _mm512_srli_epi64::<31>(even),
+        _mm512_add_epi64(odd, odd),
+    );
+    let negative = _mm512_srai_epi32::<31>(high);
+    let threshold = _mm512_sub_epi32(_mm512_srli_epi32::<1>(cut), negative);
+    let up = _mm512_cmpgt_epi32_mask(_mm512_and_si512(high, cut), threshold);
+    let quotient = shifted(high, right);
+    _mm512_mask_add_epi32(quotient, up, quotient, _mm512_set1_epi32(1))
 }
 
 /// `half_away(sum·scale)` of 8 sums, saturated to 32 bits.

@@ -12,11 +12,13 @@ mod avx2_depthwise;
 mod avx2_epilogue;
 mod avx512;
 mod avx512_depthwise;
+mod avx512_double_sum;
 mod avx512_epilogue;
 mod avx512_round;
+mod avx512_words;
 mod vbmi;
 
-pub(super) const KERNELS: &[&[Kernel]] = &[avx2::KERNELS, avx512::KERNELS];
+pub(super) const KERNELS: &[&[Kernel]] = &[avx2::KERNELS, avx512::KERNELS, avx512_words::KERNELS];
 pub(super) const DEPTHWISE: &[&[DepthwiseKernel]] =
     &[avx2_depthwise::KERNELS, avx512_depthwise::KERNELS];
 
