@@ -123,7 +123,7 @@ impl MatMul {
         Ok(MatMul {
             spec: spec.clone(),
             b_shift,
-            walk: Walk::new(isa, kernel, &shape, signed, &spec.output)?,
+            walk: Walk::new(isa, kernel, &shape, signed, &spec.output, false)?,
         })
     }
 

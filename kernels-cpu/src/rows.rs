@@ -39,6 +39,8 @@ pub(crate) struct RowPlan {
     pub(crate) depth: usize,
     /// Positions along K in packed weights and in the strip.
     pub(crate) padded: usize,
+    /// Positions along K of a segment that hold weights.
+    segment: usize,
     /// Bytes of a gathered row.
     row_bytes: usize,
     /// Bytes from one image row to the next, and from one image to the next.
@@ -50,7 +52,10 @@ pub(crate) struct RowPlan {
 const SLACK: usize = 16;
 
 impl RowPlan {
-    pub(crate) fn new(shape: &ConvShape, signed: bool, kernel: &Kernel) -> Self {
+    /// With `spread`, a kernel row whose length is no multiple of the k-group may be read with a few bytes
+    /// behind it, so that positions along K lie apart from one kernel row to the next
+    /// ([`RowPlan::position`]); their weights are 0.
+    pub(crate) fn new(shape: &ConvShape, signed: bool, kernel: &Kernel, spread: bool) -> Self {
         let channels = shape.in_c / shape.groups;
         let [kernel_h, kernel_w] = shape.kernel;
         let depth = kernel_h * kernel_w * channels;
@@ -62,7 +67,14 @@ impl RowPlan {
         let contiguous = kernel_w == 1 || (shape.groups == 1 && shape.dilations[1] == 1);
         let (form, segments, segment) = if widen {
             (Form::Gathered, 1, depth)
-        } else if contiguous && run.is_multiple_of(kernel.group) {
+        } else if contiguous
+            && (run.is_multiple_of(kernel.group)
+                || spread && {
+                    let read = run.next_multiple_of(kernel.group);
+                    // Gathering rounds up once; more than a third of excess work costs more than it does.
+                    kernel_h == 1 || 3 * read <= 4 * run
+                })
+        {
             (Form::KernelRows, kernel_h, run)
         } else if channels.is_multiple_of(kernel.group) {
             (Form::Taps, kernel_h * kernel_w, channels)
@@ -81,10 +93,21 @@ impl RowPlan {
             groups,
             depth,
             padded,
+            segment,
             row_bytes: padded * kernel.activation_bytes(),
             line: shape.in_w * shape.in_c,
             image: shape.in_h * shape.in_w * shape.in_c,
         }
+    }
+
+    /// The position along K, in the order of the weights, that lies at a position of the packed ones; none
+    /// where there is padding.
+    pub(crate) fn position(&self, packed: usize) -> Option<usize> {
+        let (index, within) = (
+            packed / (self.padded / self.segments),
+            packed % (self.padded / self.segments),
+        );
+        (within < self.segment).then_some(index * self.segment + within)
     }
 
     /// Whether activations have a sign.
@@ -99,7 +122,8 @@ impl RowPlan {
 
     /// Bytes of strip for `rows` rows; none where no row is ever gathered.
     pub(crate) fn strip_bytes(&self, rows: usize) -> usize {
-        if self.form != Form::Gathered && self.shape.stays_inside() {
+        let whole = self.padded == self.depth;
+        if self.form != Form::Gathered && whole && self.shape.stays_inside() {
             0
         } else {
             rows * self.row_bytes + SLACK
@@ -133,8 +157,9 @@ impl RowPlan {
             let y = (oy * shape.strides[0]) as isize - shape.pads[0] as isize;
             let x = (ox * shape.strides[1]) as isize - shape.pads[1] as isize;
             let base = image * self.image + first_channel;
-            if self.form != Form::Gathered && shape.holds_window(y, x) {
-                let start = base + y as usize * self.line + x as usize * shape.in_c;
+            let start = (base as isize + y * self.line as isize + x * shape.in_c as isize) as usize;
+            let inside = self.form != Form::Gathered && shape.holds_window(y, x);
+            if inside && self.reach(start) <= input.len() {
                 self.point(&input[start..], r, height, table);
             } else {
                 let at = r * self.row_bytes;
@@ -164,6 +189,17 @@ impl RowPlan {
                 }
             }
         }
+    }
+
+    /// Where the kernel has read to at the last segment of a row that starts at `start`.
+    fn reach(&self, start: usize) -> usize {
+        let shape = &self.shape;
+        let down = (shape.kernel[0] - 1) * shape.dilations[0] * self.line;
+        let right = match self.form {
+            Form::Taps => (shape.kernel[1] - 1) * shape.dilations[1] * shape.in_c,
+            Form::KernelRows | Form::Gathered => 0,
+        };
+        start + down + right + self.padded / self.segments
     }
 
     /// The pointers of row `r`, whose first tap is at the start of `pixel`.
@@ -196,16 +232,21 @@ impl RowPlan {
         let [kernel_h, kernel_w] = shape.kernel;
         let [down, right] = shape.dilations;
         let run = kernel_w * self.channels;
+        // Kernel rows lie as far apart in the strip as the kernel reads them.
+        let row = match self.form {
+            Form::KernelRows => self.padded / self.segments,
+            Form::Taps | Form::Gathered => run,
+        };
         let joined = shape.groups == 1 && right == 1;
         if joined && shape.holds_window(y, x) {
             let start = y as usize * self.line + x as usize * shape.in_c;
             for ky in 0..kernel_h {
-                sink.copy(ky * run, &image[start + ky * down * self.line..], run);
+                sink.copy(ky * row, &image[start + ky * down * self.line..], run);
             }
             return;
         }
         for ky in 0..kernel_h {
-            let at = ky * run;
+            let at = ky * row;
             let y = y + (ky * down) as isize;
             if y < 0 || y >= shape.in_h as isize {
                 sink.fill(at, run, padding);

@@ -39,15 +39,17 @@ pub(crate) struct Walk {
 }
 
 impl Walk {
-    /// Cuts up a product; the epilogue is compiled for `isa`.
+    /// Cuts up a product; the epilogue is compiled for `isa`. With `spread`, weights may be packed with gaps
+    /// ([`Walk::position`]).
     pub(crate) fn new(
         isa: Isa,
         kernel: &'static Kernel,
         shape: &ConvShape,
         signed: bool,
         output: &Output,
+        spread: bool,
     ) -> Result<Self, KernelError> {
-        let plan = RowPlan::new(shape, signed, kernel);
+        let plan = RowPlan::new(shape, signed, kernel, spread);
         let panels = Panels::new(
             kernel,
             shape.groups,
@@ -87,6 +89,16 @@ impl Walk {
 
     pub(crate) fn panels(&self) -> &Panels {
         &self.panels
+    }
+
+    /// Positions along K in packed weights.
+    pub(crate) fn packed_depth(&self) -> usize {
+        self.plan.padded
+    }
+
+    /// The position along K at a packed one, none for padding.
+    pub(crate) fn position(&self, packed: usize) -> Option<usize> {
+        self.plan.position(packed)
     }
 
     /// Positions along K.

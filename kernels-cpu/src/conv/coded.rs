@@ -80,7 +80,7 @@ impl Coded {
             return Ok(None);
         };
         let kernel = table::select(isa, signed, WeightFormat::I8)?;
-        let walk = Walk::new(isa, kernel, &spec.shape, signed, &spec.output)?;
+        let walk = Walk::new(isa, kernel, &spec.shape, signed, &spec.output, false)?;
         let depth = walk.depth();
         let centroids = centroids.filter(|codes| codes.width > 1);
         let codes = match &centroids {

@@ -27,7 +27,7 @@ impl Tiled {
         spec: &ConvSpec<'_>,
         signed: bool,
     ) -> Result<Self, KernelError> {
-        let walk = Walk::new(isa, kernel, &spec.shape, signed, &spec.output)?;
+        let walk = Walk::new(isa, kernel, &spec.shape, signed, &spec.output, true)?;
         let (panels, depth) = (walk.panels(), walk.depth());
         let weight = |channel, k| spec.weights.get(channel, k, depth);
         let channels = panels.channels();
@@ -41,7 +41,9 @@ impl Tiled {
                 Some((bias, (0..depth).map(move |k| weight(channel, k))))
             },
         );
-        let weights = PackedWeights::new(kernel, panels, depth, weight);
+        let weights = PackedWeights::new(kernel, panels, walk.packed_depth(), |channel, k| {
+            walk.position(k).map_or(0, |k| weight(channel, k))
+        });
         Ok(Tiled {
             walk,
             weights,
