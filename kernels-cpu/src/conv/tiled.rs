@@ -8,7 +8,7 @@ use crate::tiles::{Job, Split, Walk};
 use crate::{Isa, KernelError, Parallel};
 
 use super::fold::Folded;
-use super::{ConvIo, ConvSpec};
+use super::{ConvIo, ConvShape, ConvSpec};
 
 /// A convolution prepared for tiles.
 #[derive(Debug)]
@@ -27,9 +27,15 @@ impl Tiled {
         spec: &ConvSpec<'_>,
         signed: bool,
     ) -> Result<Self, KernelError> {
-        let walk = Walk::new(isa, kernel, &spec.shape, signed, &spec.output, true)?;
+        let narrowest = kernel.widths[kernel.widths.len() - 1];
+        let merge = Merge::new(&spec.shape, narrowest);
+        let walk = Walk::new(isa, kernel, &merge.shape, signed, &spec.output, true)?;
         let (panels, depth) = (walk.panels(), walk.depth());
-        let weight = |channel, k| spec.weights.get(channel, k, depth);
+        let weight = |channel, k| {
+            let own = spec.shape.depth();
+            let k = merge.own(channel, k);
+            k.map_or(0, |k| spec.weights.get(channel, k, own))
+        };
         let channels = panels.channels();
         let bias = Folded::new(
             panels.columns,
@@ -93,5 +99,45 @@ impl Tiled {
             // were packed by this walk, and parts have disjoint rows or panels.
             unsafe { job.run(rows, panels, scratch) };
         });
+    }
+}
+
+/// Groups of few channels, several taken as one: their columns fill a panel together, and the weights
+/// between them are 0. The number of products stays the same, as long as they share a panel.
+struct Merge {
+    /// The shape with fewer groups.
+    shape: ConvShape,
+    /// Groups in one.
+    count: usize,
+    /// Input and output channels of an original group.
+    inputs: usize,
+    outputs: usize,
+}
+
+impl Merge {
+    fn new(shape: &ConvShape, columns: usize) -> Self {
+        let (inputs, outputs) = (shape.in_c / shape.groups, shape.out_c / shape.groups);
+        let fits =
+            |count: &usize| shape.groups.is_multiple_of(*count) && count * outputs <= columns;
+        let count = (1..=columns).rev().find(fits).unwrap_or(1);
+        Merge {
+            shape: ConvShape {
+                groups: shape.groups / count,
+                ..*shape
+            },
+            count,
+            inputs,
+            outputs,
+        }
+    }
+
+    /// The position along K in the channel's own group, if it is of that group.
+    fn own(&self, channel: usize, k: usize) -> Option<usize> {
+        let (tap, input) = (
+            k / (self.inputs * self.count),
+            k % (self.inputs * self.count),
+        );
+        let group = channel / self.outputs % self.count;
+        (input / self.inputs == group).then_some(tap * self.inputs + input % self.inputs)
     }
 }
