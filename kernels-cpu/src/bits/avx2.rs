@@ -22,6 +22,7 @@ macro_rules! row {
             isa: Isa::Avx2,
             detected,
             operands: Operands::$operands,
+            triples: false,
             widths: &[COLUMNS],
             tiles: &[&[tile::<$operands, 1> as BitTileFn, tile::<$operands, 2>]],
             signs: &[],

@@ -7,9 +7,8 @@
 use core::arch::asm;
 use core::arch::x86_64::*;
 
-use super::table::{
-    BitKernel, BitTile, BitTileFn, GROUP, OnesFn, Operands, PackFn, SignFn, SignTile,
-};
+use super::avx512_pack::{ones, pack};
+use super::table::{BitKernel, BitTile, BitTileFn, OnesFn, Operands, PackFn, SignFn, SignTile};
 use crate::Isa;
 
 const LANES: usize = 16;
@@ -34,6 +33,7 @@ macro_rules! single {
             isa: Isa::Avx512Vnni,
             detected,
             operands: Operands::$operands,
+            triples: false,
             widths: &[64, 32, 16],
             tiles: &[
                 heights!(tile as BitTileFn, $operands, 4),
@@ -60,6 +60,7 @@ pub(super) const KERNELS: &[BitKernel] = &[
         isa: Isa::Avx512Vnni,
         detected,
         operands: Operands::TernaryTernary,
+        triples: false,
         widths: &[32, 16],
         tiles: &[
             heights!(ternary as BitTileFn, 2),
@@ -72,7 +73,40 @@ pub(super) const KERNELS: &[BitKernel] = &[
         pack: pack as PackFn,
         ones: ones as OnesFn,
     },
+    TRIPLES,
 ];
+
+/// The functions of one width of the kernel of triples: heights 1 to 8.
+macro_rules! tall {
+    ($tile:ident as $type:ty, $vectors:literal) => {
+        &[
+            $tile::<1, $vectors> as $type,
+            $tile::<2, $vectors>,
+            $tile::<3, $vectors>,
+            $tile::<4, $vectors>,
+            $tile::<5, $vectors>,
+            $tile::<6, $vectors>,
+            $tile::<7, $vectors>,
+            $tile::<8, $vectors>,
+        ]
+    };
+}
+
+const TRIPLES: BitKernel = BitKernel {
+    name: "avx512-popcnt3-b1b1-8x32",
+    isa: Isa::Avx512Vnni,
+    detected,
+    operands: Operands::BinaryBinary,
+    triples: true,
+    widths: &[32, 16],
+    tiles: &[tall!(triple as BitTileFn, 2), tall!(triple as BitTileFn, 1)],
+    signs: &[
+        tall!(triple_sign as SignFn, 2),
+        tall!(triple_sign as SignFn, 1),
+    ],
+    pack: pack as PackFn,
+    ones: ones as OnesFn,
+};
 
 fn detected() -> bool {
     is_x86_feature_detected!("avx512vpopcntdq")
@@ -282,6 +316,115 @@ unsafe fn count_both<const HEIGHT: usize, const VECTORS: usize>(
     nonzero
 }
 
+/// `maj(a, b, c)` as a truth table, for `a`, `b` and `a ^ b ^ c` in that order.
+const MAJORITY: i32 = 0b1101_0100;
+
+/// Counts over a tile of `HEIGHT` rows and `VECTORS` vectors of binary operands, with the third word of
+/// every three of a segment the exclusive or of all three, on both sides.
+///
+/// Of three words a, b and c to be counted, `pop(a) + pop(b) + pop(c) = pop(a^b^c) + 2·pop(maj(a, b, c))`.
+/// What a row and a column have in common comes out of the words' exclusive ors alone, so `a ^ b ^ c` costs
+/// one instruction, and c itself is never formed: eight instructions where one after the other takes nine.
+///
+/// A macro, because as a function of its own it would hand its counts over in memory.
+macro_rules! count_triples {
+    ($source:expr) => {{
+        let twice = _mm512_set1_epi32(2);
+        let mut counts = [[_mm512_setzero_si512(); VECTORS]; HEIGHT];
+        let (whole, rest) = ($source.groups / 3, $source.groups % 3);
+        let mut weights = $source.weights;
+        let mut table = $source.rows;
+        let end = $source.rows.wrapping_add($source.segments * HEIGHT);
+        loop {
+            let mut rows = [core::ptr::null::<u32>(); HEIGHT];
+            for (r, row) in rows.iter_mut().enumerate() {
+                // SAFETY: `rows` holds `segments × height` pointers.
+                *row = unsafe { *table.add(r) };
+            }
+            let mut at = 0;
+            if whole > 0 {
+                loop {
+                    // SAFETY: `weights` is readable for all groups.
+                    let [first, second, all] = unsafe {
+                        let group = |g: usize| load::<VECTORS>(weights.add(g * VECTORS * LANES), 1);
+                        [group(0), group(1), group(2)]
+                    };
+                    weights = weights.wrapping_add(3 * VECTORS * LANES);
+                    for (counts, row) in counts.iter_mut().zip(rows) {
+                        // SAFETY: each row is readable for `groups` groups.
+                        let x = unsafe {
+                            let word = |g: usize| _mm512_set1_epi32(*row.add(at + g) as i32);
+                            [word(0), word(1), word(2)]
+                        };
+                        for (vector, count) in counts.iter_mut().enumerate() {
+                            let a = _mm512_xor_si512(x[0], first[vector][0]);
+                            let b = _mm512_xor_si512(x[1], second[vector][0]);
+                            let odd = _mm512_xor_si512(x[2], all[vector][0]);
+                            let two = _mm512_ternarylogic_epi32::<MAJORITY>(a, b, odd);
+                            let two = _mm512_popcnt_epi32(two);
+                            *count = _mm512_add_epi32(*count, _mm512_popcnt_epi32(odd));
+                            *count = _mm512_dpwssd_epi32(*count, two, twice);
+                        }
+                    }
+                    at += 3;
+                    if at == 3 * whole {
+                        break;
+                    }
+                }
+            }
+            for _ in 0..rest {
+                // SAFETY: `weights` is readable for all groups.
+                let panel = unsafe { load::<VECTORS>(weights, 1) };
+                weights = weights.wrapping_add(VECTORS * LANES);
+                for (counts, row) in counts.iter_mut().zip(rows) {
+                    // SAFETY: each row is readable for `groups` groups.
+                    let x = unsafe { _mm512_set1_epi32(*row.add(at) as i32) };
+                    for (count, w) in counts.iter_mut().zip(panel) {
+                        let ones = _mm512_popcnt_epi32(_mm512_xor_si512(x, w[0]));
+                        *count = _mm512_add_epi32(*count, ones);
+                    }
+                }
+                at += 1;
+            }
+            table = table.wrapping_add(HEIGHT);
+            if table == end {
+                break;
+            }
+        }
+        counts
+    }};
+}
+
+/// See [`BitTile`] for the contract.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vpopcntdq")]
+unsafe fn triple<const HEIGHT: usize, const VECTORS: usize>(tile: &BitTile) {
+    let counts = count_triples!(tile);
+    for (r, counts) in counts.iter().enumerate() {
+        for (vector, count) in counts.iter().enumerate() {
+            let twice = _mm512_slli_epi32::<1>(*count);
+            let count = _mm512_sub_epi32(_mm512_setzero_si512(), twice);
+            // SAFETY: inside the tile.
+            unsafe { store(tile, VECTORS, r, vector, count) };
+        }
+    }
+}
+
+/// See [`SignTile`] for the contract.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vpopcntdq")]
+unsafe fn triple_sign<const HEIGHT: usize, const VECTORS: usize>(tile: &SignTile) {
+    let counts = count_triples!(tile);
+    // SAFETY: `limits` holds the tile's columns.
+    let limits = unsafe { load_limits::<VECTORS>(tile.limits) };
+    for (r, counts) in counts.iter().enumerate() {
+        let mut passed = [0 as __mmask16; VECTORS];
+        for (passed, (count, limit)) in passed.iter_mut().zip(counts.iter().zip(limits)) {
+            *passed = _mm512_cmple_epi32_mask(*count, limit);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { store_signs(tile, r, joined(passed, tile.falls)) };
+    }
+}
+
 /// See [`BitTile`] for the contract.
 #[target_feature(enable = "avx512f,avx512bw,avx512vpopcntdq")]
 unsafe fn tile<C: Combine, const HEIGHT: usize, const VECTORS: usize>(tile: &BitTile) {
@@ -331,7 +474,7 @@ unsafe fn sign<C: Combine, const HEIGHT: usize, const VECTORS: usize>(tile: &Sig
             *passed = _mm512_cmple_epi32_mask(*count, limit);
         }
         // SAFETY: the caller's promise.
-        unsafe { store_signs(tile, r, joined(passed)) };
+        unsafe { store_signs(tile, r, joined(passed, tile.falls)) };
     }
 }
 
@@ -348,7 +491,7 @@ unsafe fn ternary_sign<const HEIGHT: usize, const VECTORS: usize>(tile: &SignTil
             *passed = _mm512_cmpge_epi32_mask(*count, limit);
         }
         // SAFETY: the caller's promise.
-        unsafe { store_signs(tile, r, joined(passed)) };
+        unsafe { store_signs(tile, r, joined(passed, tile.falls)) };
     }
 }
 
@@ -381,13 +524,31 @@ unsafe fn load_limits<const VECTORS: usize>(at: *const i32) -> [__m512i; VECTORS
     core::array::from_fn(|vector| unsafe { _mm512_loadu_si512(at.add(vector * LANES).cast()) })
 }
 
-/// The masks of a row's vectors as one.
+/// The masks of a row's vectors as one, flipped where `falls` is set. The compiler would join them in
+/// general registers, with three times the instructions.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn joined<const VECTORS: usize>(masks: [__mmask16; VECTORS]) -> __mmask64 {
+fn joined<const VECTORS: usize>(masks: [__mmask16; VECTORS], falls: __mmask64) -> __mmask64 {
     let mask = |vector: usize| masks.get(vector).copied().unwrap_or(0);
-    let pair = |first: usize| _mm512_kunpackw(u32::from(mask(first + 1)), u32::from(mask(first)));
-    _mm512_kunpackd(u64::from(pair(2)), u64::from(pair(0)))
+    let low: __mmask64;
+    // SAFETY: register to register.
+    unsafe {
+        asm!(
+            "kunpckwd {low}, {m1}, {m0}",
+            "kunpckwd {high}, {m3}, {m2}",
+            "kunpckdq {low}, {high}, {low}",
+            "kxorq {low}, {low}, {falls}",
+            low = out(kreg) low,
+            high = out(kreg) _,
+            m0 = in(kreg) mask(0),
+            m1 = in(kreg) mask(1),
+            m2 = in(kreg) mask(2),
+            m3 = in(kreg) mask(3),
+            falls = in(kreg) falls,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    low
 }
 
 /// Row `r` of a tile as bytes.
@@ -396,9 +557,8 @@ fn joined<const VECTORS: usize>(masks: [__mmask16; VECTORS]) -> __mmask64 {
 /// - The contract of [`SignTile`]; `r` is inside the tile.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn store_signs(tile: &SignTile, r: usize, passed: __mmask64) {
+unsafe fn store_signs(tile: &SignTile, r: usize, ones: __mmask64) {
     let minus = _mm512_set1_epi8(-1);
-    let ones = _kxor_mask64(passed, tile.falls);
     let bytes = _mm512_mask_blend_epi8(ones, minus, _mm512_set1_epi8(1));
     // SAFETY: the caller's promise; the mask leaves out what lies past the columns.
     unsafe {
@@ -406,120 +566,9 @@ unsafe fn store_signs(tile: &SignTile, r: usize, passed: __mmask64) {
         // A store under a mask takes many times as long.
         if tile.columns == 64 {
             return _mm512_storeu_si512(out.cast(), bytes);
+        } else if tile.columns == 32 {
+            return _mm256_storeu_si256(out.cast(), _mm512_castsi512_si256(bytes));
         }
         _mm512_mask_storeu_epi8(out.cast(), u64::MAX >> (64 - tile.columns), bytes);
     }
-}
-
-/// See [`PackFn`].
-fn pack(cells: &[u8], channels: usize, ternary: bool, out: &mut [u32]) {
-    // SAFETY: the table hands it out only where the ISA is available.
-    unsafe { pack_cells(cells, channels, ternary, out) }
-}
-
-#[target_feature(enable = "avx512f,avx512bw")]
-fn pack_cells(cells: &[u8], channels: usize, ternary: bool, out: &mut [u32]) {
-    let planes = if ternary { 2 } else { 1 };
-    // Cells that are whole groups lie one after the other without gaps: one long cell.
-    let (channels, words) = if channels.is_multiple_of(GROUP) {
-        (cells.len(), out.len())
-    } else {
-        (channels, channels.div_ceil(GROUP) * planes)
-    };
-    if channels == 0 {
-        return;
-    }
-    for (cell, out) in cells
-        .chunks_exact(channels)
-        .zip(out.chunks_exact_mut(words))
-    {
-        let (whole, rest) = cell.as_chunks::<64>();
-        if ternary {
-            for (bytes, out) in whole.iter().zip(out.as_chunks_mut().0) {
-                *out = bytemuck::cast::<[u64; 2], [u32; 4]>(both_planes(bytes));
-            }
-            if !rest.is_empty() {
-                let mut bytes = [0; 64];
-                bytes[..rest.len()].copy_from_slice(rest);
-                let planes: [u32; 4] = bytemuck::cast(both_planes(&bytes));
-                let tail = &mut out[4 * whole.len()..];
-                let words = tail.len();
-                tail.copy_from_slice(&planes[..words]);
-            }
-        } else {
-            for (bytes, out) in whole.iter().zip(out.as_chunks_mut::<2>().0) {
-                // SAFETY: two words hold a mask; this function has the feature.
-                unsafe { _store_mask64(out.as_mut_ptr().cast(), signs(bytes)) };
-            }
-            if !rest.is_empty() {
-                let mut bytes = [0; 64];
-                bytes[..rest.len()].copy_from_slice(rest);
-                let planes: [u32; 2] = bytemuck::cast(word(signs(&bytes)));
-                let tail = &mut out[2 * whole.len()..];
-                let words = tail.len();
-                tail.copy_from_slice(&planes[..words]);
-            }
-        }
-    }
-}
-
-/// A mask in a general register. Left to itself the compiler takes masks through memory and reads them
-/// back wider than they were stored, which stalls.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn word(mask: __mmask64) -> u64 {
-    let word: u64;
-    // SAFETY: moves one register into another.
-    unsafe {
-        asm!(
-            "kmovq {word}, {mask}",
-            word = lateout(reg) word,
-            mask = in(kreg) mask,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    word
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn signs(bytes: &[u8; 64]) -> __mmask64 {
-    // SAFETY: 64 bytes are readable; the load needs no alignment.
-    let bytes = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
-    _mm512_movepi8_mask(bytes)
-}
-
-/// The planes of two groups, a group after the other.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn both_planes(bytes: &[u8; 64]) -> [u64; 2] {
-    // SAFETY: 64 bytes are readable; the load needs no alignment.
-    let bytes = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
-    let others = word(_mm512_test_epi8_mask(bytes, bytes));
-    let signs = word(_mm512_movepi8_mask(bytes));
-    let low = u64::from(u32::MAX);
-    [
-        (others & low) | (signs << GROUP),
-        (others >> GROUP) | (signs & !low),
-    ]
-}
-
-/// See [`OnesFn`].
-fn ones(run: &[u32]) -> i32 {
-    // SAFETY: the table hands it out only where the ISA is available.
-    unsafe { count_masks(run) }
-}
-
-#[target_feature(enable = "avx512f,avx512vpopcntdq")]
-fn count_masks(run: &[u32]) -> i32 {
-    // Every second word is a mask.
-    let masks: u16 = 0x5555;
-    let mut sum = _mm512_setzero_si512();
-    for words in run.chunks(LANES) {
-        let mask = masks & (u16::MAX >> (LANES - words.len()));
-        // SAFETY: the mask leaves out what lies past the words.
-        let words = unsafe { _mm512_maskz_loadu_epi32(mask, words.as_ptr().cast()) };
-        sum = _mm512_add_epi32(sum, _mm512_popcnt_epi32(words));
-    }
-    _mm512_reduce_add_epi32(sum)
 }

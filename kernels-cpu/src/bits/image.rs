@@ -31,7 +31,8 @@ impl ImagePlan {
         let planes = kernel.operands.activation_planes();
         let words = (shape.in_c / shape.groups).div_ceil(GROUP);
         let [kernel_h, kernel_w] = shape.kernel;
-        let joined = shape.groups == 1 && (kernel_w == 1 || shape.dilations[1] == 1);
+        let neighbours = kernel_w == 1 || (shape.dilations[1] == 1 && !kernel.triples);
+        let joined = shape.groups == 1 && neighbours;
         ImagePlan {
             shape: *shape,
             cell: words * planes,
@@ -87,7 +88,9 @@ impl ImagePlan {
         if whole && top + count <= shape.in_h {
             let (start, line) = (top * shape.in_w * shape.in_c, shape.in_w * shape.in_c);
             let cells = &image[start..start + count * line];
-            (kernel.pack)(cells, channels, ternary, &mut packed[..count * self.line()]);
+            let packed = &mut packed[..count * self.line()];
+            (kernel.pack)(cells, channels, ternary, packed);
+            self.join(kernel, packed);
             return;
         }
         let lines = packed.chunks_exact_mut(self.line()).enumerate();
@@ -103,6 +106,19 @@ impl ImagePlan {
             let start = y * shape.in_w * shape.in_c;
             let cells = &image[start..start + columns * shape.in_c];
             (kernel.pack)(cells, channels, ternary, &mut packed[first..last]);
+            self.join(kernel, &mut packed[first..last]);
+        }
+    }
+
+    /// Makes the third word of every three what a kernel of triples reads.
+    fn join(&self, kernel: &BitKernel, cells: &mut [u32]) {
+        if !kernel.triples {
+            return;
+        }
+        for cell in cells.chunks_exact_mut(self.cell) {
+            for [first, second, third] in cell.as_chunks_mut().0 {
+                *third ^= *first ^ *second;
+            }
         }
     }
 

@@ -14,6 +14,8 @@ mod weights;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_pack;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 
@@ -30,7 +32,7 @@ use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
 use crate::{Buffer, Isa, KernelError, Parallel};
 
 use image::ImagePlan;
-use table::{BitKernel, BitTile, Operands, SignTile};
+use table::{BitKernel, BitTile, GROUP, Operands, SignTile};
 use weights::{BitPanel, BitWeights, Source};
 
 /// Bytes of packed activations in a block, where one output row does not already need more.
@@ -83,7 +85,9 @@ impl BitConv {
     /// # Errors
     /// Everything that is wrong with the shape, the operands or the parameters.
     pub fn new(isa: Isa, spec: &BitSpec<'_>) -> Result<Self, KernelError> {
-        let kernel = table::select(isa, operands(spec)?)?;
+        let operands = operands(spec)?;
+        let words = (spec.shape.in_c / spec.shape.groups).div_ceil(GROUP);
+        let kernel = table::select(isa, operands, words)?;
         BitConv::prepare(isa, kernel, spec)
     }
 
@@ -96,7 +100,10 @@ impl BitConv {
         kernel: &'static BitKernel,
         spec: &BitSpec<'_>,
     ) -> Result<Self, KernelError> {
-        let takes = operands(spec)? == kernel.operands && kernel.is_available();
+        let operands = operands(spec)?;
+        let words = (spec.shape.in_c / spec.shape.groups).div_ceil(GROUP);
+        let suits = operands == kernel.operands && (words >= 3 || !kernel.triples);
+        let takes = suits && kernel.is_available();
         crate::table::usable(kernel.isa, takes)?;
         BitConv::prepare(kernel.isa, kernel, spec)
     }

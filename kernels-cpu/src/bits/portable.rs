@@ -14,6 +14,7 @@ macro_rules! row {
             isa: Isa::Scalar,
             detected: always,
             operands: Operands::$operands,
+            triples: false,
             widths: WIDTHS,
             tiles: &[&[tile::<$count, 1> as BitTileFn, tile::<$count, 2>]],
             signs: &[],

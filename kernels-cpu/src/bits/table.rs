@@ -2,7 +2,7 @@
 //!
 //! A kernel counts bits of a few rows of activations against a panel of weights, 32 positions along K
 //! in each lane. Names read `{isa}-popcnt-{activations}{weights}-{rows}x{columns}`, with `b1` for binary
-//! and `t2` for ternary operands. A new kernel is one file in this folder and its rows here.
+//! and `t2` for ternary operands, and `popcnt3` for kernels that count three words at once. A new kernel is one file in this folder and its rows here.
 
 use crate::{Isa, KernelError};
 
@@ -151,6 +151,9 @@ pub struct BitKernel {
     /// Whether the machine has what the kernel needs beyond its ISA.
     pub(crate) detected: fn() -> bool,
     pub(crate) operands: Operands,
+    /// Whether the third word of every three of a cell is the exclusive or of all three: a kernel of
+    /// binary operands then counts three words with two counts. Cells have at least three words.
+    pub(crate) triples: bool,
     /// Panel widths in columns, widest first; the others serve the last columns.
     pub(crate) widths: &'static [usize],
     /// For each width, one function for each height from 1 to the tallest.
@@ -206,13 +209,19 @@ pub fn bit_kernels() -> impl DoubleEndedIterator<Item = &'static BitKernel> {
     return portable;
 }
 
-/// The kernel for an ISA and operands: the best that the ISA includes and the machine has.
-pub(crate) fn select(isa: Isa, operands: Operands) -> Result<&'static BitKernel, KernelError> {
+/// The kernel for an ISA, operands and words of a cell: the best that the ISA includes and the machine
+/// has.
+pub(crate) fn select(
+    isa: Isa,
+    operands: Operands,
+    words: usize,
+) -> Result<&'static BitKernel, KernelError> {
     crate::table::usable(isa, true)?;
     let included = crate::table::ladder(isa);
     bit_kernels()
         .rev()
-        .find(|k| k.operands == operands && included.contains(&k.isa) && k.is_available())
+        .filter(|k| included.contains(&k.isa) && k.is_available())
+        .find(|k| k.operands == operands && (words >= 3 || !k.triples))
         .ok_or(KernelError::NoKernel(isa))
 }
 
@@ -237,12 +246,20 @@ mod tests {
                 assert_eq!(heights.len(), kernel.tallest(), "{name}");
             }
             let plane = |planes| if planes == 1 { "b1" } else { "t2" };
+            if kernel.triples {
+                assert_eq!(kernel.operands, Operands::BinaryBinary, "{name}");
+            }
             let operands = [
                 plane(kernel.operands.activation_planes()),
                 plane(kernel.operands.weight_planes()),
             ]
             .concat();
-            let end = format!("popcnt-{operands}-{}x{}", kernel.tallest(), kernel.widest());
+            let count = if kernel.triples { "popcnt3" } else { "popcnt" };
+            let end = format!(
+                "{count}-{operands}-{}x{}",
+                kernel.tallest(),
+                kernel.widest()
+            );
             assert!(name.ends_with(&end), "{name}");
         }
     }
@@ -251,7 +268,10 @@ mod tests {
     fn every_isa_takes_every_operand() {
         for isa in Isa::available() {
             for operands in Operands::ALL {
-                assert_eq!(select(isa, operands).map(|k| k.operands), Ok(operands));
+                for words in [1, 3] {
+                    let kernel = select(isa, operands, words);
+                    assert_eq!(kernel.map(|k| k.operands), Ok(operands));
+                }
             }
         }
     }

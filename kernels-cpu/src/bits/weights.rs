@@ -105,6 +105,13 @@ impl BitWeights {
                         }
                         packed[at + (planes - 1) * panel.width] |= u32::from(weight < 0) << bit;
                     }
+                    if kernel.triples {
+                        let start = panel.offset + tap * words * panel.width + c;
+                        for first in (0..words / 3).map(|t| start + 3 * t * panel.width) {
+                            let both = packed[first] ^ packed[first + panel.width];
+                            packed[first + 2 * panel.width] ^= both;
+                        }
+                    }
                 }
             }
         }
