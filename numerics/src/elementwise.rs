@@ -30,7 +30,7 @@ pub enum AddScheme {
     },
     /// TFLite's ADD and SUB of 8-bit operands: each operand is brought to a common scale,
     /// `q_i = MBQM((x_i − z_i) << 20, M_i)`, and the sum or difference to the output,
-    /// `MBQM(q_a ± q_b, M)`; MBQM is [`tflite_double`](crate::rounding::tflite_double).
+    /// `MBQM(q_a ± q_b, M)`; MBQM is [`tflite_double`].
     TfliteDouble {
         /// Whether the second operand is subtracted.
         subtract: bool,
@@ -43,7 +43,7 @@ pub enum AddScheme {
     },
 }
 
-/// A multiplier `m·2^(e−31)` of [`tflite_double`](crate::rounding::tflite_double).
+/// A multiplier `m·2^(e−31)` of [`tflite_double`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TfliteMultiplier {
     /// Mantissa, not negative.
@@ -133,7 +133,7 @@ pub enum ElementwiseError {
 }
 
 impl TfliteMultiplier {
-    /// The form of a real multiplier; see [`tflite_multiplier`](crate::dyadic::tflite_multiplier).
+    /// The form of a real multiplier; see [`tflite_multiplier`].
     ///
     /// # Errors
     /// Refuses what is not a positive finite number below 2^30.
