@@ -8,7 +8,9 @@ use requant_kernels_cpu::table::{self, WeightFormat};
 use requant_kernels_cpu::{Conv, ConvIo, ConvShape, ConvSpec, Isa, KernelError, Output, Weights};
 use requant_numerics::DType;
 use requant_numerics::packing::pack;
-use support::{Rng, Threads, assert_same, isas, load, naive_conv, other_dtype, output, store_one};
+use support::{
+    Rng, Threads, assert_same, cases, isas, load, naive_conv, other_dtype, output, store_one,
+};
 
 /// A convolution with its operands and the bytes it must give.
 struct Case {
@@ -243,7 +245,7 @@ const FORMATS: [WeightFormat; 3] = [WeightFormat::I8, WeightFormat::I4, WeightFo
 fn random_convolutions() {
     let isas = isas();
     let mut rng = Rng(1);
-    for _ in 0..600 {
+    for _ in 0..cases(600) {
         let shape = random_shape(&mut rng);
         let batch = rng.pick(&[1, 1, 2, 3, 7]);
         let format = rng.pick(&FORMATS);
@@ -255,7 +257,7 @@ fn random_convolutions() {
 fn random_depthwise_convolutions() {
     let isas = isas();
     let mut rng = Rng(4);
-    for _ in 0..300 {
+    for _ in 0..cases(300) {
         let mut shape = random_shape(&mut rng);
         let channels = rng.pick(&[2, 3, 8, 15, 16, 17, 24, 63, 64, 65, 96, 144]);
         (shape.in_c, shape.out_c, shape.groups) = (channels, channels, channels);
@@ -269,7 +271,7 @@ fn random_depthwise_convolutions() {
 fn random_matrix_products() {
     let isas = isas();
     let mut rng = Rng(2);
-    for _ in 0..300 {
+    for _ in 0..cases(300) {
         let shape = ConvShape::gemm(rng.size(1, 40), rng.size(1, 200), rng.size(1, 200));
         let format = rng.pick(&FORMATS);
         Case::new(&mut rng, shape, 1, format).check_all(&isas);

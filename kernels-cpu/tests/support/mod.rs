@@ -89,6 +89,14 @@ impl Parallel for Threads {
     }
 }
 
+/// How many random cases a test runs: `usual`, unless the environment says otherwise.
+pub(crate) fn cases(usual: usize) -> usize {
+    match std::env::var("REQUANT_TEST_CASES") {
+        Ok(count) => count.parse().expect("REQUANT_TEST_CASES is a number"),
+        Err(_) => usual,
+    }
+}
+
 /// The instruction sets to test; says which are left out.
 pub(crate) fn isas() -> Vec<Isa> {
     for isa in Isa::ALL {
