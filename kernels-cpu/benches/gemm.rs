@@ -34,7 +34,7 @@ const PRODUCTS: [[usize; 3]; 11] = [
 ];
 
 /// Size, input channels, output channels, kernel, stride, groups of square convolutions.
-const CONVOLUTIONS: [[usize; 6]; 9] = [
+const CONVOLUTIONS: [[usize; 6]; 13] = [
     [56, 64, 64, 3, 1, 1],
     [28, 128, 128, 3, 1, 1],
     [14, 256, 256, 3, 1, 1],
@@ -44,6 +44,10 @@ const CONVOLUTIONS: [[usize; 6]; 9] = [
     [56, 128, 128, 3, 1, 32],
     [56, 96, 96, 3, 1, 96],
     [28, 192, 192, 3, 2, 192],
+    [28, 192, 192, 3, 1, 192],
+    [14, 576, 576, 5, 1, 576],
+    [112, 32, 16, 1, 1, 1],
+    [224, 3, 32, 3, 2, 1],
 ];
 
 /// Layer precisions, as metrics name them.

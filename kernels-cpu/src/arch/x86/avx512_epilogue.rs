@@ -406,6 +406,9 @@ struct Narrow {
     store: Store,
     packed: bool,
     unpacked: bool,
+    /// Whether packed words still need their zero point, and bytes a clamp that packs do not give.
+    shifted: bool,
+    clamped: bool,
     /// Words where values are packed, or else 32-bit values.
     zero_point: __m512i,
     /// Bytes where values are packed, or else 32-bit values before the zero point.
@@ -437,6 +440,12 @@ impl Narrow {
             store: finish.store,
             packed: is_byte(finish),
             unpacked: finish.unpacked,
+            shifted: !added && finish.zero_point != 0,
+            clamped: match finish.store {
+                Store::Signed => finish.limits != (-128, 127),
+                Store::Unsigned => finish.limits != (0, 255),
+                Store::Low | Store::Word => true,
+            },
             zero_point,
             lo,
             hi,
@@ -456,15 +465,28 @@ impl Narrow {
     ) {
         if self.packed {
             let words = |low: __m512i, high: __m512i| {
-                _mm512_adds_epi16(_mm512_packs_epi32(low, high), self.zero_point)
+                let words = _mm512_packs_epi32(low, high);
+                if self.shifted {
+                    _mm512_adds_epi16(words, self.zero_point)
+                } else {
+                    words
+                }
             };
             let (low, high) = (words(values[0], values[1]), words(values[2], values[3]));
             let bytes = if self.store == Store::Signed {
                 let bytes = _mm512_packs_epi16(low, high);
-                _mm512_min_epi8(_mm512_max_epi8(bytes, self.lo), self.hi)
+                if self.clamped {
+                    _mm512_min_epi8(_mm512_max_epi8(bytes, self.lo), self.hi)
+                } else {
+                    bytes
+                }
             } else {
                 let bytes = _mm512_packus_epi16(low, high);
-                _mm512_min_epu8(_mm512_max_epu8(bytes, self.lo), self.hi)
+                if self.clamped {
+                    _mm512_min_epu8(_mm512_max_epu8(bytes, self.lo), self.hi)
+                } else {
+                    bytes
+                }
             };
             let bytes = if self.unpacked {
                 bytes
