@@ -218,6 +218,13 @@ fn broken_models() {
             "the model has 1025 operands of an operator, more than 1024",
         ),
         (
+            changed(|m| {
+                let many = operator(2, &[0; 1024], &[]);
+                m.operators.extend(vec![many; 256]);
+            }),
+            "the model has 262156 operands and results, more than 262144",
+        ),
+        (
             changed(|m| m.operators.swap(0, 1)),
             "operator 0 (AVERAGE_POOL_2D) reads tensor 3 'c', which nothing before it defines",
         ),

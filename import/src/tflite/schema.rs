@@ -10,9 +10,11 @@ use super::flatbuffer::{self, Table, Vector};
 use super::operators;
 
 /// Most tensors of a graph.
-const MAX_TENSORS: usize = 1 << 16;
+const MAX_TENSORS: usize = 1 << 15;
 /// Most operands or results of an operator.
 const MAX_OPERANDS: usize = 1 << 10;
+/// Most operands and results of all operators together: many operators may share one list in the file.
+const MAX_ALL_OPERANDS: usize = 1 << 18;
 
 /// A model of one graph.
 #[derive(Debug)]
@@ -360,6 +362,7 @@ fn operators(
     at_most("operator codes", codes.len(), limits::MAX_NODES)?;
     let list = graph.vector(3, 4)?;
     at_most("operators", list.len(), limits::MAX_NODES)?;
+    let mut all = 0usize;
     let one = |(index, table): (usize, Result<Table<'_>, FormatFault>)| {
         let table = table?;
         let user = || format!("operator {index}");
@@ -368,11 +371,11 @@ fn operators(
         // Numbers past 127 stand in the newer field alone.
         let old = i32::from(code.u8(0, 0)? as i8);
         let builtin = code.i32(3, 0)?.max(old);
-        let operands = |id: usize, what: &'static str| -> Result<Vector<'_>, ImportError> {
-            let vector = table.vector(id, 4)?;
-            at_most(what, vector.len(), MAX_OPERANDS)?;
-            Ok(vector)
-        };
+        let (inputs, outputs) = (table.vector(1, 4)?, table.vector(2, 4)?);
+        at_most("operands of an operator", inputs.len(), MAX_OPERANDS)?;
+        at_most("results of an operator", outputs.len(), MAX_OPERANDS)?;
+        all += inputs.len() + outputs.len();
+        at_most("operands and results", all, MAX_ALL_OPERANDS)?;
         let input = |index: i32| match index {
             -1 => Ok(None),
             index => known(user, "tensor", index.into(), tensors).map(Some),
@@ -381,14 +384,8 @@ fn operators(
         Ok(Operator {
             name: operators::name(builtin, &text(code.string(1)?)),
             kind: operators::kind(builtin, table.u8(3, 0)?, table.table(4)?)?,
-            inputs: operands(1, "operands of an operator")?
-                .i32s()
-                .map(input)
-                .collect::<Result<_, _>>()?,
-            outputs: operands(2, "results of an operator")?
-                .i32s()
-                .map(output)
-                .collect::<Result<_, _>>()?,
+            inputs: inputs.i32s().map(input).collect::<Result<_, _>>()?,
+            outputs: outputs.i32s().map(output).collect::<Result<_, _>>()?,
         })
     };
     list.tables().enumerate().map(one).collect()
