@@ -41,6 +41,8 @@ pub(crate) struct RowPlan {
     pub(crate) padded: usize,
     /// Positions along K of a segment that hold weights.
     segment: usize,
+    /// Whether row after row is pixel after pixel: a matrix product.
+    dense: bool,
     /// Bytes of a gathered row.
     row_bytes: usize,
     /// Bytes from one image row to the next, and from one image to the next.
@@ -94,6 +96,11 @@ impl RowPlan {
             depth,
             padded,
             segment,
+            dense: form == Form::KernelRows
+                && shape.kernel == [1, 1]
+                && shape.strides == [1, 1]
+                && shape.pads == [0, 0]
+                && (shape.in_h, shape.in_w) == (shape.out_h, shape.out_w),
             row_bytes: padded * kernel.activation_bytes(),
             line: shape.in_w * shape.in_c,
             image: shape.in_h * shape.in_w * shape.in_c,
@@ -148,6 +155,16 @@ impl RowPlan {
         let shape = &self.shape;
         let height = rows.len();
         let first_channel = group * self.channels;
+        if self.dense {
+            let start = rows.start * shape.in_c + first_channel;
+            if height > 0 && start + (height - 1) * shape.in_c + self.padded <= input.len() {
+                let pixels = input[start..].chunks(shape.in_c);
+                for (pointer, pixel) in table[..height].iter_mut().zip(pixels) {
+                    *pointer = pixel.as_ptr();
+                }
+                return;
+            }
+        }
         let per_image = shape.out_h * shape.out_w;
         let mut image = rows.start / per_image;
         let mut oy = rows.start % per_image / shape.out_w;

@@ -499,6 +499,25 @@ impl Narrow {
             unsafe { store_bytes(output.add(index), bytes, columns) };
             return;
         }
+        let values = *values;
+        // SAFETY: the caller's promise.
+        unsafe { self.store_wide(&values, output, index, columns) };
+    }
+
+    /// The store of values that are not packed; apart, because its masks are much to prepare.
+    ///
+    /// # Safety
+    /// - As for `store`.
+    #[cold]
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn store_wide(
+        &self,
+        values: &[__m512i; VECTORS],
+        output: *mut u8,
+        index: usize,
+        columns: usize,
+    ) {
         for (vector, values) in values.iter().enumerate().take(columns.div_ceil(LANES)) {
             let at = vector * LANES;
             let mask = u16::MAX >> (LANES - (columns - at).min(LANES));
