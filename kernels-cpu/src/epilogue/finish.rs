@@ -16,6 +16,7 @@ pub(crate) struct Finish {
     pub(crate) join: FinishJoin,
     pub(crate) store: Store,
     /// Limits of the stored values.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) limits: (i32, i32),
     /// Whether a tile's columns lie in the order of unpacked bytes (see [`super::Order`]).
     pub(crate) unpacked: bool,
