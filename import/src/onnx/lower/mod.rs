@@ -23,6 +23,7 @@ mod qoperator;
 mod reduce;
 mod reshape;
 mod resize;
+mod thresholds;
 mod value;
 mod weights;
 mod window;
