@@ -56,7 +56,7 @@ impl<U: Message + Name + Default> Decoder for BoundedDecoder<U> {
             let mut left = MAX_ITEMS;
             if !count(buffer.chunk(), nested(U::NAME), &mut left) {
                 return Err(Status::invalid_argument(format!(
-                    "{} holds more than {MAX_ITEMS} tensors, parameters and strings",
+                    "{} holds more than {MAX_ITEMS} tensors, parameters and strings, or a group",
                     U::NAME
                 )));
             }
@@ -95,7 +95,7 @@ fn nested(message: &str) -> &'static [Nested] {
     }
 }
 
-/// Takes what a message holds from `left`; false when there is more. What is malformed is left to the
+/// Takes what a message holds from `left`; false when there is more, or what cannot be counted. What is malformed is left to the
 /// decoder, which explains it.
 fn count(mut bytes: &[u8], nested: &[Nested], left: &mut usize) -> bool {
     while !bytes.is_empty() {
@@ -130,7 +130,9 @@ fn count(mut bytes: &[u8], nested: &[Nested], left: &mut usize) -> bool {
                 }
                 length
             }
-            // Groups are in no message of this protocol, and the decoder bounds how deep they go.
+            // Groups are in no message of this protocol. The decoder would skip one and go on to what
+            // follows, which must not stay uncounted.
+            3 => return false,
             _ => return true,
         };
         match bytes.get(skip..) {
@@ -186,6 +188,17 @@ mod tests {
     }
 
     #[test]
+    fn a_group_hides_nothing() {
+        let mut bytes = vec![0x7b, 0x7c];
+        bytes.extend([0x2a, 0].repeat(MAX_ITEMS + 1));
+        // The decoder itself skips the group and reads every input.
+        let request = ModelInferRequest::decode(&bytes[..]).unwrap();
+        assert_eq!(request.inputs.len(), MAX_ITEMS + 1);
+        assert!(!fits(ModelInferRequest::NAME, &bytes));
+        assert!(!fits(ModelInferRequest::NAME, &[0x2b, 1]));
+    }
+
+    #[test]
     fn ordinary_and_malformed_messages_pass_to_the_decoder() {
         let message = ModelInferRequest {
             inputs: vec![InferInputTensor::default(); 100],
@@ -201,7 +214,7 @@ mod tests {
             &[0x2a, 0x7f],
             &[0x2a],
             &[0x09, 0],
-            &[0x2b, 1],
+            &[0x2e, 1],
         ] {
             assert!(fits(ModelInferRequest::NAME, malformed));
         }
