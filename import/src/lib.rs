@@ -4,6 +4,7 @@
 //! before using it, and refuses by name what cannot be computed in integers.
 #![forbid(unsafe_code)]
 
+mod file;
 mod names;
 pub mod onnx;
 pub mod tflite;

@@ -16,14 +16,13 @@ mod proto;
 mod tensor;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 
 use bytes::Bytes;
 use prost::Message as _;
 use requant_model::{Graph, ModelError, NodeError};
 
+use crate::file::{self, FileFault};
 pub use crate::wire::WireFault;
 pub use elem::Elem;
 pub use error::{ImportError, PortFault, Reason, Refusal, TensorFault};
@@ -59,34 +58,16 @@ impl Default for ImportOptions {
 /// # Errors
 /// See [`ImportError`].
 pub fn import_file(path: &Path, options: &ImportOptions) -> Result<Graph, ImportError> {
-    let io = |source| ImportError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let mut file = File::open(path).map_err(io)?;
-    let stated = file.metadata().map_err(io)?.len();
     let limit = options.max_file_bytes;
-    if stated > limit {
-        return Err(ImportError::TooLarge {
-            bytes: stated,
-            limit,
-        });
-    }
-    let mut buffer = Vec::new();
-    // The file may grow while it is read.
-    file.by_ref()
-        .take(limit + 1)
-        .read_to_end(&mut buffer)
-        .map_err(io)?;
-    let name = path
-        .file_stem()
-        .map_or_else(String::new, |s| s.to_string_lossy().into_owned());
-    let mut graph = import(Bytes::from(buffer), &name, options)?;
-    if let Some(file) = path.file_name() {
-        graph
-            .provenance
-            .insert("file".to_owned(), file.to_string_lossy().into_owned());
-    }
+    let buffer = file::read(path, limit).map_err(|fault| match fault {
+        FileFault::Io(source) => ImportError::Io {
+            path: path.to_owned(),
+            source,
+        },
+        FileFault::TooLarge(bytes) => ImportError::TooLarge { bytes, limit },
+    })?;
+    let mut graph = import(Bytes::from(buffer), &file::model_name(path), options)?;
+    file::note_origin(&mut graph, path);
     Ok(graph)
 }
 

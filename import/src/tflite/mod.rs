@@ -13,8 +13,6 @@ mod lower;
 mod operators;
 mod schema;
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 
 use requant_model::{Graph, ModelError, NodeError};
@@ -22,6 +20,7 @@ use requant_model::{Graph, ModelError, NodeError};
 pub use error::{FormatFault, ImportError, Reason, Refusal, TensorFault};
 pub use schema::{Activation, ElementType};
 
+use crate::file::{self, FileFault};
 use schema::Model;
 
 /// Whose kernels a model is computed like. They differ in convolutions and FULLY_CONNECTED alone.
@@ -75,34 +74,16 @@ impl Default for ImportOptions {
 /// # Errors
 /// See [`ImportError`].
 pub fn import_file(path: &Path, options: &ImportOptions) -> Result<Graph, ImportError> {
-    let io = |source| ImportError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let mut file = File::open(path).map_err(io)?;
-    let stated = file.metadata().map_err(io)?.len();
     let limit = options.max_file_bytes;
-    if stated > limit {
-        return Err(ImportError::TooLarge {
-            bytes: stated,
-            limit,
-        });
-    }
-    let mut buffer = Vec::new();
-    // The file may grow while it is read.
-    file.by_ref()
-        .take(limit.saturating_add(1))
-        .read_to_end(&mut buffer)
-        .map_err(io)?;
-    let name = path
-        .file_stem()
-        .map_or_else(String::new, |s| s.to_string_lossy().into_owned());
-    let mut graph = import_bytes(&buffer, &name, options)?;
-    if let Some(file) = path.file_name() {
-        graph
-            .provenance
-            .insert("file".to_owned(), file.to_string_lossy().into_owned());
-    }
+    let buffer = file::read(path, limit).map_err(|fault| match fault {
+        FileFault::Io(source) => ImportError::Io {
+            path: path.to_owned(),
+            source,
+        },
+        FileFault::TooLarge(bytes) => ImportError::TooLarge { bytes, limit },
+    })?;
+    let mut graph = import_bytes(&buffer, &file::model_name(path), options)?;
+    file::note_origin(&mut graph, path);
     Ok(graph)
 }
 
