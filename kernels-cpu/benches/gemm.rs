@@ -10,6 +10,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use requant_kernels_cpu::probe::dot_loop;
 use requant_kernels_cpu::threads::ThreadPool;
 use requant_kernels_cpu::{
     BitConv, BitSpec, Centroids, Conv, ConvIo, ConvShape, ConvSpec, Isa, Join, KernelError, Output,
@@ -247,7 +248,7 @@ fn measure(
     };
     const SLICE: Duration = Duration::from_micros(1500);
     let times = repetitions(SLICE, &mut run);
-    let mut peak_run = peak_loop(isa).map(|(kernel, operations)| {
+    let mut peak_run = dot_loop(isa).map(|(kernel, operations)| {
         let mut peak = move |rounds: usize| {
             pool.run(pool.threads(), &|_| kernel(rounds));
         };
@@ -368,59 +369,5 @@ fn repetitions(slice: Duration, work: &mut impl FnMut(usize)) -> usize {
             return ((times as f64 * share) as usize).max(1);
         }
         times *= 2;
-    }
-}
-
-/// A loop of the ISA's dot product on registers, and the operations of one round.
-#[cfg(target_arch = "x86_64")]
-fn peak_loop(isa: Isa) -> Option<(fn(usize), f64)> {
-    match isa {
-        Isa::Scalar | Isa::NeonDot => None,
-        Isa::Avx2 => Some((peaks::avx2, 12.0 * 16.0 * 2.0)),
-        Isa::Avx512Vnni => Some((peaks::avx512, 24.0 * 64.0 * 2.0)),
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn peak_loop(_isa: Isa) -> Option<(fn(usize), f64)> {
-    None
-}
-
-#[cfg(target_arch = "x86_64")]
-mod peaks {
-    use core::arch::x86_64::*;
-    use std::hint::black_box;
-
-    pub(super) fn avx512(rounds: usize) {
-        #[target_feature(enable = "avx512f,avx512vnni")]
-        fn copy(rounds: usize) {
-            let x = _mm512_set1_epi32(black_box(0x01020304));
-            let w = _mm512_set1_epi32(black_box(0x04030201));
-            let mut sums = [_mm512_setzero_si512(); 24];
-            for _ in 0..rounds {
-                for sum in &mut sums {
-                    *sum = _mm512_dpbusd_epi32(*sum, x, w);
-                }
-            }
-            black_box(sums);
-        }
-        // SAFETY: chosen only where the ISA is available.
-        unsafe { copy(rounds) }
-    }
-
-    pub(super) fn avx2(rounds: usize) {
-        #[target_feature(enable = "avx2")]
-        fn copy(rounds: usize) {
-            let w = _mm256_set1_epi32(black_box(0x04030201));
-            let mut sums = [_mm256_set1_epi32(black_box(0x01020304)); 12];
-            for _ in 0..rounds {
-                for sum in &mut sums {
-                    *sum = _mm256_madd_epi16(*sum, w);
-                }
-            }
-            black_box(sums);
-        }
-        // SAFETY: chosen only where the ISA is available.
-        unsafe { copy(rounds) }
     }
 }
