@@ -9,6 +9,7 @@
 //! [`table`] lists every matrix kernel; tests and benches iterate it.
 
 pub mod bits;
+pub mod cache;
 pub mod conv;
 pub mod edge;
 pub mod elementwise;

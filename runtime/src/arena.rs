@@ -1,12 +1,15 @@
-//! One buffer for all activations, and how a step borrows its operands from it.
+//! Memory of activations, and how a step borrows its operands from it.
+
+use std::ops::Range;
 
 use requant_numerics::DType;
 
-use crate::plan::{BufferId, Storage, root};
+use crate::plan::{ArenaLayout, BufferId, Storage, root};
+use crate::schedule::Schedule;
 use crate::{ExecError, Plan};
 
 /// Cache-line aligned bytes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Memory {
     bytes: Vec<u8>,
     start: usize,
@@ -43,53 +46,84 @@ impl Memory {
     }
 }
 
+/// What holds for every step of a slice of a run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slice<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) schedule: &'a Schedule,
+    /// The layout of the slice's own arena.
+    pub(crate) layout: &'a ArenaLayout,
+    /// Buffers of the whole batch.
+    pub(crate) wide: &'a [Memory],
+    /// Position of the slice's first sample in the batch.
+    pub(crate) first: usize,
+    /// Samples of the slice.
+    pub(crate) samples: usize,
+}
+
+impl<'a> Slice<'a> {
+    /// The samples of the slice in a buffer of the whole batch.
+    pub(crate) fn of(&self, id: BufferId) -> Range<usize> {
+        let buffer = self.plan.buffer(id);
+        let bytes = buffer.bytes();
+        if buffer.batched {
+            self.first * bytes..(self.first + self.samples) * bytes
+        } else {
+            0..bytes
+        }
+    }
+
+    /// Splits the slice's arena into a step's operands and its output.
+    pub(crate) fn borrow<'b>(
+        self,
+        arena: &'b mut [u8],
+        output: BufferId,
+    ) -> (Operands<'b>, &'b mut [u8])
+    where
+        'a: 'b,
+    {
+        let range = self.range(root(&self.plan.buffers, output));
+        let (head, rest) = arena.split_at_mut(range.start);
+        let (out, tail) = rest.split_at_mut(range.len());
+        let operands = Operands {
+            slice: self,
+            head,
+            tail,
+            tail_start: range.end,
+        };
+        (operands, out)
+    }
+
+    /// Where a buffer of the slice's arena lies.
+    pub(crate) fn range(&self, id: BufferId) -> Range<usize> {
+        self.layout.range(id, self.samples, self.samples)
+    }
+}
+
 /// The operands of a step: everything but the output, readable while the output is written. A plan
 /// never places a step's output over something that the step reads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Operands<'a> {
-    plan: &'a Plan,
-    samples: usize,
-    batch: usize,
+    slice: Slice<'a>,
     head: &'a [u8],
     tail: &'a [u8],
     tail_start: usize,
 }
 
-/// Splits an arena, laid out for `batch` samples, into a step's operands and its output, each with
-/// `samples` samples.
-pub(crate) fn borrow<'a>(
-    plan: &'a Plan,
-    arena: &'a mut [u8],
-    output: BufferId,
-    samples: usize,
-    batch: usize,
-) -> (Operands<'a>, &'a mut [u8]) {
-    let range = plan
-        .layout
-        .range(root(&plan.buffers, output), samples, batch);
-    let (head, rest) = arena.split_at_mut(range.start);
-    let (out, tail) = rest.split_at_mut(range.len());
-    (
-        Operands {
-            plan,
-            samples,
-            batch,
-            head,
-            tail,
-            tail_start: range.end,
-        },
-        out,
-    )
-}
-
 impl<'a> Operands<'a> {
     /// The bytes of a buffer.
     pub(crate) fn read(&self, id: BufferId) -> &'a [u8] {
-        let id = root(&self.plan.buffers, id);
-        if let Storage::Constant(bytes) = &self.plan.buffers[id.0].storage {
+        let Slice { plan, layout, .. } = self.slice;
+        let id = root(&plan.buffers, id);
+        if let Storage::Constant(bytes) = &plan.buffers[id.0].storage {
             return bytes;
         }
-        let range = self.plan.layout.range(id, self.samples, self.batch);
+        if !layout.holds(id) {
+            let place = self.slice.schedule.places[id.0];
+            let bytes = place.map_or(&[][..], |place| self.slice.wide[place].bytes());
+            return bytes.get(self.slice.of(id)).unwrap_or_default();
+        }
+        let range = self.slice.range(id);
         if range.end <= self.head.len() {
             &self.head[range]
         } else {
@@ -97,9 +131,9 @@ impl<'a> Operands<'a> {
         }
     }
 
-    /// The whole shape of a buffer in this run: the leading dimension times the samples.
+    /// The whole shape of a buffer in this slice: the leading dimension times the samples.
     pub(crate) fn dims(&self, id: BufferId) -> Vec<usize> {
-        let buffer = &self.plan.buffers[id.0];
+        let buffer = &self.slice.plan.buffers[id.0];
         let mut dims = buffer.dims.clone();
         if let Some(first) = dims.first_mut() {
             *first *= self.samples(id);
@@ -109,13 +143,13 @@ impl<'a> Operands<'a> {
 
     /// Element type of a buffer.
     pub(crate) fn dtype(&self, id: BufferId) -> DType {
-        self.plan.buffers[id.0].dtype
+        self.slice.plan.buffers[id.0].dtype
     }
 
-    /// Samples that a buffer holds in this run: 1 for one that is the same for every sample.
+    /// Samples that a buffer holds in this slice: 1 for one that is the same for every sample.
     pub(crate) fn samples(&self, id: BufferId) -> usize {
-        if self.plan.buffers[id.0].batched {
-            self.samples
+        if self.slice.plan.buffers[id.0].batched {
+            self.slice.samples
         } else {
             1
         }

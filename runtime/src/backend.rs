@@ -92,8 +92,7 @@ pub trait Instance: Send {
         data: &[u8],
     ) -> Result<(), ExecError>;
 
-    /// Runs the first `samples` samples. Inputs are used up: their memory serves later steps, so each run
-    /// needs them written again.
+    /// Runs the first `samples` samples.
     ///
     /// # Errors
     /// More samples than [`Instance::max_batch`], or none.

@@ -1,27 +1,41 @@
-//! What every backend on the host shares: instances that run a plan's steps in order over an arena.
+//! What every backend on the host shares: instances that pass batches through a plan's steps, slice by
+//! slice, as the [schedule](crate::schedule) says.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use requant_kernels_cpu::threads::Seat;
 use requant_numerics::DType;
 
-use crate::arena::{Memory, Operands, borrow};
+use crate::arena::{Memory, Operands, Slice};
 use crate::plan::signature::Edge;
 use crate::plan::{Plan, Step, Storage};
+use crate::schedule::{Schedule, Segment};
 use crate::{ExecError, Executable, Footprint, Form, Instance, RunStats, ports};
+
+/// Who computes a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Crew {
+    /// The calling thread; others are busy with other slices.
+    Alone,
+    /// All threads together.
+    All,
+}
 
 /// How a backend runs one step.
 pub(crate) trait Runner: Send + Sync + 'static {
     /// Waits for the right to compute, where many share the cores; held during a run.
     fn seat(&self) -> Option<Seat<'_>>;
 
+    /// Calls `task(part)` once for every part, on all threads.
+    fn share(&self, parts: usize, task: &(dyn Fn(usize) + Sync));
+
     /// Writes output `output` of step `index`.
     fn step(
         &self,
-        index: usize,
-        step: &Step,
-        output: usize,
+        at: (usize, &Step, usize),
+        crew: Crew,
         operands: Operands<'_>,
         out: &mut [u8],
         scratch: &mut [u8],
@@ -33,11 +47,11 @@ pub(crate) trait Runner: Send + Sync + 'static {
     /// The float edge of output port `output`.
     fn dequantize(&self, output: usize, edge: &Edge, data: &[u8], out: &mut [u8]);
 
-    /// Bytes of packed weights.
-    fn weight_bytes(&self) -> usize;
+    /// Bytes of the packed weights of step `index`.
+    fn weight_bytes(&self, index: usize) -> usize;
 
     /// Working memory that steps need beside the arena.
-    fn scratch_bytes(&self) -> usize;
+    fn scratch_bytes(&self, crew: Crew) -> usize;
 
     /// The kernel of each step.
     fn kernels(&self) -> Vec<&'static str>;
@@ -47,7 +61,19 @@ pub(crate) trait Runner: Send + Sync + 'static {
 #[derive(Debug)]
 pub(crate) struct HostExecutable<R> {
     pub(crate) plan: Arc<Plan>,
+    pub(crate) schedule: Arc<Schedule>,
     pub(crate) runner: Arc<R>,
+}
+
+impl<R: Runner> HostExecutable<R> {
+    fn scratch_bytes(&self, thread: usize) -> usize {
+        let alone = self.runner.scratch_bytes(Crew::Alone);
+        if thread == 0 {
+            alone.max(self.runner.scratch_bytes(Crew::All))
+        } else {
+            alone
+        }
+    }
 }
 
 impl<R: Runner> Executable for HostExecutable<R> {
@@ -64,10 +90,13 @@ impl<R: Runner> Executable for HostExecutable<R> {
                 Storage::Constant(bytes) => bytes.len(),
                 Storage::Arena | Storage::View(_) => 0,
             });
-        let arena = self.plan.layout.bytes(max_batch);
+        let steps = 0..self.plan.steps.len();
+        let weights = steps.map(|index| self.runner.weight_bytes(index));
+        let scratch = (0..self.schedule.threads()).map(|thread| self.scratch_bytes(thread));
+        let activations = self.schedule.bytes(&self.plan, max_batch);
         Footprint {
-            weight_bytes: self.runner.weight_bytes() + constants.sum::<usize>(),
-            arena_bytes: arena.saturating_add(self.runner.scratch_bytes()),
+            weight_bytes: constants.chain(weights).sum(),
+            arena_bytes: scratch.fold(activations, usize::saturating_add),
         }
     }
 
@@ -96,12 +125,27 @@ impl<R: Runner> Executable for HostExecutable<R> {
                 budget,
             });
         }
+        let steps = self.plan.steps.len();
+        let worker = |thread| {
+            Ok(Mutex::new(Worker {
+                arena: Memory::new(self.schedule.arena_bytes(max_batch, thread))?,
+                scratch: Memory::new(self.scratch_bytes(thread))?,
+                times: vec![Duration::ZERO; steps],
+                fault: None,
+            }))
+        };
+        let wide = |place| Memory::new(self.schedule.wide_bytes(&self.plan, place, max_batch));
+        let places = self.schedule.wide.len();
         let precisions: Vec<_> = self.plan.steps.iter().map(|step| step.precision).collect();
         Ok(Box::new(HostInstance {
-            arena: Memory::new(self.plan.layout.bytes(max_batch))?,
-            scratch: Memory::new(self.runner.scratch_bytes())?,
+            workers: (0..self.schedule.threads())
+                .map(worker)
+                .collect::<Result<_, ExecError>>()?,
+            wide: (0..places).map(wide).collect::<Result<_, ExecError>>()?,
+            leaving: (0..places).map(|_| Mutex::default()).collect(),
             stats: RunStats::new(&precisions),
             plan: Arc::clone(&self.plan),
+            schedule: Arc::clone(&self.schedule),
             runner: Arc::clone(&self.runner),
             max_batch,
         }))
@@ -110,11 +154,148 @@ impl<R: Runner> Executable for HostExecutable<R> {
 
 struct HostInstance<R> {
     plan: Arc<Plan>,
+    schedule: Arc<Schedule>,
     runner: Arc<R>,
-    arena: Memory,
-    scratch: Memory,
+    /// Buffers of the whole batch.
+    wide: Vec<Memory>,
+    /// Those of them, at the same positions, that the segment that runs now writes.
+    leaving: Vec<Mutex<Memory>>,
+    /// One for each thread that takes slices.
+    workers: Vec<Mutex<Worker>>,
     stats: RunStats,
     max_batch: usize,
+}
+
+/// What a thread needs to pass a slice through a segment.
+#[derive(Debug)]
+struct Worker {
+    arena: Memory,
+    scratch: Memory,
+    /// Time that each step has taken here.
+    times: Vec<Duration>,
+    fault: Option<ExecError>,
+}
+
+/// A lock that one thread at a time takes, so that it waits for nobody; a panic elsewhere has made the
+/// results void, not the memory.
+fn lock<T>(mutex: &Mutex<T>) -> impl std::ops::DerefMut<Target = T> + '_ {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<R: Runner> HostInstance<R> {
+    /// Passes `samples` samples through a segment.
+    fn segment(&mut self, segment: &Segment, samples: usize) -> Result<(), ExecError> {
+        self.exchange(segment);
+        let (threads, each) = (
+            self.workers.len(),
+            segment.slice(samples, self.workers.len()),
+        );
+        let slices = samples.div_ceil(each);
+        // Slices that keep every thread busy to the end; all threads share the steps of the others.
+        let shared = if threads > 1 {
+            slices - slices % threads
+        } else {
+            0
+        };
+        let next = AtomicUsize::new(0);
+        let span = |slice: usize| (slice * each, each.min(samples - slice * each));
+        if shared > 0 {
+            self.runner.share(threads, &|thread| {
+                let Some(worker) = self.workers.get(thread) else {
+                    return;
+                };
+                let mut worker = lock(worker);
+                while worker.fault.is_none() {
+                    let slice = next.fetch_add(1, Ordering::Relaxed);
+                    if slice >= shared {
+                        return;
+                    }
+                    self.slice(&mut worker, segment, Crew::Alone, span(slice));
+                }
+            });
+            self.collect(segment, threads as u32)?;
+        }
+        if let Some(worker) = self.workers.first() {
+            let mut worker = lock(worker);
+            for slice in shared..slices {
+                self.slice(&mut worker, segment, Crew::All, span(slice));
+            }
+        }
+        self.collect(segment, 1)?;
+        self.exchange(segment);
+        for index in segment.steps.clone() {
+            let step = &self.plan.steps[index];
+            let batched = step.outputs.iter().any(|id| self.plan.buffer(*id).batched);
+            let operations = 2 * step.macs * if batched { samples as u64 } else { 1 };
+            self.stats.done(index, step.precision, operations);
+        }
+        Ok(())
+    }
+
+    /// Swaps the buffers that a segment writes between those that all read and those behind locks.
+    fn exchange(&mut self, segment: &Segment) {
+        for &place in &segment.leaving {
+            let behind = self.leaving[place].get_mut();
+            let behind = behind.unwrap_or_else(PoisonError::into_inner);
+            core::mem::swap(&mut self.wide[place], behind);
+        }
+    }
+
+    /// Passes the samples from `first` through the steps of a segment.
+    fn slice(
+        &self,
+        worker: &mut Worker,
+        segment: &Segment,
+        crew: Crew,
+        (first, samples): (usize, usize),
+    ) {
+        let slice = Slice {
+            plan: &self.plan,
+            schedule: &self.schedule,
+            layout: &segment.layout,
+            wide: &self.wide,
+            first,
+            samples,
+        };
+        let mut before = Instant::now();
+        for index in segment.steps.clone() {
+            let step = &self.plan.steps[index];
+            for (output, &id) in step.outputs.iter().enumerate() {
+                let (operands, out) = slice.borrow(worker.arena.bytes_mut(), id);
+                let scratch = worker.scratch.bytes_mut();
+                let at = (index, step, output);
+                if let Err(fault) = self.runner.step(at, crew, operands, out, scratch) {
+                    worker.fault = Some(fault);
+                    return;
+                }
+            }
+            let now = Instant::now();
+            worker.times[index] += now - before;
+            before = now;
+        }
+        for &place in &segment.leaving {
+            let id = self.schedule.wide[place];
+            let range = slice.of(id);
+            let from = &worker.arena.bytes()[slice.range(id)];
+            lock(&self.leaving[place]).bytes_mut()[range].copy_from_slice(from);
+        }
+    }
+
+    /// Moves the workers' times of a segment into the statistics, where `at_once` worked at a time, and
+    /// gives the first fault.
+    fn collect(&mut self, segment: &Segment, at_once: u32) -> Result<(), ExecError> {
+        let mut fault = None;
+        for worker in &mut self.workers {
+            let worker = worker.get_mut().unwrap_or_else(PoisonError::into_inner);
+            fault = fault.or(worker.fault.take());
+            for index in segment.steps.clone() {
+                let time = core::mem::take(&mut worker.times[index]);
+                self.stats
+                    .took(index, self.plan.steps[index].precision, time / at_once);
+            }
+        }
+        fault.map_or(Ok(()), Err)
+    }
 }
 
 impl<R: Runner> Instance for HostInstance<R> {
@@ -133,7 +314,13 @@ impl<R: Runner> Instance for HostInstance<R> {
         let span = (first, samples, self.max_batch);
         let (plan, got) = (&self.plan, data.len());
         let (port, range) = ports::locate(plan, &plan.inputs, "input", input, span, form, got)?;
-        let out = &mut self.arena.bytes_mut()[range];
+        let place = self.schedule.places[plan.root(port.buffer).0];
+        let Some(out) = place.and_then(|place| self.wide[place].bytes_mut().get_mut(range)) else {
+            return Err(ExecError::Port {
+                what: "input",
+                index: input,
+            });
+        };
         if let (Some(edge), Form::Declared) = (&port.edge, form) {
             self.runner.quantize(input, edge, data, out);
             return Ok(());
@@ -160,23 +347,14 @@ impl<R: Runner> Instance for HostInstance<R> {
             });
         }
         self.stats.reset();
-        let _seat = self.runner.seat();
-        let mut before = Instant::now();
-        for (index, step) in self.plan.steps.iter().enumerate() {
-            for (output, id) in step.outputs.iter().enumerate() {
-                let arena = self.arena.bytes_mut();
-                let (operands, out) = borrow(&self.plan, arena, *id, samples, self.max_batch);
-                let scratch = self.scratch.bytes_mut();
-                self.runner
-                    .step(index, step, output, operands, out, scratch)?;
-            }
-            let now = Instant::now();
-            let batched = step.outputs.iter().any(|id| self.plan.buffer(*id).batched);
-            let operations = 2 * step.macs * if batched { samples as u64 } else { 1 };
-            self.stats
-                .record(index, step.precision, now - before, operations);
-            before = now;
+        let runner = Arc::clone(&self.runner);
+        let _seat = runner.seat();
+        let start = Instant::now();
+        let schedule = Arc::clone(&self.schedule);
+        for segment in &schedule.segments {
+            self.segment(segment, samples)?;
         }
+        self.stats.total = start.elapsed();
         Ok(&self.stats)
     }
 
@@ -191,14 +369,23 @@ impl<R: Runner> Instance for HostInstance<R> {
         let span = (first, samples, self.max_batch);
         let (plan, got) = (&self.plan, data.len());
         let (port, range) = ports::locate(plan, &plan.outputs, "output", output, span, form, got)?;
-        // An output that no input reaches may be a constant, which is in no arena.
-        let bytes = match &plan.buffer(plan.root(port.buffer)).storage {
-            Storage::Constant(bytes) => bytes,
-            Storage::Arena | Storage::View(_) => &self.arena.bytes()[range],
+        let root = plan.root(port.buffer);
+        // An output that no input reaches may be a constant.
+        let bytes = match (&plan.buffer(root).storage, self.schedule.places[root.0]) {
+            (Storage::Constant(bytes), _) => bytes,
+            (_, Some(place)) => self.wide[place].bytes(),
+            (_, None) => &[],
         };
-        match (&port.edge, form) {
+        let read = |bytes: &[u8], data: &mut [u8]| match (&port.edge, form) {
             (Some(edge), Form::Declared) => self.runner.dequantize(output, edge, bytes, data),
             (_, _) => data.copy_from_slice(bytes),
+        };
+        if plan.buffer(root).batched {
+            read(&bytes[range], data);
+        } else {
+            let each = data.len() / samples;
+            data.chunks_exact_mut(each.max(1))
+                .for_each(|data| read(bytes, data));
         }
         Ok(())
     }

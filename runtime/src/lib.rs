@@ -20,6 +20,7 @@ pub mod plan;
 mod ports;
 pub mod profile;
 mod reference;
+mod schedule;
 mod stats;
 
 pub use backend::{Backend, BackendInfo, Executable, Footprint, Form, Instance};

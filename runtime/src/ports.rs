@@ -36,7 +36,7 @@ pub fn outside_range(dtype: DType, data: &[u8]) -> Option<(usize, i64)> {
 }
 
 /// Finds a port and checks that `samples` samples from `first` fit the batch and the byte count.
-/// Gives the port and the byte range of its buffer in the arena.
+/// Gives the port and the byte range of the samples in a buffer of the whole batch.
 pub(crate) fn locate<'a>(
     plan: &'a Plan,
     ports: &'a [Port],
@@ -67,11 +67,8 @@ pub(crate) fn locate<'a>(
             expected,
         });
     }
-    let root = plan.root(port.buffer);
-    let range = plan.layout.range(root, end, batch);
     let stored = plan.buffer(port.buffer).bytes();
-    let start = range.start + first * stored;
-    Ok((port, start..start + samples * stored))
+    Ok((port, first * stored..end * stored))
 }
 
 /// Quantizes little-endian `f32` data into the integers of an edge.

@@ -18,7 +18,7 @@ pub struct PrecisionStats {
 /// Time of one step of the plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepStats {
-    /// Wall time.
+    /// Wall time; where threads pass samples through the step apart, that of one thread's share.
     pub time: Duration,
     /// Operations done: twice the multiply-accumulates.
     pub operations: u64,
@@ -64,24 +64,24 @@ impl RunStats {
         }
     }
 
-    /// Records a step.
-    pub(crate) fn record(
-        &mut self,
-        step: usize,
-        precision: Option<LayerPrecision>,
-        time: Duration,
-        operations: u64,
-    ) {
-        self.total += time;
-        self.steps[step] = StepStats { time, operations };
-        let label = precision.map(LayerPrecision::label);
-        if let Some(row) = self
-            .by_precision
-            .iter_mut()
-            .find(|row| Some(row.label) == label)
-        {
+    /// Adds to the time of a step.
+    pub(crate) fn took(&mut self, step: usize, precision: Option<LayerPrecision>, time: Duration) {
+        self.steps[step].time += time;
+        if let Some(row) = self.row(precision) {
             row.time += time;
+        }
+    }
+
+    /// Counts the operations of a step that was run.
+    pub(crate) fn done(&mut self, step: usize, precision: Option<LayerPrecision>, operations: u64) {
+        self.steps[step].operations = operations;
+        if let Some(row) = self.row(precision) {
             row.operations += operations;
         }
+    }
+
+    fn row(&mut self, precision: Option<LayerPrecision>) -> Option<&mut PrecisionStats> {
+        let label = precision?.label();
+        self.by_precision.iter_mut().find(|row| row.label == label)
     }
 }

@@ -9,13 +9,16 @@ mod prepare;
 use std::sync::Arc;
 
 use requant_kernels_cpu::threads::{Seat, ThreadPool};
-use requant_kernels_cpu::{ConvIo, Dequantize, Isa, KernelError, MatMulIo, Parallel, Quantize};
+use requant_kernels_cpu::{
+    ConvIo, Dequantize, Isa, KernelError, MatMulIo, Parallel, Quantize, Serial, cache,
+};
 
 use crate::arena::Operands;
-use crate::executor::{HostExecutable, Runner};
+use crate::executor::{Crew, HostExecutable, Runner};
 use crate::plan::signature::Edge;
 use crate::plan::step::Operand;
 use crate::plan::{BufferId, Plan, Step};
+use crate::schedule::{Machine, Schedule};
 use crate::{Backend, BackendInfo, CompileError, ExecError, Executable, ports, reference};
 use prepare::Kernel;
 
@@ -29,12 +32,15 @@ pub struct CpuOptions {
     pub threads: usize,
     /// Whether each of them is pinned to a core while it computes.
     pub pin: bool,
+    /// Bytes of cache of one core, to which batches are sliced; what the machine has when 0.
+    pub cache: usize,
 }
 
 /// The CPU backend.
 #[derive(Clone, Debug)]
 pub struct CpuBackend {
     isa: Isa,
+    machine: Machine,
     pool: Arc<ThreadPool>,
 }
 
@@ -63,8 +69,14 @@ impl CpuBackend {
             threads,
             reason: error.kind(),
         })?;
+        let cache = match options.cache {
+            0 => cache::core_cache_bytes(),
+            bytes => bytes,
+        };
+        let threads = pool.threads();
         Ok(CpuBackend {
             isa,
+            machine: Machine { cache, threads },
             pool: Arc::new(pool),
         })
     }
@@ -85,17 +97,31 @@ impl Backend for CpuBackend {
     }
 
     fn compile(&self, plan: Arc<Plan>) -> Result<Arc<dyn Executable>, CompileError> {
+        let runner = self.prepare(&plan)?;
+        let schedule = Schedule::choose(&plan, self.machine, |step| runner.weight_bytes(step));
+        Ok(Arc::new(HostExecutable {
+            // The weights are in the kernels now, packed.
+            plan: Arc::new(plan.without_weights()),
+            schedule: Arc::new(schedule),
+            runner: Arc::new(runner),
+        }))
+    }
+}
+
+impl CpuBackend {
+    /// Resolves the steps to kernels, with their weights.
+    fn prepare(&self, plan: &Plan) -> Result<CpuRunner, CompileError> {
         let kernels: Result<Vec<Kernel>, CompileError> = plan
             .steps
             .iter()
             .map(|step| {
-                prepare::step(self.isa, &plan, step).map_err(|source| CompileError::Kernel {
+                prepare::step(self.isa, plan, step).map_err(|source| CompileError::Kernel {
                     step: step.name.clone(),
                     source,
                 })
             })
             .collect();
-        let runner = CpuRunner {
+        Ok(CpuRunner {
             kernels: kernels?,
             inputs: plan
                 .inputs
@@ -108,12 +134,7 @@ impl Backend for CpuBackend {
                 .map(|port| prepare::dequantize(self.isa, port.edge.as_ref()?).ok())
                 .collect(),
             pool: Arc::clone(&self.pool),
-        };
-        Ok(Arc::new(HostExecutable {
-            // The weights are in the kernels now, packed.
-            plan: Arc::new(plan.without_weights()),
-            runner: Arc::new(runner),
-        }))
+        })
     }
 }
 
@@ -131,16 +152,24 @@ impl Runner for CpuRunner {
         Some(self.pool.seat())
     }
 
+    fn share(&self, parts: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.pool.run(parts, task);
+    }
+
     fn step(
         &self,
-        index: usize,
-        step: &Step,
-        output: usize,
+        at: (usize, &Step, usize),
+        crew: Crew,
         operands: Operands<'_>,
         out: &mut [u8],
         scratch: &mut [u8],
     ) -> Result<(), ExecError> {
-        self.kernel(index, step, output, operands, out, scratch)
+        let step = at.1;
+        let pool: &dyn Parallel = match crew {
+            Crew::Alone => &Serial,
+            Crew::All => &*self.pool,
+        };
+        self.kernel(at, pool, operands, out, scratch)
             .map_err(|source| ExecError::Kernel {
                 step: step.name.clone(),
                 source,
@@ -161,12 +190,15 @@ impl Runner for CpuRunner {
         }
     }
 
-    fn weight_bytes(&self) -> usize {
-        self.kernels.iter().map(Kernel::packed_bytes).sum()
+    fn weight_bytes(&self, index: usize) -> usize {
+        self.kernels.get(index).map_or(0, Kernel::packed_bytes)
     }
 
-    fn scratch_bytes(&self) -> usize {
-        let threads = self.pool.threads();
+    fn scratch_bytes(&self, crew: Crew) -> usize {
+        let threads = match crew {
+            Crew::Alone => 1,
+            Crew::All => self.pool.threads(),
+        };
         self.kernels
             .iter()
             .map(|kernel| kernel.scratch_bytes(threads))
@@ -182,14 +214,12 @@ impl Runner for CpuRunner {
 impl CpuRunner {
     fn kernel(
         &self,
-        index: usize,
-        step: &Step,
-        output: usize,
+        (index, step, output): (usize, &Step, usize),
+        pool: &dyn Parallel,
         operands: Operands<'_>,
         out: &mut [u8],
         scratch: &mut [u8],
     ) -> Result<(), KernelError> {
-        let pool: &dyn Parallel = &*self.pool;
         let input = |i: usize| operands.read(step.inputs[i]);
         let samples = operands.samples(step.outputs[0]);
         match &self.kernels[index] {
@@ -294,6 +324,76 @@ impl CpuRunner {
             Kernel::Portable => {
                 reference::run(step, output, &operands, out);
                 Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use requant_model::{artifact, builtin};
+
+    use super::*;
+    use crate::schedule::SLICES;
+    use crate::{Form, PlanOptions, ReferenceBackend, profile};
+
+    const SAMPLES: usize = 23;
+
+    fn answer(executable: &dyn Executable, input: &[u8], samples: usize) -> Vec<u8> {
+        let mut instance = executable.instance(SAMPLES).unwrap();
+        let mut output = vec![0; samples * 4 * 10];
+        // A second run must find nothing of the first.
+        for _ in 0..2 {
+            instance
+                .write_input(0, 0, samples, Form::Declared, input)
+                .unwrap();
+            let stats = instance.run(samples).unwrap();
+            let operations: u64 = stats.steps.iter().map(|step| step.operations).sum();
+            assert_eq!(operations, 2 * executable.plan().macs() * samples as u64);
+            instance
+                .read_output(0, 0, samples, Form::Declared, &mut output)
+                .unwrap();
+        }
+        output
+    }
+
+    #[test]
+    fn slices_do_not_change_the_bytes() {
+        let graph = artifact::read(builtin::FASHION).unwrap();
+        let plan = Arc::new(Plan::new(graph, &PlanOptions::default()).unwrap());
+        let info = &plan.signature().inputs[0];
+        let input = profile::random_bytes(info.dtype, info.elements() * SAMPLES);
+        let each = input.len() / SAMPLES;
+        let reference = ReferenceBackend.compile(Arc::clone(&plan)).unwrap();
+        let expected = answer(&*reference, &input, SAMPLES);
+        let mut state = 1u32;
+        let mut pick = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            SLICES[(state >> 16) as usize % SLICES.len()]
+        };
+        for threads in [1, 2, 3] {
+            let options = CpuOptions {
+                threads,
+                ..CpuOptions::default()
+            };
+            let backend = CpuBackend::new(options).unwrap();
+            for round in 0..SLICES.len() + 20 {
+                let slices: Vec<usize> = match SLICES.get(round) {
+                    Some(&slice) => vec![slice; plan.steps.len()],
+                    None => plan.steps.iter().map(|_| pick()).collect(),
+                };
+                let executable = HostExecutable {
+                    plan: Arc::clone(&plan),
+                    schedule: Arc::new(Schedule::new(&plan, &slices, threads)),
+                    runner: Arc::new(backend.prepare(&plan).unwrap()),
+                };
+                for samples in [1, 2, 7, SAMPLES] {
+                    let got = answer(&executable, &input[..samples * each], samples);
+                    assert!(
+                        got == expected[..got.len()],
+                        "{threads} {samples} {slices:?}"
+                    );
+                }
             }
         }
     }

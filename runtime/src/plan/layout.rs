@@ -6,7 +6,7 @@
 //! that are apart for one sample stay apart for any number.
 
 use super::build::Draft;
-use super::{BufferId, Storage, root};
+use super::{Buffer, BufferId, Storage, root};
 
 /// Alignment of every buffer, in bytes.
 pub const ALIGNMENT: usize = 64;
@@ -41,6 +41,11 @@ impl ArenaLayout {
         self.sample_bytes
     }
 
+    /// Whether a buffer lies in the arena.
+    pub fn holds(&self, id: BufferId) -> bool {
+        self.places[id.0].bytes > 0
+    }
+
     /// The byte range of a buffer that holds `samples` samples, in an arena laid out for `batch`.
     pub fn range(&self, id: BufferId, samples: usize, batch: usize) -> core::ops::Range<usize> {
         let place = self.places[id.0];
@@ -51,43 +56,26 @@ impl ArenaLayout {
             place.offset..place.offset + place.bytes
         }
     }
-
-    /// A picture of the arena for one sample: a line a buffer, by offset.
-    pub fn dump(&self, name: impl Fn(BufferId) -> String) -> String {
-        use std::fmt::Write;
-        let mut rows: Vec<(usize, &Place)> = self
-            .places
-            .iter()
-            .enumerate()
-            .filter(|(_, place)| place.bytes > 0)
-            .collect();
-        rows.sort_by_key(|(index, place)| (place.batched, place.offset, place.first, *index));
-        let mut text = format!(
-            "arena: {} + {} bytes a sample\n",
-            self.fixed_bytes, self.sample_bytes
-        );
-        for (index, place) in rows {
-            let kind = if place.batched { "sample" } else { "fixed" };
-            let Place {
-                offset,
-                bytes,
-                first,
-                last,
-                ..
-            } = place;
-            // Writing to a String cannot fail.
-            let _ = writeln!(
-                text,
-                "{kind:>6} {offset:>10} +{bytes:<10} steps {first:>4}..{last:<4} {}",
-                name(BufferId(index))
-            );
-        }
-        text
-    }
 }
 
+/// Places every buffer of a plan. Step numbers start at 1; inputs are there from 0, outputs until
+/// after the last step.
 pub(super) fn lay_out(draft: &Draft) -> ArenaLayout {
-    let mut places = lifetimes(draft);
+    let end = draft.steps.len() + 1;
+    let inputs = draft.inputs.iter().map(|port| (port.buffer, 0));
+    let steps = draft.steps.iter().enumerate();
+    let steps = steps.flat_map(|(index, step)| step.touches().map(move |id| (id, index + 1)));
+    let outputs = draft.outputs.iter().map(|port| (port.buffer, end));
+    arrange(&draft.buffers, inputs.chain(steps).chain(outputs))
+}
+
+/// Places the buffers of the arena that are touched, given each touch as a buffer and a time; a buffer
+/// lives from its first touch to its last, and views count as what they show.
+pub(crate) fn arrange(
+    buffers: &[Buffer],
+    touches: impl Iterator<Item = (BufferId, usize)>,
+) -> ArenaLayout {
+    let mut places = lifetimes(buffers, touches);
     let (mut fixed_bytes, mut sample_bytes) = (0, 0);
     let mut order: Vec<usize> = (0..places.len()).filter(|&i| places[i].bytes > 0).collect();
     order.sort_by_key(|&i| (core::cmp::Reverse(places[i].bytes), places[i].first, i));
@@ -111,7 +99,6 @@ pub(super) fn lay_out(draft: &Draft) -> ArenaLayout {
         };
         *end = (*end).max(offset + round_up(place.bytes));
     }
-    share_views(draft, &mut places);
     ArenaLayout {
         places,
         fixed_bytes,
@@ -119,47 +106,25 @@ pub(super) fn lay_out(draft: &Draft) -> ArenaLayout {
     }
 }
 
-/// First and last step that touch each buffer, views counted with what they show. Step numbers start
-/// at 1; inputs are there from 0, outputs until after the last step.
-fn lifetimes(draft: &Draft) -> Vec<Place> {
-    let mut places = vec![
-        Place {
-            first: usize::MAX,
-            ..Place::default()
-        };
-        draft.buffers.len()
-    ];
-    let mut touch = |id: BufferId, at: usize| {
-        let id = root(&draft.buffers, id);
-        let buffer = &draft.buffers[id.0];
+fn lifetimes(buffers: &[Buffer], touches: impl Iterator<Item = (BufferId, usize)>) -> Vec<Place> {
+    let nowhere = Place {
+        first: usize::MAX,
+        ..Place::default()
+    };
+    let mut places = vec![nowhere; buffers.len()];
+    for (id, at) in touches {
+        let id = root(buffers, id);
+        let buffer = &buffers[id.0];
         if buffer.storage != Storage::Arena {
-            return;
+            continue;
         }
         let place = &mut places[id.0];
         place.bytes = buffer.bytes();
         place.batched = buffer.batched;
         place.first = place.first.min(at);
         place.last = place.last.max(at);
-    };
-    draft.inputs.iter().for_each(|port| touch(port.buffer, 0));
-    for (index, step) in draft.steps.iter().enumerate() {
-        step.reads().for_each(|id| touch(id, index + 1));
-        step.outputs.iter().for_each(|&id| touch(id, index + 1));
     }
-    draft
-        .outputs
-        .iter()
-        .for_each(|port| touch(port.buffer, draft.steps.len() + 1));
     places
-}
-
-fn share_views(draft: &Draft, places: &mut [Place]) {
-    for index in 0..places.len() {
-        let source = root(&draft.buffers, BufferId(index));
-        if source.0 != index {
-            places[index] = places[source.0];
-        }
-    }
 }
 
 /// The start of the smallest gap between busy ranges (sorted by start) that holds `bytes`, or the end

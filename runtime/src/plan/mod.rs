@@ -12,6 +12,7 @@ use requant_model::Graph;
 use requant_model::ops::WeightData;
 use requant_numerics::{DType, LayerPrecision, ModelPrecision};
 
+pub(crate) use layout::arrange;
 pub use layout::{ALIGNMENT, ArenaLayout};
 use signature::{Port, Signature};
 pub use step::{Epilogue, Operand, Step, StepOp};

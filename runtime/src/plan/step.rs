@@ -45,6 +45,11 @@ impl Step {
             .chain(self.zero_point())
     }
 
+    /// Every buffer that the step reads or writes.
+    pub fn touches(&self) -> impl Iterator<Item = BufferId> + '_ {
+        self.reads().chain(self.outputs.iter().copied())
+    }
+
     /// The buffer of a dynamic zero point.
     fn zero_point(&self) -> Option<BufferId> {
         let operand = if let StepOp::Conv(conv) = &self.op {

@@ -14,9 +14,10 @@ use std::sync::Arc;
 use requant_kernels_cpu::threads::Seat;
 
 use crate::arena::Operands;
-use crate::executor::{HostExecutable, Runner};
+use crate::executor::{Crew, HostExecutable, Runner};
 use crate::plan::signature::Edge;
 use crate::plan::{Plan, Step, StepOp};
+use crate::schedule::Schedule;
 use crate::{Backend, BackendInfo, CompileError, ExecError, Executable, ports};
 
 /// The reference backend.
@@ -46,17 +47,20 @@ impl Backend for ReferenceBackend {
             }
         };
         let runner = Arc::new(Reference {
-            steps: plan.steps.len(),
-            weight_bytes: plan.steps.iter().map(weights).sum(),
+            weight_bytes: plan.steps.iter().map(weights).collect(),
         });
-        Ok(Arc::new(HostExecutable { plan, runner }))
+        Ok(Arc::new(HostExecutable {
+            schedule: Arc::new(Schedule::whole(&plan)),
+            plan,
+            runner,
+        }))
     }
 }
 
 #[derive(Debug)]
 struct Reference {
-    steps: usize,
-    weight_bytes: usize,
+    /// Of each step.
+    weight_bytes: Vec<usize>,
 }
 
 impl Runner for Reference {
@@ -64,11 +68,14 @@ impl Runner for Reference {
         None
     }
 
+    fn share(&self, parts: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..parts).for_each(task);
+    }
+
     fn step(
         &self,
-        _index: usize,
-        step: &Step,
-        output: usize,
+        (_, step, output): (usize, &Step, usize),
+        _crew: Crew,
         operands: Operands<'_>,
         out: &mut [u8],
         _scratch: &mut [u8],
@@ -85,16 +92,16 @@ impl Runner for Reference {
         ports::dequantize(edge, data, out);
     }
 
-    fn weight_bytes(&self) -> usize {
-        self.weight_bytes
+    fn weight_bytes(&self, index: usize) -> usize {
+        self.weight_bytes.get(index).copied().unwrap_or(0)
     }
 
-    fn scratch_bytes(&self) -> usize {
+    fn scratch_bytes(&self, _crew: Crew) -> usize {
         0
     }
 
     fn kernels(&self) -> Vec<&'static str> {
-        vec!["reference"; self.steps]
+        vec!["reference"; self.weight_bytes.len()]
     }
 }
 
