@@ -4,7 +4,7 @@ use requant_numerics::DType;
 use requant_numerics::edge::{self, EdgeRounding};
 
 use crate::epilogue::element;
-use crate::error::{at_least, byte_sign, exactly, zero_point_in_range};
+use crate::error::{at_least, byte_sign, exactly, product, zero_point_in_range};
 use crate::parallel::split_output;
 use crate::versions::versions;
 use crate::{Buffer, Isa, KernelError, Parallel};
@@ -16,7 +16,16 @@ const GRAIN: usize = 16 << 10;
 #[derive(Clone, Copy, Debug)]
 pub struct Quantize {
     parameters: QuantizeParameters,
-    map: fn(&QuantizeParameters, &[u8], &mut [u8]),
+    map: fn(&QuantizeParameters, Planes, usize, &[u8], &mut [u8]),
+}
+
+/// Images whose channels come one plane after the other and leave side by side in each pixel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Planes {
+    /// Planes of an image.
+    pub channels: usize,
+    /// Elements of a plane.
+    pub pixels: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +35,15 @@ struct QuantizeParameters {
     lo: i32,
     hi: i32,
     rounding: EdgeRounding,
+    /// The rounded reciprocal of the scale.
+    inverse: f32,
+    /// Largest distance from a whole number at which a product with the reciprocal rounds as the quotient
+    /// does; negative where it never need.
+    certain: f32,
 }
+
+/// Elements quantized at a time.
+const BLOCK: usize = 64;
 
 impl Quantize {
     /// Prepares a quantization to `dtype`.
@@ -46,6 +63,14 @@ impl Quantize {
         byte_sign(Buffer::Output, dtype)?;
         zero_point_in_range(zero_point, dtype)?;
         let (lo, hi) = dtype.range().unwrap_or((0, 0));
+        let inverse = 1.0 / scale;
+        // With both normal, the product of a value that is not clamped, below 2^9, is within 2^-14 of the
+        // quotient: two roundings of half a unit in the last of 24 bits each.
+        let certain = if scale.is_normal() && inverse.is_normal() {
+            0.5 - 1.0 / 8192.0
+        } else {
+            -1.0
+        };
         Ok(Quantize {
             parameters: QuantizeParameters {
                 scale,
@@ -53,6 +78,8 @@ impl Quantize {
                 lo: lo as i32,
                 hi: hi as i32,
                 rounding,
+                inverse,
+                certain,
             },
             map: quantize(isa),
         })
@@ -68,44 +95,155 @@ impl Quantize {
         output: &mut [u8],
         pool: &dyn Parallel,
     ) -> Result<(), KernelError> {
+        let planes = Planes {
+            channels: 1,
+            pixels: input.len() / 4,
+        };
+        self.run_planes(planes, input, output, pool)
+    }
+
+    /// Quantizes images from planes to pixels, as many as the input holds; else as [`Quantize::run`].
+    ///
+    /// # Errors
+    /// An output with fewer bytes than the input has elements; an input that is no whole number of images.
+    pub fn run_planes(
+        &self,
+        planes: Planes,
+        input: &[u8],
+        output: &mut [u8],
+        pool: &dyn Parallel,
+    ) -> Result<(), KernelError> {
         let elements = input.len() / 4;
+        let Planes { channels, pixels } = planes;
+        let image = product(&[channels, pixels, 4])? / 4;
+        if image == 0 {
+            return exactly(Buffer::Input, 0, input.len());
+        }
+        exactly(Buffer::Input, elements / image * image * 4, input.len())?;
         at_least(Buffer::Output, elements, output.len())?;
-        split_output(pool, &mut output[..elements], 1, GRAIN, |first, output| {
-            let input = &input[4 * first..4 * (first + output.len())];
-            (self.map)(&self.parameters, input, output);
+        let output = &mut output[..elements];
+        split_output(pool, output, channels, GRAIN / channels, |first, output| {
+            (self.map)(&self.parameters, planes, first, input, output);
         });
         Ok(())
     }
 }
 
 versions! {
-    fn quantize(parameters: &QuantizeParameters, input: &[u8], output: &mut [u8]) = quantize_all
+    fn quantize(
+        parameters: &QuantizeParameters,
+        planes: Planes,
+        first: usize,
+        input: &[u8],
+        output: &mut [u8],
+    ) = quantize_pixels
 }
 
+/// The pixels from `first` on, counted over all images, as many as the output takes.
 #[inline(always)]
-fn quantize_all(parameters: &QuantizeParameters, input: &[u8], output: &mut [u8]) {
-    let QuantizeParameters {
-        scale,
-        zero_point,
-        lo,
-        hi,
-        rounding,
-    } = *parameters;
-    // The match is outside, so that neither loop tests the rounding.
-    match rounding {
-        EdgeRounding::HalfEven => floats(input, output, |x| {
-            edge::quantize(x, scale, zero_point, lo, hi, EdgeRounding::HalfEven)
-        }),
-        EdgeRounding::HalfAway => floats(input, output, |x| {
-            edge::quantize(x, scale, zero_point, lo, hi, EdgeRounding::HalfAway)
-        }),
+fn quantize_pixels(
+    parameters: &QuantizeParameters,
+    Planes { channels, pixels }: Planes,
+    first: usize,
+    input: &[u8],
+    output: &mut [u8],
+) {
+    let (input, _) = input.as_chunks::<4>();
+    let mut pixel = first;
+    let mut rest = output;
+    while !rest.is_empty() {
+        let (image, start) = (pixel / pixels, pixel % pixels);
+        let count = (rest.len() / channels).min(pixels - start).min(BLOCK);
+        let (block, after) = rest.split_at_mut(count * channels);
+        let at = image * channels * pixels + start;
+        if channels == 3 {
+            let mut planes = [[0u8; BLOCK]; 3];
+            for (channel, plane) in planes.iter_mut().enumerate() {
+                let at = at + channel * pixels;
+                *plane = quantized(parameters, &input[at..at + count]);
+            }
+            interleave(&planes, block);
+        } else {
+            for channel in 0..channels {
+                let at = at + channel * pixels;
+                let plane = quantized(parameters, &input[at..at + count]);
+                if channels == 1 {
+                    block.copy_from_slice(&plane[..count]);
+                } else {
+                    let places = block[channel..].iter_mut().step_by(channels);
+                    places.zip(plane).for_each(|(place, value)| *place = value);
+                }
+            }
+        }
+        pixel += count;
+        rest = after;
     }
 }
 
+/// Pixels of three channels.
 #[inline(always)]
-fn floats(input: &[u8], output: &mut [u8], map: impl Fn(f32) -> i32) {
-    for (bytes, output) in input.chunks_exact(4).zip(output) {
-        *output = map(f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])) as u8;
+fn interleave(planes: &[[u8; BLOCK]; 3], output: &mut [u8]) {
+    let mut pixels = [[0u8; 3]; BLOCK];
+    for (i, pixel) in pixels.iter_mut().enumerate() {
+        *pixel = [planes[0][i], planes[1][i], planes[2][i]];
+    }
+    output.copy_from_slice(&pixels.as_flattened()[..output.len()]);
+}
+
+/// Up to [`BLOCK`] values; what lies behind them is not for use.
+#[inline(always)]
+fn quantized(parameters: &QuantizeParameters, input: &[[u8; 4]]) -> [u8; BLOCK] {
+    if let Ok(input) = input.try_into() {
+        return block(parameters, input);
+    }
+    let mut values = [[0u8; 4]; BLOCK];
+    values[..input.len()].copy_from_slice(input);
+    block(parameters, &values)
+}
+
+/// Adding it leaves a small number's whole part in the low bits, rounded half to even.
+const WHOLE: f32 = 12_582_912.0;
+
+/// Quantizes by the reciprocal, and divides where one of the values is too near to a tie for that.
+#[inline(always)]
+fn block(parameters: &QuantizeParameters, input: &[[u8; 4]; BLOCK]) -> [u8; BLOCK] {
+    let parameters = *parameters;
+    let mut output = [0u8; BLOCK];
+    let mut unsure = 0;
+    for (bytes, output) in input.iter().zip(&mut output) {
+        let scaled = parameters.clamp(f32::from_le_bytes(*bytes) * parameters.inverse);
+        let whole = scaled + WHOLE;
+        unsure |= u32::from((scaled - (whole - WHOLE)).abs() > parameters.certain);
+        *output = parameters.finish(whole);
+    }
+    if unsure != 0 {
+        for (bytes, output) in input.iter().zip(&mut output) {
+            let scaled = f32::from_le_bytes(*bytes) / parameters.scale;
+            let rounded = match parameters.rounding {
+                EdgeRounding::HalfEven => scaled.round_ties_even(),
+                EdgeRounding::HalfAway => scaled.round(),
+            };
+            *output = parameters.finish(parameters.clamp(rounded) + WHOLE);
+        }
+    }
+    output
+}
+
+impl QuantizeParameters {
+    /// To the output's limits, less the zero point. Comparisons that are one instruction each; NaN gives
+    /// the lowest value.
+    #[inline(always)]
+    fn clamp(&self, scaled: f32) -> f32 {
+        let low = (self.lo - self.zero_point) as f32;
+        let high = (self.hi - self.zero_point) as f32;
+        let scaled = if scaled > low { scaled } else { low };
+        if scaled < high { scaled } else { high }
+    }
+
+    /// The byte of a whole number that [`WHOLE`] was added to.
+    #[inline(always)]
+    fn finish(&self, whole: f32) -> u8 {
+        (whole.to_bits() as u8).wrapping_add(self.zero_point as u8)
     }
 }
 

@@ -36,7 +36,7 @@ mod versions;
 pub use bits::table::{BitKernel, Operands, bit_kernels};
 pub use bits::{BitConv, BitSpec};
 pub use conv::{Centroids, Conv, ConvIo, ConvShape, ConvSpec, Weights};
-pub use edge::{Dequantize, Quantize};
+pub use edge::{Dequantize, Planes, Quantize};
 pub use elementwise::{Binary, BinaryIo, BinaryOp, BinarySpec};
 pub use epilogue::{Join, Output, Quantized};
 pub use error::{Buffer, KernelError};

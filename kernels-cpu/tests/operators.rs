@@ -8,7 +8,7 @@ use requant_kernels_cpu::elementwise::broadcast_strides;
 use requant_kernels_cpu::table::{self, WeightFormat};
 use requant_kernels_cpu::{
     AveragePool, AveragePoolSpec, Binary, BinaryIo, BinaryOp, BinarySpec, Dequantize, Lookup,
-    MatMul, MatMulIo, MatMulSpec, MaxPool, PoolShape, Quantize, Transpose,
+    MatMul, MatMulIo, MatMulSpec, MaxPool, Planes, PoolShape, Quantize, Transpose,
 };
 use requant_numerics::edge::{self, EdgeRounding};
 use requant_numerics::elementwise::{MulParams, MulScheme};
@@ -428,7 +428,11 @@ fn edges() {
     // Halves, neighbours of halves, and the ends.
     for step in -600..600 {
         let half = step as f32 * 0.5;
-        floats.extend([half, half.next_up(), half.next_down(), half * 0.1]);
+        floats.extend([half, half.next_up(), half.next_down()]);
+        for scale in [0.1f32, 0.017] {
+            let tie = half * scale;
+            floats.extend([tie, tie.next_up(), tie.next_down()]);
+        }
     }
     floats.extend([
         f32::INFINITY,
@@ -443,7 +447,14 @@ fn edges() {
         let (lo, hi) = dtype.range().unwrap();
         let (lo, hi) = (lo as i32, hi as i32);
         for rounding in [EdgeRounding::HalfEven, EdgeRounding::HalfAway] {
-            for (scale, zero_point) in [(1.0, lo), (0.1, hi), (0.017, (lo + hi) / 2)] {
+            let scales = [
+                (1.0, lo),
+                (0.1, hi),
+                (0.017, (lo + hi) / 2),
+                (1e-39, hi),
+                (3e38, lo),
+            ];
+            for (scale, zero_point) in scales {
                 let want: Vec<u8> = floats
                     .iter()
                     .map(|&x| edge::quantize(x, scale, zero_point, lo, hi, rounding) as u8)
@@ -455,6 +466,23 @@ fn edges() {
                     assert_same(&got, &want, || {
                         format!("{isa} {dtype} {rounding:?} {scale}")
                     });
+                    for (channels, pixels) in [(3, 200), (3, 4096), (5, 700), (1, 900)] {
+                        let image = channels * pixels;
+                        let images = want.len() / image;
+                        let planes = Planes { channels, pixels };
+                        let input = &input[..4 * image * images];
+                        let mut got = vec![0; image * images];
+                        quantize
+                            .run_planes(planes, input, &mut got, &Threads(2))
+                            .unwrap();
+                        let want: Vec<u8> = want
+                            .chunks_exact(image)
+                            .flat_map(|planes| {
+                                (0..image).map(|i| planes[i % channels * pixels + i / channels])
+                            })
+                            .collect();
+                        assert_same(&got, &want, || format!("{isa} {dtype} {planes:?}"));
+                    }
                 }
             }
         }

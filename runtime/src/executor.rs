@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use requant_kernels_cpu::KernelError;
 use requant_kernels_cpu::threads::Seat;
 use requant_numerics::DType;
 
@@ -42,7 +43,19 @@ pub(crate) trait Runner: Send + Sync + 'static {
     ) -> Result<(), ExecError>;
 
     /// The float edge of input port `input`.
-    fn quantize(&self, input: usize, edge: &Edge, data: &[u8], out: &mut [u8]);
+    fn quantize(
+        &self,
+        input: usize,
+        edge: &Edge,
+        data: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), KernelError>;
+
+    /// Integers into input port `input`.
+    fn copy_input(&self, _input: usize, data: &[u8], out: &mut [u8]) -> Result<(), KernelError> {
+        out.copy_from_slice(data);
+        Ok(())
+    }
 
     /// The float edge of output port `output`.
     fn dequantize(&self, output: usize, edge: &Edge, data: &[u8], out: &mut [u8]);
@@ -321,9 +334,13 @@ impl<R: Runner> Instance for HostInstance<R> {
                 index: input,
             });
         };
+        let failed = |source| ExecError::Kernel {
+            step: port.info.name.clone(),
+            source,
+        };
         if let (Some(edge), Form::Declared) = (&port.edge, form) {
-            self.runner.quantize(input, edge, data, out);
-            return Ok(());
+            let done = self.runner.quantize(input, edge, data, out);
+            return done.map_err(failed);
         }
         let dtype = plan.buffer(port.buffer).dtype;
         if let Some((index, value)) = ports::outside_range(dtype, data) {
@@ -335,8 +352,7 @@ impl<R: Runner> Instance for HostInstance<R> {
                 value,
             });
         }
-        out.copy_from_slice(data);
-        Ok(())
+        self.runner.copy_input(input, data, out).map_err(failed)
     }
 
     fn run(&mut self, samples: usize) -> Result<&RunStats, ExecError> {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use requant_conformance::{Builder, run};
-use requant_model::ops::{Dequantize, MatMul, Quantize, Reshape};
+use requant_model::ops::{Dequantize, MatMul, Quantize, Reshape, Transpose};
 use requant_model::{Affine, Graph, ModelError, NodeError, Op, Tensor, artifact, builtin};
 use requant_numerics::DType;
 use requant_runtime::plan::{Step, StepOp};
@@ -87,6 +87,39 @@ fn an_input_may_feed_two_edges_and_be_an_output() {
         assert_eq!(outputs[1], [0, 0xfc, 127, 0]);
         assert_eq!(floats(&outputs[2]), [1.0, -1.0, 126.5, 1.0]);
         assert_eq!(outputs[3], [4, 0, 127, 4]);
+    }
+}
+
+#[test]
+fn planes_of_an_input_become_pixels_in_either_form() {
+    let mut b = Builder::new("planes", true);
+    let x = b.value(DType::F32, &[1, 3, 2, 2], None);
+    b.graph.inputs.push(x);
+    let planes = b.value(DType::U8, &[1, 3, 2, 2], QUANT);
+    b.node(Op::Quantize(Quantize::default()), &[x], &[planes]);
+    let pixels = b.value(DType::U8, &[1, 2, 2, 3], QUANT);
+    let perm = vec![0, 2, 3, 1];
+    b.node(Op::Transpose(Transpose { perm }), &[planes], &[pixels]);
+    let graph = b.finish(&[pixels]);
+    let real: Vec<u8> = (0..12)
+        .flat_map(|i| (i as f32 * 0.5).to_le_bytes())
+        .collect();
+    let own: Vec<u8> = (20..32).collect();
+    for backend in backends() {
+        let mut instance = compile(&*backend, graph.clone()).instance(2).unwrap();
+        instance
+            .write_input(0, 0, 1, Form::Declared, &real)
+            .unwrap();
+        instance
+            .write_input(0, 1, 1, Form::Quantized, &own)
+            .unwrap();
+        instance.run(2).unwrap();
+        let mut got = [0; 24];
+        instance
+            .read_output(0, 0, 2, Form::Declared, &mut got)
+            .unwrap();
+        assert_eq!(got[..12], [2, 6, 10, 3, 7, 11, 4, 8, 12, 5, 9, 13]);
+        assert_eq!(got[12..], [20, 24, 28, 21, 25, 29, 22, 26, 30, 23, 27, 31]);
     }
 }
 

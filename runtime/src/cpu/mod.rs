@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use requant_kernels_cpu::threads::{Seat, ThreadPool};
 use requant_kernels_cpu::{
-    ConvIo, Dequantize, Isa, KernelError, MatMulIo, Parallel, Quantize, Serial, cache,
+    ConvIo, Dequantize, Isa, KernelError, MatMulIo, Parallel, Planes, Serial, cache,
 };
 
 use crate::arena::Operands;
@@ -20,7 +20,7 @@ use crate::plan::step::Operand;
 use crate::plan::{BufferId, Plan, Step};
 use crate::schedule::{Machine, Schedule};
 use crate::{Backend, BackendInfo, CompileError, ExecError, Executable, ports, reference};
-use prepare::Kernel;
+use prepare::{Input, Kernel};
 
 /// How the CPU backend runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,7 +97,8 @@ impl Backend for CpuBackend {
     }
 
     fn compile(&self, plan: Arc<Plan>) -> Result<Arc<dyn Executable>, CompileError> {
-        let runner = self.prepare(&plan)?;
+        let (plan, planes) = plan.interleaved();
+        let runner = self.prepare(&plan, planes)?;
         let schedule = Schedule::choose(&plan, self.machine, |step| runner.weight_bytes(step));
         Ok(Arc::new(HostExecutable {
             // The weights are in the kernels now, packed.
@@ -110,7 +111,7 @@ impl Backend for CpuBackend {
 
 impl CpuBackend {
     /// Resolves the steps to kernels, with their weights.
-    fn prepare(&self, plan: &Plan) -> Result<CpuRunner, CompileError> {
+    fn prepare(&self, plan: &Plan, planes: Vec<Option<Planes>>) -> Result<CpuRunner, CompileError> {
         let kernels: Result<Vec<Kernel>, CompileError> = plan
             .steps
             .iter()
@@ -126,8 +127,16 @@ impl CpuBackend {
             inputs: plan
                 .inputs
                 .iter()
-                .map(|port| prepare::quantize(self.isa, port.edge.as_ref()?).ok())
-                .collect(),
+                .zip(planes)
+                .map(|(port, planes)| {
+                    prepare::input(self.isa, port.edge.as_ref(), planes).map_err(|source| {
+                        CompileError::Kernel {
+                            step: port.info.name.clone(),
+                            source,
+                        }
+                    })
+                })
+                .collect::<Result<_, _>>()?,
             outputs: plan
                 .outputs
                 .iter()
@@ -141,8 +150,8 @@ impl CpuBackend {
 #[derive(Debug)]
 struct CpuRunner {
     kernels: Vec<Kernel>,
-    /// The float edges of the ports; those of types without a kernel run portable.
-    inputs: Vec<Option<Quantize>>,
+    inputs: Vec<Input>,
+    /// The float edges of the outputs; those of types without a kernel run portable.
     outputs: Vec<Option<Dequantize>>,
     pool: Arc<ThreadPool>,
 }
@@ -176,11 +185,35 @@ impl Runner for CpuRunner {
             })
     }
 
-    fn quantize(&self, input: usize, edge: &Edge, data: &[u8], out: &mut [u8]) {
-        let kernel = self.inputs.get(input).and_then(Option::as_ref);
-        if kernel.is_none_or(|kernel| kernel.run(data, out, &*self.pool).is_err()) {
-            ports::quantize(edge, data, out);
+    fn quantize(
+        &self,
+        input: usize,
+        edge: &Edge,
+        data: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), KernelError> {
+        match &self.inputs[input] {
+            Input::Planes {
+                quantize, planes, ..
+            } => quantize.run_planes(*planes, data, out, &*self.pool),
+            Input::Flat(quantize) => quantize.run(data, out, &*self.pool),
+            Input::Portable => {
+                ports::quantize(edge, data, out);
+                Ok(())
+            }
         }
+    }
+
+    fn copy_input(&self, input: usize, data: &[u8], out: &mut [u8]) -> Result<(), KernelError> {
+        if let Input::Planes {
+            planes, transpose, ..
+        } = &self.inputs[input]
+        {
+            let images = data.len() / (planes.channels * planes.pixels);
+            return transpose.run(images, data, out, &*self.pool);
+        }
+        out.copy_from_slice(data);
+        Ok(())
     }
 
     fn dequantize(&self, output: usize, edge: &Edge, data: &[u8], out: &mut [u8]) {
@@ -360,11 +393,13 @@ mod tests {
     #[test]
     fn slices_do_not_change_the_bytes() {
         let graph = artifact::read(builtin::FASHION).unwrap();
-        let plan = Arc::new(Plan::new(graph, &PlanOptions::default()).unwrap());
+        let given = Arc::new(Plan::new(graph, &PlanOptions::default()).unwrap());
+        let reference = ReferenceBackend.compile(Arc::clone(&given)).unwrap();
+        let (plan, planes) = given.interleaved();
+        let plan = Arc::new(plan);
         let info = &plan.signature().inputs[0];
         let input = profile::random_bytes(info.dtype, info.elements() * SAMPLES);
         let each = input.len() / SAMPLES;
-        let reference = ReferenceBackend.compile(Arc::clone(&plan)).unwrap();
         let expected = answer(&*reference, &input, SAMPLES);
         let mut state = 1u32;
         let mut pick = || {
@@ -385,7 +420,7 @@ mod tests {
                 let executable = HostExecutable {
                     plan: Arc::clone(&plan),
                     schedule: Arc::new(Schedule::new(&plan, &slices, threads)),
-                    runner: Arc::new(backend.prepare(&plan).unwrap()),
+                    runner: Arc::new(backend.prepare(&plan, planes.clone()).unwrap()),
                 };
                 for samples in [1, 2, 7, SAMPLES] {
                     let got = answer(&executable, &input[..samples * each], samples);

@@ -8,7 +8,7 @@ use requant_kernels_cpu::elementwise::broadcast_strides;
 use requant_kernels_cpu::{
     AveragePool, AveragePoolSpec, Binary, BinaryOp, BinarySpec, BitConv, BitSpec, Centroids, Conv,
     ConvShape, ConvSpec, Dequantize, Isa, KernelError, Lookup, MatMul, MatMulSpec, MaxPool, Output,
-    PoolShape, Quantize, Quantized, Transpose, Weights,
+    Planes, PoolShape, Quantize, Quantized, Transpose, Weights,
 };
 use requant_model::ops::{WeightData, Window};
 use requant_numerics::{DType, packing};
@@ -106,9 +106,38 @@ impl Kernel {
     }
 }
 
-/// The float edge of an input port.
-pub(super) fn quantize(isa: Isa, edge: &Edge) -> Result<Quantize, KernelError> {
-    Quantize::new(isa, edge.dtype, edge.scale, edge.zero_point, edge.rounding)
+/// How an input is written.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// Its float edge, if it has one, has no kernel.
+    Portable,
+    /// By its float edge.
+    Flat(Quantize),
+    /// By its float edge, or its integers as they are, from planes to pixels.
+    Planes {
+        quantize: Quantize,
+        planes: Planes,
+        transpose: Transpose,
+    },
+}
+
+pub(super) fn input(
+    isa: Isa,
+    edge: Option<&Edge>,
+    planes: Option<Planes>,
+) -> Result<Input, KernelError> {
+    let Some(edge) = edge.filter(|edge| edge.dtype.is_quantized()) else {
+        return Ok(Input::Portable);
+    };
+    let quantize = Quantize::new(isa, edge.dtype, edge.scale, edge.zero_point, edge.rounding)?;
+    Ok(match planes {
+        Some(planes) => Input::Planes {
+            quantize,
+            planes,
+            transpose: Transpose::new(&[planes.channels, planes.pixels], &[1, 0], 1)?,
+        },
+        None => Input::Flat(quantize),
+    })
 }
 
 /// The float edge of an output port.

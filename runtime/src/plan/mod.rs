@@ -2,6 +2,7 @@
 
 mod build;
 mod fuse;
+mod interleave;
 mod layout;
 pub mod signature;
 pub mod step;
@@ -87,6 +88,8 @@ pub struct Plan {
     pub(crate) layout: ArenaLayout,
     pub(crate) precision: ModelPrecision,
     pub(crate) memory_budget: usize,
+    /// Whether steps were fused.
+    pub(crate) fused: bool,
 }
 
 impl Plan {
@@ -116,6 +119,7 @@ impl Plan {
             outputs: draft.outputs,
             layout,
             memory_budget: budget,
+            fused: options.fuse,
         })
     }
 

@@ -11,6 +11,7 @@ mod pools;
 
 use std::sync::Arc;
 
+use requant_kernels_cpu::KernelError;
 use requant_kernels_cpu::threads::Seat;
 
 use crate::arena::Operands;
@@ -84,8 +85,15 @@ impl Runner for Reference {
         Ok(())
     }
 
-    fn quantize(&self, _input: usize, edge: &Edge, data: &[u8], out: &mut [u8]) {
+    fn quantize(
+        &self,
+        _input: usize,
+        edge: &Edge,
+        data: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), KernelError> {
         ports::quantize(edge, data, out);
+        Ok(())
     }
 
     fn dequantize(&self, _output: usize, edge: &Edge, data: &[u8], out: &mut [u8]) {
