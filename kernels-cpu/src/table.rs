@@ -5,6 +5,8 @@
 //! kernel is one file under `arch/` and one row here.
 
 use crate::epilogue::Order;
+use crate::epilogue::finish::Finish;
+use crate::epilogue::round::Round;
 use crate::{Isa, KernelError, arch};
 
 /// How a kernel reads activations.
@@ -213,6 +215,72 @@ pub(crate) type InterleaveFn = unsafe fn(&DepthwiseColumns);
 /// The contract of [`DepthwiseTile`].
 pub(crate) type DepthwiseFn = unsafe fn(&DepthwiseTile<'_>);
 
+/// Taps of a kernel row, and most kernel rows, of whole rows ([`DepthwiseRows`]).
+pub(crate) const ROWS_TAPS: usize = 3;
+
+/// Which whole rows a function computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RowsForm {
+    /// Output rows computed from the same columns: 2 with a vertical stride of 1, or 1.
+    pub(crate) rows: usize,
+    /// Horizontal stride: 1, or 2 with one row.
+    pub(crate) stride: usize,
+    /// Channels of a piece: 64, 32, 16, or 0 for fewer than 16.
+    pub(crate) width: usize,
+}
+
+impl RowsForm {
+    /// Pieces of a chunk of 64 lanes: as many bands of rows are computed side by side.
+    pub(crate) fn pieces(&self) -> usize {
+        match self.width {
+            64 => 1,
+            32 => 2,
+            _ => 4,
+        }
+    }
+}
+
+/// What a depthwise kernel's function for whole rows reads and writes: rows of finished output pixels of
+/// three by three taps, of some channels of each of a form's pieces, which lie side by side in its lanes.
+///
+/// # Contract
+/// All of this holds at the call:
+/// - `rows` points to four pointers for each piece of each of `bands` bands: an input row each, the last one
+///   needed only by forms of two rows; each is readable for `channels` bytes at `in_w` places, `step` bytes
+///   apart;
+/// - `channels` is the form's width, or less than 16 and at least 1 where that is 0;
+/// - `left` is the first tap's column of the first pixel; columns outside the image hold `outside`;
+/// - `weights` is one packed chunk: for each row, tap and vector, one vector; `bias` is readable for 64
+///   values; the rounding has 64 packed columns from `column` on;
+/// - `out` points to a pointer for each row of each piece of each band; each is writable for `channels`
+///   bytes at `pixels` places, `out_step` bytes apart;
+/// - the machine has the kernel's ISA.
+#[derive(Debug)]
+pub(crate) struct DepthwiseRows {
+    pub(crate) bands: usize,
+    pub(crate) rows: *const *const u8,
+    pub(crate) step: usize,
+    pub(crate) in_w: usize,
+    pub(crate) left: isize,
+    pub(crate) channels: usize,
+    pub(crate) outside: u8,
+    pub(crate) weights: *const u8,
+    pub(crate) bias: *const i32,
+    pub(crate) column: usize,
+    pub(crate) pixels: usize,
+    pub(crate) out: *const *mut u8,
+    pub(crate) out_step: usize,
+}
+
+/// Computes whole rows, rounded and narrowed.
+///
+/// # Safety
+/// The contract of [`DepthwiseRows`].
+pub(crate) type RowsFn = unsafe fn(&Round, &Finish, &DepthwiseRows);
+
+/// The function of a depthwise kernel for whole rows of a form, where there is one for an output.
+pub(crate) type SelectRowsFn = fn(&Round, &Finish, RowsForm) -> Option<RowsFn>;
+
 /// One row of the table of depthwise kernels.
 #[derive(Debug)]
 pub struct DepthwiseKernel {
@@ -236,6 +304,8 @@ pub struct DepthwiseKernel {
     pub(crate) sums: DepthwiseFn,
     /// The order in which sums lie, if it is not that of the channels.
     pub(crate) order: Option<Order>,
+    /// The functions for whole rows.
+    pub(crate) rows: Option<SelectRowsFn>,
 }
 
 impl DepthwiseKernel {

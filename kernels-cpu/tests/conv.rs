@@ -267,6 +267,40 @@ fn random_depthwise_convolutions() {
     }
 }
 
+/// The kernels that nets are made of take paths of their own.
+#[test]
+fn common_depthwise_convolutions() {
+    let isas = isas();
+    let mut rng = Rng(5);
+    for _ in 0..cases(400) {
+        let channels = rng.pick(&[2, 5, 16, 24, 32, 40, 64, 96, 144, 150, 200]);
+        let [in_h, in_w] = [rng.size(1, 30), rng.size(1, 40)];
+        let kernel = rng.pick(&[[3, 3], [3, 3], [5, 5], [2, 3], [1, 3], [7, 7]]);
+        let strides = rng.pick(&[[1, 1], [2, 2], [1, 2], [2, 1], [3, 3]]);
+        let pads = [rng.size(0, kernel[0] - 1), rng.size(0, kernel[1] - 1)];
+        let out = |size: usize, axis: usize| {
+            let after = [0, pads[axis], pads[axis] + 1][size % 3];
+            let room = (size + pads[axis] + after).saturating_sub(kernel[axis]);
+            room / strides[axis] + 1
+        };
+        let shape = ConvShape {
+            in_h,
+            in_w,
+            in_c: channels,
+            out_h: out(in_h, 0),
+            out_w: out(in_w, 1),
+            out_c: channels,
+            kernel,
+            strides,
+            pads,
+            dilations: [1, 1],
+            groups: channels,
+        };
+        let batch = rng.pick(&[1, 1, 2, 3]);
+        Case::new(&mut rng, shape, batch, WeightFormat::I8).check_all(&isas);
+    }
+}
+
 #[test]
 fn random_matrix_products() {
     let isas = isas();

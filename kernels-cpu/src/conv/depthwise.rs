@@ -14,7 +14,7 @@ use crate::error::product;
 use crate::memory::{Aligned, Carver, LINE, piece};
 use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
 use crate::table::{DepthwiseColumns, DepthwiseKernel, DepthwiseTile};
-use crate::tiles::MACS_PER_PART;
+use crate::tiles;
 use crate::{Isa, KernelError, Parallel};
 
 use super::fold::Folded;
@@ -22,8 +22,9 @@ use super::{ConvIo, ConvShape, ConvSpec};
 
 /// Most output pixels of a stretch: interleaved columns and sums stay in the L1 cache.
 const PIXELS: usize = 28;
-/// Multiply-accumulates of a matrix product in the time of one of a depthwise kernel.
-const SLOWER: usize = 3;
+/// Multiply-accumulates below which a second thread costs more than it gives: a matrix product does about
+/// three in the time of one.
+pub(super) const MACS_PER_PART: usize = tiles::MACS_PER_PART / 3;
 
 /// How pixels and taps lie in interleaved columns.
 #[derive(Debug)]
@@ -201,7 +202,7 @@ impl Depthwise {
         let count = io.batch * units.rows * units.stretches * units.chunks;
         let macs = io.batch.saturating_mul(shape.macs());
         let parts = usable_threads(pool)
-            .min(macs / (MACS_PER_PART / SLOWER))
+            .min(macs / MACS_PER_PART)
             .min(count)
             .max(1);
         let part_bytes = self.part_bytes();

@@ -14,6 +14,7 @@ use crate::{Buffer, Isa, KernelError, Parallel};
 
 mod coded;
 mod depthwise;
+mod depthwise_rows;
 mod fold;
 mod shape;
 mod tiled;
@@ -23,6 +24,7 @@ pub use shape::ConvShape;
 pub use coded::Centroids;
 use coded::Coded;
 use depthwise::Depthwise;
+use depthwise_rows::DepthwiseByRows;
 use tiled::Tiled;
 
 /// Weights in OHWI order: `[out_c][kernel_h][kernel_w][in_c / groups]`.
@@ -86,6 +88,7 @@ enum Engine {
     Tiled(Tiled),
     Coded(Coded),
     Depthwise(Depthwise),
+    DepthwiseByRows(DepthwiseByRows),
 }
 
 impl Conv {
@@ -168,7 +171,10 @@ impl Conv {
         kernel: &'static DepthwiseKernel,
         spec: &ConvSpec<'_>,
     ) -> Result<Conv, KernelError> {
-        let engine = Engine::Depthwise(Depthwise::new(isa, kernel, spec)?);
+        let engine = match DepthwiseByRows::new(isa, kernel, spec)? {
+            Some(rows) => Engine::DepthwiseByRows(rows),
+            None => Engine::Depthwise(Depthwise::new(isa, kernel, spec)?),
+        };
         Ok(Conv::prepared(spec, engine))
     }
 
@@ -189,6 +195,7 @@ impl Conv {
             Engine::Tiled(tiled) => tiled.kernel().name,
             Engine::Coded(coded) => coded.name(),
             Engine::Depthwise(depthwise) => depthwise.kernel().name,
+            Engine::DepthwiseByRows(rows) => rows.kernel().name,
         }
     }
 
@@ -198,6 +205,7 @@ impl Conv {
             Engine::Tiled(tiled) => tiled.packed_bytes(),
             Engine::Coded(coded) => coded.packed_bytes(),
             Engine::Depthwise(depthwise) => depthwise.packed_bytes(),
+            Engine::DepthwiseByRows(rows) => rows.packed_bytes(),
         }
     }
 
@@ -207,6 +215,7 @@ impl Conv {
             Engine::Tiled(tiled) => tiled.scratch_bytes(threads),
             Engine::Coded(coded) => coded.scratch_bytes(threads),
             Engine::Depthwise(depthwise) => depthwise.scratch_bytes(threads),
+            Engine::DepthwiseByRows(rows) => rows.scratch_bytes(),
         }
     }
 
@@ -236,6 +245,7 @@ impl Conv {
             Engine::Tiled(tiled) => tiled.run(io, zero_point, pool),
             Engine::Coded(coded) => coded.run(io, zero_point, pool),
             Engine::Depthwise(depthwise) => depthwise.run(io, zero_point, pool),
+            Engine::DepthwiseByRows(rows) => rows.run(io, zero_point, pool),
         }
         Ok(())
     }

@@ -223,6 +223,13 @@ impl Epilogue {
         })
     }
 
+    /// Rounding and narrowing, for a kernel that does them itself, where they are all there is.
+    pub(crate) fn alone(&self) -> Option<(&Round, &Finish)> {
+        let stages = self.stages.as_ref()?;
+        let alone = stages.lookup.is_none() && self.restore.is_none();
+        alone.then_some((&stages.round, &stages.finish))
+    }
+
     /// Stores one tile.
     ///
     /// # Safety

@@ -13,6 +13,8 @@ use crate::Isa;
 use crate::epilogue::Order;
 use crate::table::{DepthwiseColumns, DepthwiseKernel, DepthwiseTile};
 
+use super::avx512_depthwise_rows;
+
 const LANES: usize = 64;
 const GROUP: usize = 4;
 /// Vectors of 16 sums.
@@ -40,6 +42,11 @@ const fn kernel(
         place,
         interleave,
         sums,
+        rows: Some(if signed {
+            avx512_depthwise_rows::select::<true>
+        } else {
+            avx512_depthwise_rows::select::<false>
+        }),
         order: Some(Order {
             column: |position| position % 16 / 4 * 16 + position / 16 * 4 + position % 4,
             restore,
@@ -208,7 +215,7 @@ unsafe fn many<const ROWS: usize>(tile: &DepthwiseTile) {
 /// Four rows of 64 channels as four vectors of 16 channels with their taps side by side.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn unpacked(x: [__m512i; 4]) -> [__m512i; 4] {
+pub(super) fn unpacked(x: [__m512i; 4]) -> [__m512i; 4] {
     let (low, high) = (
         [
             _mm512_unpacklo_epi8(x[0], x[1]),

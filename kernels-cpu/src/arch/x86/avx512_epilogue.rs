@@ -81,7 +81,7 @@ fn block_of_residual() -> BlockFn {
 }
 
 /// Whether no sum times a scale leaves 32 bits, so that the clamp can wait for the packs.
-fn bounded(scale: &[f32]) -> bool {
+pub(super) fn bounded(scale: &[f32]) -> bool {
     scale.iter().all(|scale| scale.abs() < 0.99)
 }
 
@@ -402,7 +402,7 @@ fn unpack(bytes: __m512i, signed: bool) -> [__m512i; VECTORS] {
 
 /// Zero point, clamp and store of up to 64 values.
 #[derive(Clone, Copy)]
-struct Narrow {
+pub(super) struct Narrow {
     store: Store,
     packed: bool,
     unpacked: bool,
@@ -420,7 +420,7 @@ impl Narrow {
     /// After a sum, values have their zero point.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    fn new(finish: &Finish, added: bool) -> Self {
+    pub(super) fn new(finish: &Finish, added: bool) -> Self {
         let zero_point = if added { 0 } else { finish.zero_point };
         let (lo, hi) = finish.limits;
         let (zero_point, lo, hi) = if is_byte(finish) {
@@ -452,6 +452,43 @@ impl Narrow {
         }
     }
 
+    /// Packed values as bytes, in the order of the output.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn bytes(&self, values: &[__m512i; VECTORS]) -> __m512i {
+        let words = |low: __m512i, high: __m512i| {
+            let words = _mm512_packs_epi32(low, high);
+            if self.shifted {
+                _mm512_adds_epi16(words, self.zero_point)
+            } else {
+                words
+            }
+        };
+        let (low, high) = (words(values[0], values[1]), words(values[2], values[3]));
+        let bytes = if self.store == Store::Signed {
+            let bytes = _mm512_packs_epi16(low, high);
+            if self.clamped {
+                _mm512_min_epi8(_mm512_max_epi8(bytes, self.lo), self.hi)
+            } else {
+                bytes
+            }
+        } else {
+            let bytes = _mm512_packus_epi16(low, high);
+            if self.clamped {
+                _mm512_min_epu8(_mm512_max_epu8(bytes, self.lo), self.hi)
+            } else {
+                bytes
+            }
+        };
+        if self.unpacked {
+            bytes
+        } else {
+            // Each quarter holds four columns of each vector; put the vectors one after the other.
+            let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+            _mm512_permutexvar_epi32(order, bytes)
+        }
+    }
+
     /// # Safety
     /// - `columns` elements of `output` are writable from `index` on.
     #[inline]
@@ -464,37 +501,7 @@ impl Narrow {
         columns: usize,
     ) {
         if self.packed {
-            let words = |low: __m512i, high: __m512i| {
-                let words = _mm512_packs_epi32(low, high);
-                if self.shifted {
-                    _mm512_adds_epi16(words, self.zero_point)
-                } else {
-                    words
-                }
-            };
-            let (low, high) = (words(values[0], values[1]), words(values[2], values[3]));
-            let bytes = if self.store == Store::Signed {
-                let bytes = _mm512_packs_epi16(low, high);
-                if self.clamped {
-                    _mm512_min_epi8(_mm512_max_epi8(bytes, self.lo), self.hi)
-                } else {
-                    bytes
-                }
-            } else {
-                let bytes = _mm512_packus_epi16(low, high);
-                if self.clamped {
-                    _mm512_min_epu8(_mm512_max_epu8(bytes, self.lo), self.hi)
-                } else {
-                    bytes
-                }
-            };
-            let bytes = if self.unpacked {
-                bytes
-            } else {
-                // Each quarter holds four columns of each vector; put the vectors one after the other.
-                let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
-                _mm512_permutexvar_epi32(order, bytes)
-            };
+            let bytes = self.bytes(values);
             // SAFETY: the caller's promise.
             unsafe { store_bytes(output.add(index), bytes, columns) };
             return;

@@ -115,7 +115,7 @@ unsafe fn products_at(sums: *const i32, m: __m512i) -> __m512i {
 /// Even columns from the high words of one vector, odd ones from those of the other.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn high_words(even: __m512i, odd: __m512i) -> __m512i {
+pub(super) fn high_words(even: __m512i, odd: __m512i) -> __m512i {
     // Those of even columns move down, those of odd ones are in place.
     _mm512_mask_shuffle_epi32::<0xf5>(odd, 0x5555, even)
 }
@@ -126,7 +126,7 @@ fn high_words(even: __m512i, odd: __m512i) -> __m512i {
 /// it moves the extension out of a loop, three multiplications and six other steps remain.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn products(a: __m512i, b: __m512i) -> __m512i {
+pub(super) fn products(a: __m512i, b: __m512i) -> __m512i {
     let products: __m512i;
     // SAFETY: touches registers only.
     unsafe {
@@ -146,7 +146,7 @@ fn products(a: __m512i, b: __m512i) -> __m512i {
 /// In assembly: the compiler bounds the counts of the intrinsic again for every row.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn shifted(values: __m512i, counts: __m512i) -> __m512i {
+pub(super) fn shifted(values: __m512i, counts: __m512i) -> __m512i {
     let shifted: __m512i;
     // SAFETY: touches registers only.
     unsafe {

@@ -12,6 +12,7 @@ mod avx2_depthwise;
 mod avx2_epilogue;
 mod avx512;
 mod avx512_depthwise;
+mod avx512_depthwise_rows;
 mod avx512_double_sum;
 mod avx512_epilogue;
 mod avx512_round;

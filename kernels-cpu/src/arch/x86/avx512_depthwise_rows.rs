@@ -1,0 +1,342 @@
+//! Depthwise convolution of three by three taps with AVX-512 VNNI, from the image to finished bytes in
+//! registers.
+//!
+//! A column of four rows of 64 lanes is interleaved byte by byte once, and meets the weights of every
+//! pixel and row that sees it: columns move through registers from pixel to pixel. Sums are rounded and
+//! narrowed where they arise, so nothing goes through memory but the image, the weights and the output.
+//! With fewer channels than lanes, several bands of rows lie side by side in a vector.
+
+use core::arch::x86_64::*;
+
+use crate::epilogue::finish::{Finish, FinishJoin};
+use crate::epilogue::round::Round;
+use crate::table::{DepthwiseRows, ROWS_TAPS, RowsFn, RowsForm};
+
+use super::avx512_depthwise::unpacked;
+use super::avx512_epilogue::{Narrow, bounded};
+use super::avx512_round::{
+    Bounded, Double, Float, High, Rounding, Word, double, high_words, products, shifted,
+};
+
+const LANES: usize = 64;
+/// Vectors of 16 sums.
+const VECTORS: usize = 4;
+/// Rows of a column.
+const COLUMN: usize = 4;
+/// Most pieces.
+const PIECES: usize = 4;
+
+/// The function for a form and an output whose columns lie unpacked; none for rare roundings.
+pub(super) fn select<const SIGNED: bool>(
+    round: &Round,
+    finish: &Finish,
+    form: RowsForm,
+) -> Option<RowsFn> {
+    let FinishJoin::None = finish.join else {
+        return None;
+    };
+    if !finish.unpacked {
+        return None;
+    }
+    match round {
+        Round::Word { .. } => forms::<Word, SIGNED>(form),
+        Round::High { .. } => forms::<High, SIGNED>(form),
+        Round::Float { scale, .. } if bounded(scale) => forms::<Bounded, SIGNED>(form),
+        Round::Float { .. } => forms::<Float, SIGNED>(form),
+        Round::Double { .. } => forms::<Double, SIGNED>(form),
+        Round::Wide { .. }
+        | Round::Residual { .. }
+        | Round::Shift { .. }
+        | Round::Away { .. }
+        | Round::Steps { .. } => None,
+    }
+}
+
+fn forms<R: InRegisters, const SIGNED: bool>(form: RowsForm) -> Option<RowsFn> {
+    match (form.rows, form.stride) {
+        (2, 1) => Some(widths::<R, SIGNED, 2, 1>(form.width)),
+        (1, 1) => Some(widths::<R, SIGNED, 1, 1>(form.width)),
+        (1, 2) => Some(widths::<R, SIGNED, 1, 2>(form.width)),
+        _ => None,
+    }
+}
+
+fn widths<R: InRegisters, const SIGNED: bool, const ROWS: usize, const STRIDE: usize>(
+    width: usize,
+) -> RowsFn {
+    match width {
+        64 => rows::<R, SIGNED, ROWS, STRIDE, 64>,
+        32 => rows::<R, SIGNED, ROWS, STRIDE, 32>,
+        16 => rows::<R, SIGNED, ROWS, STRIDE, 16>,
+        _ => rows::<R, SIGNED, ROWS, STRIDE, 0>,
+    }
+}
+
+/// A rounding of sums that are in registers.
+trait InRegisters: Rounding {
+    /// # Safety
+    /// - The machine has AVX-512 F and DQ.
+    unsafe fn rounded(sums: __m512i, parameters: Self::Parameters) -> __m512i;
+}
+
+impl InRegisters for Word {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn rounded(sums: __m512i, [even, odd, constant]: Self::Parameters) -> __m512i {
+        let (even, odd) = (
+            products(sums, even),
+            products(_mm512_srli_epi64::<32>(sums), odd),
+        );
+        high_words(
+            _mm512_add_epi64(even, constant),
+            _mm512_add_epi64(odd, constant),
+        )
+    }
+}
+
+impl InRegisters for High {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn rounded(sums: __m512i, [even, odd, constant, shift]: Self::Parameters) -> __m512i {
+        let (even, odd) = (
+            products(sums, even),
+            products(_mm512_srli_epi64::<32>(sums), odd),
+        );
+        shifted(_mm512_add_epi32(high_words(even, odd), constant), shift)
+    }
+}
+
+impl InRegisters for Float {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn rounded(sums: __m512i, [scale, lo, hi]: Self::Parameters) -> __m512i {
+        let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale);
+        _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(scaled, lo), hi))
+    }
+}
+
+impl InRegisters for Bounded {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn rounded(sums: __m512i, scale: Self::Parameters) -> __m512i {
+        _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale))
+    }
+}
+
+impl InRegisters for Double {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn rounded(sums: __m512i, parameters: Self::Parameters) -> __m512i {
+        double(sums, parameters)
+    }
+}
+
+/// See [`DepthwiseRows`] for the contract.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn rows<
+    R: InRegisters,
+    const SIGNED: bool,
+    const ROWS: usize,
+    const STRIDE: usize,
+    const WIDTH: usize,
+>(
+    round: &Round,
+    finish: &Finish,
+    call: &DepthwiseRows,
+) {
+    let narrow = Narrow::new(finish, false);
+    // SAFETY: 64 packed columns follow.
+    let parameters: [R::Parameters; VECTORS] =
+        core::array::from_fn(|vector| unsafe { R::load(round, call.column + vector * 16) });
+    // SAFETY: `bias` holds 64 values.
+    let bias: [__m512i; VECTORS] = core::array::from_fn(|vector| unsafe {
+        _mm512_loadu_si512(call.bias.add(vector * 16).cast())
+    });
+    for band in 0..call.bands {
+        let image = Image::<SIGNED, ROWS, WIDTH>::new(call, band);
+        // A column that pixels share stays in registers from one to the next.
+        let mut column = call.left;
+        let mut columns = [[image.outside; VECTORS]; ROWS_TAPS];
+        for next in &mut columns[STRIDE..] {
+            // SAFETY: the caller's promise.
+            *next = unsafe { image.column(column) };
+            column += 1;
+        }
+        for pixel in 0..call.pixels {
+            if STRIDE == 1 {
+                (columns[0], columns[1]) = (columns[1], columns[2]);
+            } else {
+                columns[0] = columns[2];
+                // SAFETY: the caller's promise.
+                columns[1] = unsafe { image.column(column) };
+                column += 1;
+            }
+            // SAFETY: the caller's promise.
+            columns[2] = unsafe { image.column(column) };
+            column += 1;
+            for row in 0..ROWS {
+                let mut sums = bias;
+                for (tap, column) in columns.iter().enumerate() {
+                    for (vector, sum) in sums.iter_mut().enumerate() {
+                        let at = ((row * ROWS_TAPS + tap) * VECTORS + vector) * LANES;
+                        // SAFETY: the weights hold a vector for each row, tap and vector.
+                        let weights = unsafe { _mm512_loadu_si512(call.weights.add(at).cast()) };
+                        *sum = _mm512_dpbusd_epi32(*sum, column[vector], weights);
+                    }
+                }
+                for (sum, parameters) in sums.iter_mut().zip(parameters) {
+                    // SAFETY: this function has the features too.
+                    *sum = unsafe { R::rounded(*sum, parameters) };
+                }
+                // SAFETY: the caller's promise.
+                unsafe { image.store(row, pixel, narrow.bytes(&sums)) };
+            }
+        }
+    }
+}
+
+/// Where the columns of a band come from and where its pixels go.
+struct Image<'a, const SIGNED: bool, const ROWS: usize, const WIDTH: usize> {
+    call: &'a DepthwiseRows,
+    rows: *const *const u8,
+    out: *const *mut u8,
+    mask: __mmask16,
+    outside: __m512i,
+}
+
+impl<'a, const SIGNED: bool, const ROWS: usize, const WIDTH: usize> Image<'a, SIGNED, ROWS, WIDTH> {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn new(call: &'a DepthwiseRows, band: usize) -> Self {
+        let flip = if SIGNED { 0x80 } else { 0 };
+        let pieces = band * (LANES / WIDTH.max(16));
+        Image {
+            call,
+            rows: call.rows.wrapping_add(pieces * COLUMN),
+            out: call.out.wrapping_add(pieces * ROWS),
+            mask: u16::MAX >> (16 - call.channels.min(16)),
+            outside: _mm512_set1_epi8((call.outside ^ flip) as i8),
+        }
+    }
+
+    /// A column of the image, interleaved, or of what lies around it.
+    ///
+    /// # Safety
+    /// - The contract of [`DepthwiseRows`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn column(&self, column: isize) -> [__m512i; VECTORS] {
+        let Ok(column) = usize::try_from(column) else {
+            return [self.outside; VECTORS];
+        };
+        if column >= self.call.in_w {
+            return [self.outside; VECTORS];
+        }
+        let at = column * self.call.step;
+        // SAFETY: a column inside the image.
+        let mut x = unsafe {
+            [
+                self.lanes(0, at),
+                self.lanes(1, at),
+                self.lanes(2, at),
+                // One row needs three; the weights of the fourth are 0.
+                if ROWS == 1 {
+                    self.outside
+                } else {
+                    self.lanes(3, at)
+                },
+            ]
+        };
+        if SIGNED {
+            let flip = _mm512_set1_epi8(-128);
+            x = x.map(|x| _mm512_xor_si512(x, flip));
+        }
+        unpacked(x)
+    }
+
+    /// A row of all pieces, `at` bytes from the start.
+    ///
+    /// # Safety
+    /// - The contract of [`DepthwiseRows`], and the column is in the image.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn lanes(&self, row: usize, at: usize) -> __m512i {
+        let mut piece = [core::ptr::null::<u8>(); PIECES];
+        for (index, piece) in piece.iter_mut().enumerate().take(LANES / WIDTH.max(16)) {
+            // SAFETY: four pointers for each piece, and the column is in the image.
+            *piece = unsafe { (*self.rows.add(index * COLUMN + row)).add(at) };
+        }
+        // SAFETY: as many bytes are read as there are channels.
+        unsafe {
+            match WIDTH {
+                64 => _mm512_loadu_si512(piece[0].cast()),
+                32 => _mm512_inserti64x4::<1>(
+                    _mm512_castsi256_si512(_mm256_loadu_si256(piece[0].cast())),
+                    _mm256_loadu_si256(piece[1].cast()),
+                ),
+                16 => quarters(
+                    _mm_loadu_si128(piece[0].cast()),
+                    _mm_loadu_si128(piece[1].cast()),
+                    _mm_loadu_si128(piece[2].cast()),
+                    _mm_loadu_si128(piece[3].cast()),
+                ),
+                _ => quarters(
+                    _mm_maskz_loadu_epi8(self.mask, piece[0].cast()),
+                    _mm_maskz_loadu_epi8(self.mask, piece[1].cast()),
+                    _mm_maskz_loadu_epi8(self.mask, piece[2].cast()),
+                    _mm_maskz_loadu_epi8(self.mask, piece[3].cast()),
+                ),
+            }
+        }
+    }
+
+    /// The bytes of one pixel of a row of all pieces.
+    ///
+    /// # Safety
+    /// - The contract of [`DepthwiseRows`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn store(&self, row: usize, pixel: usize, bytes: __m512i) {
+        let out_step = self.call.out_step;
+        let mut piece = [core::ptr::null_mut::<u8>(); PIECES];
+        for (index, piece) in piece.iter_mut().enumerate().take(LANES / WIDTH.max(16)) {
+            // SAFETY: a pointer for each row of each piece, and the pixel is one of the row.
+            *piece = unsafe { (*self.out.add(index * ROWS + row)).add(pixel * out_step) };
+        }
+        // SAFETY: as many bytes are written as there are channels.
+        unsafe {
+            let quarters = [
+                _mm512_castsi512_si128(bytes),
+                _mm512_extracti32x4_epi32::<1>(bytes),
+                _mm512_extracti32x4_epi32::<2>(bytes),
+                _mm512_extracti32x4_epi32::<3>(bytes),
+            ];
+            match WIDTH {
+                64 => _mm512_storeu_si512(piece[0].cast(), bytes),
+                32 => {
+                    _mm256_storeu_si256(piece[0].cast(), _mm512_castsi512_si256(bytes));
+                    let high = _mm512_extracti64x4_epi64::<1>(bytes);
+                    _mm256_storeu_si256(piece[1].cast(), high);
+                }
+                16 => {
+                    for (index, quarter) in quarters.into_iter().enumerate() {
+                        _mm_storeu_si128(piece[index].cast(), quarter);
+                    }
+                }
+                _ => {
+                    for (index, quarter) in quarters.into_iter().enumerate() {
+                        _mm_mask_storeu_epi8(piece[index].cast(), self.mask, quarter);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn quarters(a: __m128i, b: __m128i, c: __m128i, d: __m128i) -> __m512i {
+    let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b);
+    let high = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(c), d);
+    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+}

@@ -1,0 +1,340 @@
+//! Depthwise convolutions of three by three taps and fewer, by kernels that go from the image to finished
+//! bytes, row by row.
+//!
+//! Channels are cut into chunks of a kernel's 64 lanes. What is left of them takes half or a quarter of
+//! the lanes, or less, and shares them with itself: two or four bands of output rows are computed side by
+//! side. Rows outside the image are read from a line of zero points; rows past the last one of a band
+//! repeat the first, whose bytes are then written twice.
+
+use crate::epilogue::Epilogue;
+use crate::error::product;
+use crate::memory::{Aligned, Carver, LINE, piece};
+use crate::parallel::{Shared, run_parts, share, usable_threads};
+use crate::table::{DepthwiseKernel, DepthwiseRows, ROWS_TAPS, RowsFn, RowsForm};
+use crate::{Isa, KernelError, Parallel};
+
+use super::depthwise::MACS_PER_PART;
+use super::fold::Folded;
+use super::{ConvIo, ConvShape, ConvSpec};
+
+const LANES: usize = 64;
+/// Rows of a column, and most output rows computed from it.
+const COLUMN: usize = 4;
+const MOST_ROWS: usize = 2;
+/// Most pieces of a chunk.
+const MOST_PIECES: usize = 4;
+/// Most bands of a unit: its weights and parameters are loaded once.
+const BANDS: usize = 4;
+
+/// A depthwise convolution, prepared.
+#[derive(Debug)]
+pub(super) struct DepthwiseByRows {
+    shape: ConvShape,
+    kernel: &'static DepthwiseKernel,
+    chunks: Vec<Chunk>,
+    /// What there is to compute of an image, from top to bottom.
+    units: Vec<Unit>,
+    weights: Aligned,
+    /// Bytes of a chunk's weights.
+    chunk_bytes: usize,
+    bias: Folded,
+    epilogue: Epilogue,
+}
+
+/// Some channels.
+#[derive(Clone, Copy, Debug)]
+struct Chunk {
+    channel: usize,
+    channels: usize,
+    /// Lanes of a piece, as in [`RowsForm`].
+    width: usize,
+}
+
+/// Some output rows of a chunk, a band after the other; all but the last have all their pieces.
+#[derive(Clone, Copy, Debug)]
+struct Unit {
+    chunk: usize,
+    form: RowsForm,
+    run: RowsFn,
+    row: usize,
+    rows: usize,
+}
+
+impl DepthwiseByRows {
+    /// None where the kernel has no functions for the shape or the output.
+    pub(super) fn new(
+        isa: Isa,
+        kernel: &'static DepthwiseKernel,
+        spec: &ConvSpec<'_>,
+    ) -> Result<Option<Self>, KernelError> {
+        let shape = spec.shape;
+        let Some((select, order)) = kernel.rows.zip(kernel.order) else {
+            return Ok(None);
+        };
+        if shape.kernel[0] > ROWS_TAPS || shape.kernel[1] != ROWS_TAPS || shape.dilations != [1, 1]
+        {
+            return Ok(None);
+        }
+        let chunks = chunks(shape.out_c);
+        let lanes: Vec<Option<usize>> = chunks.iter().flat_map(Chunk::lanes).collect();
+        let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &lanes, LANES, Some(order))?;
+        let Some((round, finish)) = epilogue.alone() else {
+            return Ok(None);
+        };
+        let most = if shape.strides == [1, 1] {
+            MOST_ROWS
+        } else {
+            1
+        };
+        let mut units = Vec::new();
+        for (index, chunk) in chunks.iter().enumerate() {
+            let form = |rows: usize| RowsForm {
+                rows,
+                stride: shape.strides[1],
+                width: chunk.width,
+            };
+            for (row, rows, together) in groups(shape.out_h, most, form(1).pieces()) {
+                let form = form(together);
+                let Some(run) = select(round, finish, form) else {
+                    return Ok(None);
+                };
+                units.push(Unit {
+                    chunk: index,
+                    form,
+                    run,
+                    row,
+                    rows,
+                });
+            }
+        }
+        units.sort_by_key(|unit| (unit.row, unit.chunk));
+        let depth = shape.depth();
+        let weight = |channel, tap| spec.weights.get(channel, tap, depth);
+        let chunk_bytes = MOST_ROWS * ROWS_TAPS * kernel.group_bytes();
+        let mut weights = Aligned::zeroed(product(&[chunks.len(), chunk_bytes])?);
+        for (lane, channel) in lanes.iter().enumerate() {
+            let Some(channel) = *channel else { continue };
+            let chunk = &mut weights.bytes_mut()[lane / LANES * chunk_bytes..][..chunk_bytes];
+            for row in 0..most {
+                for tap in 0..depth {
+                    let (ky, kx) = (tap / ROWS_TAPS, tap % ROWS_TAPS);
+                    let within = (kernel.place)(lane % LANES, row + ky);
+                    let at = (row * ROWS_TAPS + kx) * kernel.group_bytes() + within;
+                    chunk[at] = weight(channel, tap) as u8;
+                }
+            }
+        }
+        // A kernel adds biases to sums where it has them.
+        let held = order.positions(&lanes, LANES);
+        let bias = Folded::new(
+            lanes.len(),
+            spec.input_zero_point,
+            kernel.offset,
+            |column| {
+                let channel = held[column]?;
+                let bias = spec.bias.get(channel).copied().unwrap_or(0);
+                Some((bias, (0..depth).map(move |tap| weight(channel, tap))))
+            },
+        );
+        Ok(Some(DepthwiseByRows {
+            shape,
+            kernel,
+            chunks,
+            units,
+            weights,
+            chunk_bytes,
+            bias,
+            epilogue,
+        }))
+    }
+
+    pub(super) fn kernel(&self) -> &'static DepthwiseKernel {
+        self.kernel
+    }
+
+    pub(super) fn packed_bytes(&self) -> usize {
+        self.weights.bytes().len()
+    }
+
+    pub(super) fn scratch_bytes(&self) -> usize {
+        LINE + piece(4 * self.bias.columns()) + piece(self.shape.in_w * self.shape.in_c)
+    }
+
+    /// Runs on buffers whose lengths were checked.
+    pub(super) fn run(&self, io: ConvIo<'_>, zero_point: i32, pool: &dyn Parallel) {
+        let shape = &self.shape;
+        let mut carver = Carver::new(io.scratch);
+        let bias = self.bias.get(zero_point, carver.words(self.bias.columns()));
+        let outside = carver.bytes(shape.in_w * shape.in_c);
+        outside.fill(zero_point as u8);
+        let count = io.batch * self.units.len();
+        let macs = io.batch.saturating_mul(shape.macs());
+        let parts = usable_threads(pool)
+            .min(macs / MACS_PER_PART)
+            .min(count)
+            .max(1);
+        let output = Shared::new(io.output);
+        let job = Job {
+            depthwise: self,
+            input: io.input,
+            output: &output,
+            bias,
+            outside,
+        };
+        run_parts(pool, parts, |part| {
+            for index in share(count, parts, part) {
+                let (image, unit) = (index / self.units.len(), index % self.units.len());
+                job.unit(image, &self.units[unit]);
+            }
+        });
+    }
+}
+
+/// One run: what all parts share.
+struct Job<'a> {
+    depthwise: &'a DepthwiseByRows,
+    input: &'a [u8],
+    output: &'a Shared<'a>,
+    bias: &'a [i32],
+    /// A line of zero points, as long as a row of the image.
+    outside: &'a [u8],
+}
+
+impl Job<'_> {
+    fn unit(&self, image: usize, unit: &Unit) {
+        let depthwise = self.depthwise;
+        let Some((round, finish)) = depthwise.epilogue.alone() else {
+            return;
+        };
+        let shape = &depthwise.shape;
+        let chunk = depthwise.chunks[unit.chunk];
+        let input = &self.input[image * shape.input_elements()..][..shape.input_elements()];
+        let line = shape.in_w * shape.in_c;
+        let mut rows = [self.outside[chunk.channel..].as_ptr(); BANDS * MOST_PIECES * COLUMN];
+        let mut out = [core::ptr::null_mut(); BANDS * MOST_PIECES * MOST_ROWS];
+        let (pieces, each) = (unit.form.pieces(), unit.form.rows);
+        let bands = unit.rows.div_ceil(pieces * each);
+        let pointers = rows.chunks_exact_mut(COLUMN);
+        let places = pointers.zip(out.chunks_exact_mut(each));
+        for (piece, (pointers, out)) in places.enumerate().take(bands * pieces) {
+            let band = piece / pieces * pieces * each;
+            let first = piece * each;
+            let row = unit.row + if first < unit.rows { first } else { band };
+            let top = (row * shape.strides[0]) as isize - shape.pads[0] as isize;
+            for (index, pointer) in pointers.iter_mut().enumerate() {
+                let y = top + index as isize;
+                if (0..shape.in_h as isize).contains(&y) {
+                    *pointer = input[y as usize * line + chunk.channel..].as_ptr();
+                }
+            }
+            for (r, out) in out.iter_mut().enumerate() {
+                let row = image * shape.out_h + row + r;
+                let at = row * shape.out_w * shape.out_c + chunk.channel;
+                *out = self.output.start().wrapping_add(at);
+            }
+        }
+        let column = unit.chunk * LANES;
+        let weights = &depthwise.weights.bytes()[unit.chunk * depthwise.chunk_bytes..];
+        let call = DepthwiseRows {
+            bands,
+            rows: rows.as_ptr(),
+            step: shape.in_c,
+            in_w: shape.in_w,
+            left: -(shape.pads[1] as isize),
+            channels: chunk.channels,
+            outside: self.outside[0],
+            weights: weights.as_ptr(),
+            bias: self.bias[column..column + LANES].as_ptr(),
+            column,
+            pixels: shape.out_w,
+            out: out.as_ptr(),
+            out_step: shape.out_c,
+        };
+        // SAFETY: the contract of `DepthwiseRows`: rows lie in the image or are the line as long as one;
+        // weights, biases and parameters were laid out for these chunks; the bands of different units are
+        // disjoint, all of one unit is written by one part, and lengths were checked for the whole batch;
+        // the ISA was checked when the layer was prepared.
+        unsafe { (unit.run)(round, finish, &call) };
+    }
+}
+
+impl Chunk {
+    /// The channel of each lane.
+    fn lanes(&self) -> impl Iterator<Item = Option<usize>> + use<> {
+        let Chunk {
+            channel,
+            channels,
+            width,
+        } = *self;
+        let width = if width == 0 { 16 } else { width };
+        (0..LANES).map(move |lane| (lane % width < channels).then_some(channel + lane % width))
+    }
+}
+
+fn chunks(channels: usize) -> Vec<Chunk> {
+    let mut chunks = Vec::new();
+    let mut channel = 0;
+    while channel < channels {
+        let left = channels - channel;
+        let width = [64, 32, 16].into_iter().find(|&width| width <= left);
+        let taken = width.unwrap_or(left);
+        chunks.push(Chunk {
+            channel,
+            channels: taken,
+            width: width.unwrap_or(0),
+        });
+        channel += taken;
+    }
+    chunks
+}
+
+/// Rows for a number of pieces: first row, rows, and how many of them come from one column.
+fn groups(height: usize, most: usize, pieces: usize) -> Vec<(usize, usize, usize)> {
+    let mut groups = Vec::new();
+    let mut row = 0;
+    while row < height {
+        let left = height - row;
+        let (rows, together) = if left >= most {
+            (left.min(most * pieces * BANDS) / most * most, most)
+        } else {
+            (left, 1)
+        };
+        groups.push((row, rows, together));
+        row += rows;
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_cover_every_row_once() {
+        for height in 1..40 {
+            for most in [1, 2] {
+                for pieces in [1, 2, 4] {
+                    let mut next = 0;
+                    for (row, rows, together) in groups(height, most, pieces) {
+                        assert_eq!(row, next);
+                        assert!(rows <= together * pieces * BANDS && rows.is_multiple_of(together));
+                        next += rows;
+                    }
+                    assert_eq!(next, height);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_cover_every_channel_once() {
+        for channels in 1..200 {
+            let mut seen = vec![0; channels];
+            for chunk in chunks(channels) {
+                assert_eq!(chunk.lanes().count(), LANES);
+                (0..chunk.channels).for_each(|c| seen[chunk.channel + c] += 1);
+            }
+            assert!(seen.iter().all(|&count| count == 1), "{channels}");
+        }
+    }
+}
