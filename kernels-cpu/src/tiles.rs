@@ -11,6 +11,7 @@
 use core::ops::Range;
 
 use crate::conv::ConvShape;
+use crate::epilogue::beside::{Beside, Side};
 use crate::epilogue::{Epilogue, Output, Place};
 use crate::memory::{Carver, LINE, piece};
 use crate::pack::{Packed, Panel, Panels};
@@ -33,6 +34,7 @@ pub(crate) struct Walk {
     plan: RowPlan,
     panels: Panels,
     epilogue: Epilogue,
+    beside: Option<Box<Beside>>,
     /// Channels of an output row.
     width: usize,
     block_rows: usize,
@@ -59,12 +61,16 @@ impl Walk {
         let narrowest = kernel.widths[kernel.widths.len() - 1];
         let channels = panels.channels();
         let epilogue = Epilogue::new(isa, output, shape.out_c, &channels, narrowest, None)?;
+        let beside = epilogue
+            .beside(kernel, plan.groups, panels.columns)
+            .map(Box::new);
         let block_rows = (BLOCK_BYTES / plan.row_bytes()).clamp(kernel.tallest(), BLOCK_ROWS);
         Ok(Walk {
             kernel,
             plan,
             panels,
             epilogue,
+            beside,
             width: shape.out_c,
             block_rows,
         })
@@ -183,7 +189,7 @@ pub(crate) struct Job<'a> {
     pub(crate) row_factor: i32,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
     /// Computes the outputs of `rows` and `panels`; `scratch` has `part_bytes` bytes.
     ///
     /// # Safety
@@ -193,12 +199,23 @@ impl Job<'_> {
         debug_assert!(core::ptr::eq(self.weights.kernel(), walk.kernel));
         let mut carver = Carver::new(scratch);
         let block_rows = walk.block_rows.min(rows.len());
-        let mut tiles = [(); 2].map(|()| carver.words(walk.tile_bytes() / 4).as_mut_ptr());
+        let tiles = [(); 2].map(|()| carver.words(walk.tile_bytes() / 4).as_mut_ptr());
         let table = carver.pointers(block_rows * walk.plan.segments);
         let strip = carver.bytes(walk.plan.strip_bytes(block_rows));
         let terms = carver.words(block_rows);
         let panels = &walk.panels.list[panels];
-        let mut waiting = None;
+        let side = walk.beside.as_deref().map(|beside| {
+            let (output, other) = (self.output.start(), self.other.as_ptr());
+            (
+                beside,
+                beside.side(output, other, walk.width, walk.plan.groups),
+            )
+        });
+        let mut flow = Flow {
+            tiles,
+            waiting: None,
+            side,
+        };
         let blocks = rows.len().div_ceil(walk.block_rows);
         for block in 0..blocks {
             let share = share(rows.len(), blocks, block);
@@ -208,18 +225,14 @@ impl Job<'_> {
             for group in panels.chunk_by(|left, right| left.group == right.group) {
                 self.fill(group[0].group, block.clone(), table, strip);
                 for panel in group {
-                    let flow = Flow {
-                        tiles: &mut tiles,
-                        waiting: &mut waiting,
-                    };
                     // SAFETY: the caller's promise; `fill` has just pointed the table at the block.
-                    unsafe { self.panel(panel, block.clone(), table, terms, flow) };
+                    unsafe { self.panel(panel, block.clone(), table, terms, &mut flow) };
                 }
             }
         }
-        if let Some(place) = waiting {
+        if let Some(waiting) = flow.waiting {
             // SAFETY: as in `panel`, which left it.
-            unsafe { walk.epilogue.run(&place) };
+            unsafe { self.finish(&waiting) };
         }
     }
 
@@ -268,11 +281,11 @@ impl Job<'_> {
     /// - The contract of [`Job`]; `table` points at the rows of `block`.
     unsafe fn panel(
         &self,
-        panel: &Panel,
+        panel: &'a Panel,
         block: Range<usize>,
         table: &[*const u8],
         terms: &[i32],
-        flow: Flow<'_>,
+        flow: &mut Flow<'a>,
     ) {
         let walk = self.walk;
         let plan = &walk.plan;
@@ -281,55 +294,121 @@ impl Job<'_> {
         let bias = &self.bias[panel.column..panel.column + panel.width];
         for rows in self.tiles(block.len()) {
             let pointers = &table[rows.start * plan.segments..rows.end * plan.segments];
+            let height = rows.len();
+            let out = flow.tiles[0];
             let call = Tile {
                 rows: pointers.as_ptr(),
                 segments: plan.segments,
                 groups: plan.groups,
                 weights: weights.as_ptr(),
                 bias: bias.as_ptr(),
-                out: flow.tiles[0],
+                out,
                 stride: panel.width,
             };
             // SAFETY: the contract of `Tile`: every row points at readable activations; the panel
             // was packed for this kernel, width and depth; bias has the panel's width and the tile
             // is as large as the kernel's largest; the ISA was checked when the kernel was chosen.
-            unsafe { functions[rows.len() - 1](&call) };
+            // What waits in `side` is the other tile, whose output is this job's alone.
+            let left = unsafe {
+                match &mut flow.side {
+                    Some((beside, side))
+                        if let Some(function) = beside.function(panel.width, height) =>
+                    {
+                        let left = match &flow.waiting {
+                            Some(waiting) if waiting.filled == panel.width => None,
+                            _ => {
+                                side.forget();
+                                flow.waiting.take()
+                            }
+                        };
+                        side.begin(call);
+                        function(side);
+                        left
+                    }
+                    _ => {
+                        functions[height - 1](&call);
+                        flow.waiting.take()
+                    }
+                }
+            };
             if self.row_factor != 0 {
                 // SAFETY: the tile has just been written, and nothing else refers to it.
-                let tile = unsafe {
-                    core::slice::from_raw_parts_mut(flow.tiles[0], rows.len() * panel.width)
-                };
+                let tile = unsafe { core::slice::from_raw_parts_mut(out, height * panel.width) };
                 let sums = tile.chunks_exact_mut(panel.width);
                 for (sums, term) in sums.zip(&terms[rows.clone()]) {
                     sums.iter_mut()
                         .for_each(|sum| *sum = sum.wrapping_add(*term));
                 }
             }
-            let place = Place {
-                tile: flow.tiles[0],
-                stride: panel.width,
-                rows: rows.len(),
-                columns: panel.used,
-                column: panel.column,
-                channel: panel.channel,
-                width: walk.width,
-                row: self.first_row + block.start + rows.start,
-                output: self.output.start(),
-                other: self.other.as_ptr(),
-            };
-            flow.tiles.swap(0, 1);
-            if let Some(before) = flow.waiting.replace(place) {
-                // SAFETY: the tile holds `rows × width` sums; the output's places are this job's alone
-                // by the contract of `Job`, and both operands hold all rows.
-                unsafe { walk.epilogue.run(&before) };
+            if let Some(left) = left {
+                // SAFETY: its sums are complete and not yet overwritten.
+                unsafe { self.finish(&left) };
             }
+            let row = self.first_row + block.start + rows.start;
+            let filled = if panel.used == panel.width {
+                panel.width
+            } else {
+                0
+            };
+            if let Some((beside, side)) = &mut flow.side
+                && filled > 0
+            {
+                let index = row * walk.width + panel.channel;
+                let output = self.output.start().wrapping_add(index);
+                beside.wait(side, height, out, panel.column, output);
+            }
+            flow.waiting = Some(Waiting {
+                tile: out,
+                rows: height,
+                row,
+                filled,
+                panel,
+            });
+            flow.tiles.swap(0, 1);
         }
+    }
+
+    /// Finishes a tile.
+    ///
+    /// # Safety
+    /// - The contract of [`Job`]; the tile's sums are complete.
+    #[inline(never)]
+    unsafe fn finish(&self, waiting: &Waiting<'_>) {
+        let panel = waiting.panel;
+        let place = Place {
+            tile: waiting.tile,
+            stride: panel.width,
+            rows: waiting.rows,
+            columns: panel.used,
+            column: panel.column,
+            channel: panel.channel,
+            width: self.walk.width,
+            row: waiting.row,
+            output: self.output.start(),
+            other: self.other.as_ptr(),
+        };
+        // SAFETY: the tile holds `rows × width` sums; the output's places are this job's alone by the
+        // contract of `Job`, and both operands hold all rows.
+        unsafe { self.walk.epilogue.run(&place) };
     }
 }
 
 /// The two tiles of a job in turn, and the one whose sums are still to be finished. A tile waits while the
-/// next one is computed: its sums have then left the store buffer and can be read in any way.
+/// next one is computed: its sums have then left the store buffer and can be read in any way, or the
+/// kernel finishes them on the side.
 struct Flow<'a> {
-    tiles: &'a mut [*mut i32; 2],
-    waiting: &'a mut Option<Place>,
+    tiles: [*mut i32; 2],
+    waiting: Option<Waiting<'a>>,
+    side: Option<(&'a Beside, Side)>,
+}
+
+/// A tile of sums and where its output goes.
+struct Waiting<'a> {
+    tile: *mut i32,
+    rows: usize,
+    /// Its first output row.
+    row: usize,
+    /// The panel's width if all its columns are channels, or else 0: only the former waits in `side`.
+    filled: usize,
+    panel: &'a Panel,
 }

@@ -5,6 +5,7 @@ use requant_numerics::table::Table;
 
 use crate::Isa;
 use crate::epilogue::BlockFn;
+use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
 use crate::table::{DepthwiseKernel, Kernel};
@@ -46,6 +47,11 @@ pub(crate) fn depthwise_kernels() -> impl Iterator<Item = &'static DepthwiseKern
 /// The epilogue written for an ISA, where there is one for these parameters.
 pub(crate) fn epilogue(isa: Isa, round: &Round, finish: &Finish) -> Option<BlockFn> {
     native::epilogue(isa, round, finish)
+}
+
+/// The functions of a kernel that finish one tile beside the next, for `groups` k-groups in each segment.
+pub(crate) fn beside(kernel: &Kernel, step: Step, groups: usize) -> Option<BesideTable> {
+    native::beside(kernel, step, groups)
 }
 
 /// Whether the epilogue of an ISA takes tiles of this width whose columns lie as that ISA unpacks bytes.

@@ -9,12 +9,15 @@ use requant_numerics::table::Table;
 use requant_numerics::{DType, Requantize, Residual, Scheme};
 
 use crate::error::{exactly, zero_point_in_range};
+use crate::table::Kernel;
 use crate::{Buffer, Isa, KernelError, arch};
 
+pub(crate) mod beside;
 pub(crate) mod finish;
 pub(crate) mod round;
 mod rows;
 
+use beside::Beside;
 use finish::Finish;
 use round::Round;
 
@@ -228,6 +231,15 @@ impl Epilogue {
         let stages = self.stages.as_ref()?;
         let alone = stages.lookup.is_none() && self.restore.is_none();
         alone.then_some((&stages.round, &stages.finish))
+    }
+
+    /// The epilogue as work beside the products of a kernel, with `groups` k-groups in each segment; none
+    /// where the kernel cannot do it.
+    pub(crate) fn beside(&self, kernel: &Kernel, groups: usize, columns: usize) -> Option<Beside> {
+        let (round, finish) = self.alone()?;
+        Beside::new(round, finish, columns, |step| {
+            arch::beside(kernel, step, groups)
+        })
     }
 
     /// Stores one tile.

@@ -4,6 +4,7 @@
 use super::{LookupFn, LookupInPlaceFn};
 use crate::Isa;
 use crate::epilogue::BlockFn;
+use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
 use crate::table::{DepthwiseKernel, Kernel};
@@ -14,6 +15,10 @@ pub(super) const KERNELS: &[&[Kernel]] = &[dotprod::KERNELS];
 pub(super) const DEPTHWISE: &[&[DepthwiseKernel]] = &[];
 
 pub(super) fn epilogue(_isa: Isa, _round: &Round, _finish: &Finish) -> Option<BlockFn> {
+    None
+}
+
+pub(super) fn beside(_kernel: &Kernel, _step: Step, _groups: usize) -> Option<BesideTable> {
     None
 }
 

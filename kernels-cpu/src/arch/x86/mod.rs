@@ -3,6 +3,7 @@
 use super::{LookupFn, LookupInPlaceFn};
 use crate::Isa;
 use crate::epilogue::BlockFn;
+use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
 use crate::table::{DepthwiseKernel, Kernel};
@@ -11,6 +12,7 @@ mod avx2;
 mod avx2_depthwise;
 mod avx2_epilogue;
 mod avx512;
+mod avx512_beside;
 mod avx512_depthwise;
 mod avx512_depthwise_rows;
 mod avx512_double_sum;
@@ -28,6 +30,13 @@ pub(super) fn epilogue(isa: Isa, round: &Round, finish: &Finish) -> Option<Block
         Isa::Avx512Vnni => avx512_epilogue::select(round, finish),
         Isa::Avx2 => avx2_epilogue::select(round, finish),
         Isa::Scalar | Isa::NeonDot => None,
+    }
+}
+
+pub(super) fn beside(kernel: &Kernel, step: Step, groups: usize) -> Option<BesideTable> {
+    match kernel.isa {
+        Isa::Avx512Vnni => avx512_beside::functions(kernel, step, groups),
+        Isa::Scalar | Isa::Avx2 | Isa::NeonDot => None,
     }
 }
 

@@ -1,0 +1,206 @@
+//! Epilogues that run beside the products of the next tile, against the definition: every step, at every
+//! pace, width and height, with one segment and with several, and with sums far outside the output.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use requant_kernels_cpu::{
+    Conv, ConvIo, ConvShape, ConvSpec, Isa, Join, Output, Quantized, Weights,
+};
+use requant_numerics::elementwise::{AddParams, AddScheme};
+use requant_numerics::{DType, Requantize, Scheme};
+use support::{Rng, Threads, assert_same, isas, load, naive_conv, store_one};
+
+/// Columns: whole panels of every width, panels of two widths, and panels with padding.
+const COLUMNS: [usize; 8] = [16, 24, 32, 48, 64, 96, 128, 150];
+/// Rows: tiles of one height, of two heights, and of heights that have no such kernel.
+const ROWS: [usize; 7] = [1, 5, 6, 7, 16, 23, 36];
+/// Depths: no tail, nothing but a tail, and each pace with and without steps left over.
+const DEPTHS: [usize; 12] = [4, 8, 15, 16, 20, 24, 28, 36, 44, 60, 64, 132];
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Float,
+    ProductFirst,
+    ProductLast,
+    Rhu { least: i64, most: i64 },
+}
+
+const KINDS: [Kind; 6] = [
+    Kind::Float,
+    Kind::ProductFirst,
+    Kind::ProductLast,
+    // One shift of 32, shifts of the high word, and both.
+    Kind::Rhu {
+        least: 32,
+        most: 32,
+    },
+    Kind::Rhu {
+        least: 33,
+        most: 40,
+    },
+    Kind::Rhu {
+        least: 32,
+        most: 36,
+    },
+];
+
+/// An output for sums of about `magnitude`, which it scales to a few times its range.
+fn output(rng: &mut Rng, kind: Kind, channels: usize, magnitude: f64) -> Output {
+    let dtype = rng.pick(&[DType::U8, DType::I8]);
+    let (least, most) = dtype.range().unwrap();
+    let zero_point = rng.int(least, most) as i32;
+    let limits = match rng.bits() % 3 {
+        0 => (least as i32, most as i32),
+        1 => (zero_point, most as i32),
+        _ => (least as i32 + 3, most as i32 - 9),
+    };
+    // Some columns saturate what an intermediate holds, too.
+    let scale = |rng: &mut Rng| {
+        let ratio = if rng.chance(5) { 1e4 } else { 300.0 };
+        (ratio / magnitude).min(0.98)
+    };
+    let scheme = if let Kind::Rhu { least, most } = kind {
+        let s: Vec<u8> = (0..channels).map(|_| rng.int(least, most) as u8).collect();
+        let m = s
+            .iter()
+            .map(|&s| ((scale(rng) * f64::from(s).exp2()) as i64).min((1 << 30) - 1) as i32)
+            .collect();
+        Scheme::Rhu { m, s }
+    } else {
+        Scheme::F32Rne {
+            scale: (0..channels).map(|_| scale(rng) as f32).collect(),
+        }
+    };
+    let mut requantize = Requantize {
+        scheme,
+        zero_point,
+        lo: limits.0.min(limits.1),
+        hi: limits.1,
+    };
+    let join = match kind {
+        Kind::Float | Kind::Rhu { .. } => Join::None,
+        Kind::ProductFirst | Kind::ProductLast => {
+            let (lo, hi) = (requantize.lo, requantize.hi);
+            let add = AddParams {
+                scheme: AddScheme::F32Fma {
+                    r_a: rng.int(1, 2000) as f32 / 1000.0,
+                    r_b: rng.int(1, 2000) as f32 / 1000.0,
+                    offset: rng.int(-200_000, 200_000) as f32 / 1000.0,
+                },
+                zero_point_a: 0,
+                zero_point_b: 0,
+                zero_point,
+                lo,
+                hi,
+            };
+            (requantize.lo, requantize.hi) = (least as i32, most as i32);
+            Join::Add {
+                add,
+                dtype: DType::U8,
+                product_first: matches!(kind, Kind::ProductFirst),
+            }
+        }
+    };
+    Output::Quantized(Box::new(Quantized {
+        requantize,
+        dtype,
+        join,
+        table: None,
+    }))
+}
+
+fn check(rng: &mut Rng, isas: &[Isa], shape: ConvShape, kind: Kind) {
+    let depth = shape.depth();
+    let input_type = rng.pick(&[DType::U8, DType::I8]);
+    let input = rng.tensor(input_type, shape.input_elements());
+    let weights: Vec<i8> = (0..shape.out_c * depth).map(|_| rng.bits() as i8).collect();
+    let bias: Vec<i32> = (0..shape.out_c)
+        .map(|_| rng.int(-9999, 9999) as i32)
+        .collect();
+    let output = output(rng, kind, shape.out_c, 5000.0 * (depth as f64).sqrt());
+    let other = rng.tensor(DType::U8, shape.output_elements());
+    let sums = naive_conv(
+        &shape,
+        1,
+        |at| load(input_type, &input, at),
+        3,
+        |o, k| i32::from(weights[o * depth + k]),
+        &bias,
+    );
+    let want: Vec<u8> = sums
+        .iter()
+        .enumerate()
+        .flat_map(|(at, &sum)| {
+            store_one(&output, sum, at % shape.out_c, load(DType::U8, &other, at))
+        })
+        .collect();
+    let spec = ConvSpec {
+        shape,
+        input: input_type,
+        input_zero_point: 3,
+        weights: Weights::I8(&weights),
+        bias: &bias,
+        output: output.clone(),
+    };
+    for &isa in isas {
+        let conv = Conv::new(isa, &spec).unwrap();
+        for threads in [1, 2] {
+            let mut scratch = vec![0xa5; conv.scratch_bytes(threads)];
+            // What lies behind the output must stay.
+            let mut got = vec![0x5a; want.len() + 64];
+            let io = ConvIo {
+                batch: 1,
+                input: &input,
+                other: Some(&other),
+                output: &mut got[..want.len()],
+                input_zero_point: None,
+                scratch: &mut scratch,
+            };
+            conv.run(io, &Threads(threads)).unwrap();
+            let what = || format!("{isa} {kind:?} {input_type} {shape:?} {output:?}");
+            assert_same(&got[..want.len()], &want, what);
+            assert!(got[want.len()..].iter().all(|&byte| byte == 0x5a));
+        }
+    }
+}
+
+#[test]
+fn products() {
+    let (mut rng, isas) = (Rng(41), isas());
+    for kind in KINDS {
+        for columns in COLUMNS {
+            for rows in ROWS {
+                for depth in DEPTHS {
+                    let shape = ConvShape::gemm(rows, depth, columns);
+                    check(&mut rng, &isas, shape, kind);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn windows() {
+    let (mut rng, isas) = (Rng(42), isas());
+    for kind in KINDS {
+        for columns in [16, 64, 96] {
+            for (channels, dilation) in [(4, 1), (12, 1), (16, 2), (24, 1), (64, 1)] {
+                let shape = ConvShape {
+                    in_h: 5,
+                    in_w: 7,
+                    in_c: channels,
+                    out_h: 5,
+                    out_w: 7,
+                    out_c: columns,
+                    kernel: [3, 3],
+                    strides: [1, 1],
+                    pads: [dilation, dilation],
+                    dilations: [dilation, dilation],
+                    groups: 1,
+                };
+                check(&mut rng, &isas, shape, kind);
+            }
+        }
+    }
+}
