@@ -5,12 +5,15 @@
 //! to do. It is measured between the repetitions of
 //! each kernel, in slices of the same length, so that other load on the machine touches both alike;
 //! both are medians. 2·M·N·K operations; convolutions count their taps as K.
+//!
+//! Products of a single row read every weight once. For them the rate at which as many bytes are read, measured in the
+//! same way, bounds the speed: the last column is the share of it at which weights are read.
 #![allow(clippy::expect_used)]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use requant_kernels_cpu::probe::dot_loop;
+use requant_kernels_cpu::probe::{Memory, dot_loop};
 use requant_kernels_cpu::threads::ThreadPool;
 use requant_kernels_cpu::{
     BitConv, BitSpec, Centroids, Conv, ConvIo, ConvShape, ConvSpec, Isa, Join, KernelError, Output,
@@ -20,8 +23,11 @@ use requant_numerics::{DType, Dyadic, Requantize, Scheme};
 use serde_json::json;
 
 /// M, N, K of plain products.
-const PRODUCTS: [[usize; 3]; 11] = [
+const PRODUCTS: [[usize; 3]; 14] = [
     [1, 1024, 1024],
+    [1, 2048, 2048],
+    [1, 4096, 4096],
+    [1, 8192, 8192],
     [32, 384, 384],
     [128, 384, 1536],
     [128, 1536, 384],
@@ -97,21 +103,30 @@ fn main() {
     );
     let mut results = Vec::new();
     println!(
-        "{:<28} {:>5} {:<24} {:>8} {:>8} {:>6}",
-        "shape", "prec", "kernel", "GOP/s", "peak", "share"
+        "{:<28} {:>5} {:<24} {:>8} {:>8} {:>6} {:>6} {:>6}",
+        "shape", "prec", "kernel", "GOP/s", "peak", "share", "GB/s", "share"
     );
     for (name, shape) in &shapes {
         for precision in PRECISIONS {
             if !format!("{name} {precision}").contains(&arguments.filter) {
                 continue;
             }
-            let (kernel, gops, peak) = measure(shape, precision, arguments.isa, &pool);
+            let Measured {
+                kernel,
+                gops,
+                peak,
+                read,
+            } = measure(shape, precision, arguments.isa, &pool);
             let share = peak.map(|peak| gops / peak);
-            println!(
+            print!(
                 "{name:<28} {precision:>5} {kernel:<24} {gops:>8.1} {:>8.1} {:>6.3}",
                 peak.unwrap_or(f64::NAN),
                 share.unwrap_or(f64::NAN)
             );
+            match read {
+                Some((ours, most)) => println!(" {ours:>6.1} {:>6.3}", ours / most),
+                None => println!(),
+            }
             results.push(json!({
                 "name": name,
                 "shape": [shape.out_h * shape.out_w, shape.out_c, shape.depth()],
@@ -119,6 +134,7 @@ fn main() {
                 "threads": arguments.threads,
                 "gops": gops,
                 "share_of_peak": share,
+                "share_of_reading": read.map(|(ours, most)| ours / most),
                 "kernel": kernel,
             }));
         }
@@ -159,13 +175,17 @@ fn arguments() -> Option<Arguments> {
     Some(parsed)
 }
 
-/// Kernel, GOP/s, and GOP/s of the peak.
-fn measure(
-    shape: &ConvShape,
-    precision: &str,
-    isa: Isa,
-    pool: &ThreadPool,
-) -> (&'static str, f64, Option<f64>) {
+/// What one measurement yields.
+struct Measured {
+    kernel: &'static str,
+    gops: f64,
+    /// GOP/s of the dot product on registers.
+    peak: Option<f64>,
+    /// Of a single row: GB/s at which weights are read, and at which as many bytes can be read.
+    read: Option<(f64, f64)>,
+}
+
+fn measure(shape: &ConvShape, precision: &str, isa: Isa, pool: &ThreadPool) -> Measured {
     let weights = vec![3i8; shape.out_c * shape.depth()];
     let packed = vec![0x3du8; shape.out_c * shape.depth().div_ceil(2)];
     let dyadic: Vec<Dyadic> = (0..shape.out_c)
@@ -247,7 +267,10 @@ fn measure(
         }
     };
     const SLICE: Duration = Duration::from_micros(1500);
-    let times = repetitions(SLICE, &mut run);
+    let weight_bytes = conv.packed_bytes();
+    // Long enough that weights which fit the caches are read from there.
+    let least = if weight_bytes > 2 << 20 { 24 } else { 1 };
+    let times = repetitions(SLICE, &mut run).max(least);
     let mut peak_run = dot_loop(isa).map(|(kernel, operations)| {
         let mut peak = move |rounds: usize| {
             pool.run(pool.threads(), &|_| kernel(rounds));
@@ -255,16 +278,34 @@ fn measure(
         let rounds = repetitions(SLICE, &mut peak);
         (peak, rounds, operations * pool.threads() as f64)
     });
-    let (mut ours, mut peaks) = (Vec::new(), Vec::new());
+    let mut read_run = (shape.out_h * shape.out_w == 1).then(|| {
+        let share = weight_bytes.div_ceil(pool.threads());
+        let parts: Vec<Memory> = (0..pool.threads()).map(|_| Memory::new(share)).collect();
+        let mut read = move |rounds: usize| {
+            pool.run(parts.len(), &|part| parts[part].read(isa, rounds));
+        };
+        let rounds = repetitions(SLICE, &mut read).max(least);
+        (read, rounds)
+    });
+    let (mut ours, mut peaks, mut reads) = (Vec::new(), Vec::new(), Vec::new());
     let start = Instant::now();
     while ours.len() < 15 || (ours.len() < 400 && start.elapsed() < Duration::from_millis(1200)) {
         if let Some((peak, rounds, operations)) = &mut peak_run {
             peaks.push(*operations * *rounds as f64 / seconds(|| peak(*rounds)) * 1e-9);
         }
+        if let Some((read, rounds)) = &mut read_run {
+            reads.push((weight_bytes * *rounds) as f64 / seconds(|| read(*rounds)) * 1e-9);
+        }
         ours.push(2.0 * shape.macs() as f64 * times as f64 / seconds(|| run(times)) * 1e-9);
     }
-    let peak = (!peaks.is_empty()).then(|| median(peaks));
-    (conv.kernel(), median(ours), peak)
+    let gops = median(ours);
+    let bytes = weight_bytes as f64 / (2.0 * shape.macs() as f64);
+    Measured {
+        kernel: conv.kernel(),
+        gops,
+        peak: (!peaks.is_empty()).then(|| median(peaks)),
+        read: (!reads.is_empty()).then(|| (gops * bytes, median(reads))),
+    }
 }
 
 /// An output of 8 bits, requantized by `rhu`.
@@ -328,6 +369,13 @@ impl Prepared {
         match self {
             Prepared::Bytes(conv) => conv.kernel(),
             Prepared::Bits(conv) => conv.kernel(),
+        }
+    }
+
+    fn packed_bytes(&self) -> usize {
+        match self {
+            Prepared::Bytes(conv) => conv.packed_bytes(),
+            Prepared::Bits(conv) => conv.packed_bytes(),
         }
     }
 

@@ -3,7 +3,7 @@
 //! A group of output channels is cut into panels of columns, the last one narrower. A panel holds,
 //! for each group of `kernel.group` positions along K, the weights of all its columns:
 //! `[k / group][column][k % group]`, zero past K and past the last channel. In the `I4` format two
-//! neighbouring vectors of a k-group share bytes: the first lies in the low nibbles.
+//! neighbouring vectors of a k-group share bytes: the first lies in the low nibbles, which a kernel may want flipped.
 
 use core::ops::Range;
 
@@ -115,7 +115,10 @@ fn pack_panel(
     packed: &mut [u8],
     weight: impl Fn(usize, usize) -> i16,
 ) {
-    packed.fill(0);
+    packed.fill(match kernel.weights {
+        WeightFormat::I4 => kernel.low_flip,
+        WeightFormat::I8 | WeightFormat::I16 => 0,
+    });
     let (group, lanes) = (kernel.group, kernel.lanes);
     let step = panel.width * group;
     for channel in 0..panel.used {
@@ -128,7 +131,7 @@ fn pack_panel(
                 WeightFormat::I4 => {
                     let vector = within / lanes;
                     let byte = base / 2 + vector / 2 * lanes + within % lanes;
-                    packed[byte] |= (value as u8 & 0x0f) << (vector % 2 * 4);
+                    packed[byte] ^= (value as u8 & 0x0f) << (vector % 2 * 4);
                 }
                 WeightFormat::I16 => {
                     let at = 2 * (base + within);

@@ -1,10 +1,11 @@
 //! What this machine can do at most, measured: the rate of an instruction set's integer dot product on
-//! registers alone. A kernel's speed is reported as a share of it, so reports of different machines
-//! compare.
+//! registers alone, and the rate at which memory is read. A kernel's speed is reported as a share of
+//! them, so reports of different machines compare.
 
 use std::time::{Duration, Instant};
 
 use crate::Isa;
+use crate::memory::Aligned;
 
 /// Operations a second (2 a multiply-accumulate) of the dot product of 8-bit values on one thread: the
 /// median of slices of one millisecond within `limit`. `None` where the instruction set has no such
@@ -50,6 +51,48 @@ pub fn dot_loop(_isa: Isa) -> Option<(fn(usize), f64)> {
     None
 }
 
+/// Memory laid out as packed weights are, to be read as fast as the machine can.
+#[derive(Debug)]
+pub struct Memory(Aligned);
+
+impl Memory {
+    /// `bytes` zero bytes.
+    pub fn new(bytes: usize) -> Self {
+        Memory(Aligned::zeroed(bytes))
+    }
+
+    /// Reads all of it `rounds` times, in the widest vectors of `isa` that the machine has.
+    pub fn read(&self, isa: Isa, rounds: usize) {
+        for _ in 0..rounds {
+            read(isa, self.0.bytes());
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn read(isa: Isa, bytes: &[u8]) {
+    match isa {
+        Isa::Avx512Vnni if isa.is_available() => x86::read_avx512(bytes),
+        Isa::Avx512Vnni | Isa::Avx2 | Isa::Scalar | Isa::NeonDot => sum(bytes),
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn read(_isa: Isa, bytes: &[u8]) {
+    sum(bytes);
+}
+
+/// Reads in vectors that every machine of the architecture has.
+fn sum(bytes: &[u8]) {
+    let mut sums = [0u64; 16];
+    for chunk in bytes.as_chunks::<128>().0 {
+        for (sum, word) in sums.iter_mut().zip(chunk.as_chunks().0) {
+            *sum |= u64::from_ne_bytes(*word);
+        }
+    }
+    core::hint::black_box(sums);
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use core::arch::x86_64::*;
@@ -73,6 +116,25 @@ mod x86 {
         if Isa::Avx512Vnni.is_available() {
             // SAFETY: the machine has the features.
             unsafe { copy(rounds) }
+        }
+    }
+
+    pub(super) fn read_avx512(bytes: &[u8]) {
+        #[target_feature(enable = "avx512f")]
+        fn copy(bytes: &[u8]) {
+            let mut sums = [_mm512_setzero_si512(); 8];
+            for chunk in bytes.as_chunks::<512>().0 {
+                for (sum, line) in sums.iter_mut().zip(chunk.as_chunks::<64>().0) {
+                    // SAFETY: a line is as long as the vector; the load needs no alignment.
+                    let line = unsafe { _mm512_loadu_si512(line.as_ptr().cast()) };
+                    *sum = _mm512_or_si512(*sum, line);
+                }
+            }
+            black_box(sums);
+        }
+        if Isa::Avx512Vnni.is_available() {
+            // SAFETY: the machine has the features.
+            unsafe { copy(bytes) }
         }
     }
 

@@ -72,6 +72,8 @@ pub struct Kernel {
     pub(crate) group: usize,
     /// Weights in one vector: which nibbles share a byte in the `I4` format.
     pub(crate) lanes: usize,
+    /// What low nibbles of the `I4` format are stored xor: 8 adds 8 to their weights.
+    pub(crate) low_flip: u8,
     /// Panel widths in columns, widest first; the others serve the last columns.
     pub(crate) widths: &'static [usize],
     /// For each width, one function for each height from 1 to the tallest.

@@ -13,7 +13,7 @@ use core::ops::Range;
 use crate::conv::ConvShape;
 use crate::epilogue::beside::{Beside, Side};
 use crate::epilogue::{Epilogue, Output, Place};
-use crate::memory::{Carver, LINE, piece};
+use crate::memory::{Carver, LINE, piece, prefetch};
 use crate::pack::{Packed, Panel, Panels};
 use crate::parallel::{Shared, share};
 use crate::rows::RowPlan;
@@ -24,6 +24,10 @@ use crate::{Isa, KernelError};
 const BLOCK_BYTES: usize = 448 << 10;
 /// Most rows of a block.
 const BLOCK_ROWS: usize = 384;
+/// Rows of a block whose time is that of reading weights: they push everything else out of the caches.
+const FEW_ROWS: usize = 4;
+/// Bytes of the next panel's weights that are then asked for ahead.
+const AHEAD: usize = 2048;
 /// Multiply-accumulates below which a second thread costs more than it gives.
 pub(crate) const MACS_PER_PART: usize = 256 << 10;
 
@@ -224,7 +228,10 @@ impl<'a> Job<'a> {
             self.row_terms(block.clone(), terms);
             for group in panels.chunk_by(|left, right| left.group == right.group) {
                 self.fill(group[0].group, block.clone(), table, strip);
-                for panel in group {
+                for (index, panel) in group.iter().enumerate() {
+                    if block.len() <= FEW_ROWS {
+                        self.prefetch(&group[(index + 1).min(group.len() - 1)]);
+                    }
                     // SAFETY: the caller's promise; `fill` has just pointed the table at the block.
                     unsafe { self.panel(panel, block.clone(), table, terms, &mut flow) };
                 }
@@ -234,6 +241,13 @@ impl<'a> Job<'a> {
             // SAFETY: as in `panel`, which left it.
             unsafe { self.finish(&waiting) };
         }
+    }
+
+    /// Asks for what a panel needs besides its weights.
+    fn prefetch(&self, panel: &Panel) {
+        let columns = panel.column..panel.column + panel.width;
+        prefetch(&self.bias[columns.clone()]);
+        self.walk.epilogue.prefetch(columns);
     }
 
     fn row_terms(&self, block: Range<usize>, terms: &mut [i32]) {
@@ -331,6 +345,12 @@ impl<'a> Job<'a> {
                     }
                 }
             };
+            if block.len() <= FEW_ROWS {
+                // Nothing else asks for weights while a tile is finished.
+                let next = panel.offset + walk.kernel.weight_bytes(panel.width * plan.padded);
+                let all = self.weights.bytes();
+                prefetch(&all[next.min(all.len())..(next + AHEAD).min(all.len())]);
+            }
             if self.row_factor != 0 {
                 // SAFETY: the tile has just been written, and nothing else refers to it.
                 let tile = unsafe { core::slice::from_raw_parts_mut(out, height * panel.width) };

@@ -4,6 +4,8 @@
 //! Parameters are laid out once for the packed columns of a layer, padding included, so that every row
 //! of a tile is whole vectors.
 
+use core::ops::Range;
+
 use requant_numerics::elementwise::AddParams;
 use requant_numerics::table::Table;
 use requant_numerics::{DType, Requantize, Residual, Scheme};
@@ -240,6 +242,13 @@ impl Epilogue {
         Beside::new(round, finish, columns, |step| {
             arch::beside(kernel, step, groups)
         })
+    }
+
+    /// Asks for the parameters of some packed columns, which a tile needs soon.
+    pub(crate) fn prefetch(&self, columns: Range<usize>) {
+        if let Some(stages) = &self.stages {
+            stages.round.prefetch(columns);
+        }
     }
 
     /// Stores one tile.

@@ -8,11 +8,14 @@
 //!
 //! The zero point of an output joins the rounding constant of `rhu` where that cannot overflow.
 
+use core::ops::Range;
+
 use requant_numerics::requantize::index;
 use requant_numerics::rounding;
 use requant_numerics::{Requantize, Residual, Scheme};
 
 use super::{Join, Quantized};
+use crate::memory::prefetch;
 
 /// A rounding with one set of parameters for each packed column.
 #[derive(Clone, Debug)]
@@ -146,6 +149,47 @@ impl Round {
             | Round::Double { .. }
             | Round::Away { .. }
             | Round::Steps { .. } => false,
+        }
+    }
+}
+
+impl Round {
+    /// Asks for the parameters of some packed columns.
+    pub(super) fn prefetch(&self, columns: Range<usize>) {
+        match self {
+            Round::Word { m, .. } => prefetch(&m[columns]),
+            Round::High { m, constant, shift } => {
+                prefetch(&m[columns.clone()]);
+                prefetch(&constant[columns.clone()]);
+                prefetch(&shift[columns]);
+            }
+            Round::Wide { m, shift } => {
+                prefetch(&m[columns.clone()]);
+                prefetch(&shift[columns]);
+            }
+            Round::Residual {
+                m, shift, other, ..
+            } => {
+                prefetch(&m[columns.clone()]);
+                prefetch(&shift[columns.clone()]);
+                prefetch(&other[columns]);
+            }
+            Round::Shift { shift, before, bit } => {
+                prefetch(&shift[columns.clone()]);
+                prefetch(&before[columns.clone()]);
+                prefetch(&bit[columns]);
+            }
+            Round::Float { scale, .. } => prefetch(&scale[columns]),
+            Round::Double { m, e } => {
+                prefetch(&m[columns.clone()]);
+                prefetch(&e[columns]);
+            }
+            Round::Away { scale } => prefetch(&scale[columns]),
+            Round::Steps { tau, base, step } => {
+                tau.iter().for_each(|tau| prefetch(&tau[columns.clone()]));
+                prefetch(&base[columns.clone()]);
+                prefetch(&step[columns]);
+            }
         }
     }
 }

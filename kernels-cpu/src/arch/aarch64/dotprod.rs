@@ -63,6 +63,7 @@ const ROW: Kernel = Kernel {
     offset: 0,
     group: GROUP,
     lanes: VECTOR,
+    low_flip: 0,
     widths: &[16, 8],
     tiles: &[],
 };

@@ -27,6 +27,7 @@ const fn kernel(
         offset: 0,
         group: GROUP,
         lanes: WIDTH,
+        low_flip: 0,
         widths: &[WIDTH],
         tiles,
     }

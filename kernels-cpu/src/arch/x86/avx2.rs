@@ -38,6 +38,7 @@ const fn kernel(
         offset: 0,
         group: 2,
         lanes: 2 * LANES,
+        low_flip: 0,
         widths: &[VECTORS * LANES],
         tiles,
     }

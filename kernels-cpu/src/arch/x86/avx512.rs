@@ -7,13 +7,17 @@
 //! because the compiler takes minutes over the intrinsics' form.
 //!
 //! `I4` weights are unpacked in registers with their nibble in the high half, so products are 16 times
-//! too large until the finished sums are shifted back.
+//! too large until the finished sums are shifted back. A single row waits for weights, or for their
+//! unpacking where they lie in a cache; it takes a byte `16·a + (b + 8)` as it is and once more without its
+//! high nibble. The difference of both sums is 16 times that of `a`; from that of `b + 8` the row's sum is
+//! taken 8 times.
 
 use core::arch::asm;
 use core::arch::x86_64::{
-    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32,
-    _mm512_loadu_si512, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512,
-    _mm512_slli_epi16, _mm512_srai_epi32, _mm512_storeu_si512,
+    __m512i, _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_loadu_si512,
+    _mm512_maskz_loadu_epi32, _mm512_maskz_xor_epi32, _mm512_reduce_add_epi32, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_setzero_si512, _mm512_slli_epi16, _mm512_srai_epi32,
+    _mm512_storeu_si512, _mm512_sub_epi32, _mm512_ternarylogic_epi32,
 };
 
 use crate::Isa;
@@ -22,8 +26,6 @@ use crate::table::{Activations, Kernel, Tile, TileFn, WeightFormat};
 const GROUP: usize = 4;
 /// Columns of one vector of sums.
 const LANES: usize = 16;
-/// Bytes of weights ahead of a single row.
-const AHEAD: usize = 4096;
 /// Weights of one vector.
 const VECTOR: usize = 64;
 
@@ -75,6 +77,7 @@ const ROW: Kernel = Kernel {
     offset: 0,
     group: GROUP,
     lanes: VECTOR,
+    low_flip: 8,
     widths: &[],
     tiles: &[],
 };
@@ -91,14 +94,8 @@ static S8S8: [&[TileFn]; 4] = [
     &heights::<Signed, Bytes, 2>(),
     &heights::<Signed, Bytes, 1>(),
 ];
-static U8S4: [&[TileFn]; 2] = [
-    &heights::<Unsigned, Nibbles, 4>(),
-    &heights::<Unsigned, Nibbles, 2>(),
-];
-static S8S4: [&[TileFn]; 2] = [
-    &heights::<Signed, Nibbles, 4>(),
-    &heights::<Signed, Nibbles, 2>(),
-];
+static U8S4: [&[TileFn]; 2] = [&nibbles::<Unsigned, 4>(), &nibbles::<Unsigned, 2>()];
+static S8S4: [&[TileFn]; 2] = [&nibbles::<Signed, 4>(), &nibbles::<Signed, 2>()];
 
 const fn heights<A: Sign, W: Format, const VECTORS: usize>() -> [TileFn; 6] {
     [
@@ -111,11 +108,23 @@ const fn heights<A: Sign, W: Format, const VECTORS: usize>() -> [TileFn; 6] {
     ]
 }
 
+const fn nibbles<A: Sign, const VECTORS: usize>() -> [TileFn; 6] {
+    let mut heights = heights::<A, Nibbles, VECTORS>();
+    heights[0] = row_of_nibbles::<A, VECTORS>;
+    heights
+}
+
 /// The sign of activations: how four of them are broadcast as unsigned bytes.
 trait Sign {
     /// # Safety
     /// - `at` is readable for four bytes.
     unsafe fn broadcast(at: *const u8, flip: __m512i) -> __m512i;
+
+    /// 64 of them as unsigned bytes, those outside the mask of fours as 0.
+    ///
+    /// # Safety
+    /// - The machine has AVX-512 F; what is outside the mask is 0.
+    unsafe fn unsigned(bytes: __m512i, fours: u16, flip: __m512i) -> __m512i;
 }
 
 struct Unsigned;
@@ -127,6 +136,12 @@ impl Sign for Unsigned {
     unsafe fn broadcast(at: *const u8, _flip: __m512i) -> __m512i {
         // SAFETY: readable by the caller's promise; the read needs no alignment.
         _mm512_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn unsigned(bytes: __m512i, _fours: u16, _flip: __m512i) -> __m512i {
+        bytes
     }
 }
 
@@ -146,6 +161,12 @@ impl Sign for Signed {
             );
         }
         flipped
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn unsigned(bytes: __m512i, fours: u16, flip: __m512i) -> __m512i {
+        _mm512_maskz_xor_epi32(fours, bytes, flip)
     }
 }
 
@@ -187,12 +208,14 @@ impl Format for Nibbles {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn load<const VECTORS: usize>(at: *const u8) -> [__m512i; VECTORS] {
-        let high = _mm512_set1_epi8(-16);
+        let (high, flip) = (_mm512_set1_epi8(-16), _mm512_set1_epi8(-128));
         let mut weights = [_mm512_setzero_si512(); VECTORS];
         for (pair, weights) in weights.chunks_exact_mut(2).enumerate() {
             // SAFETY: readable by the caller's promise; the load needs no alignment.
             let both = unsafe { _mm512_loadu_si512(at.add(pair * VECTOR).cast()) };
-            weights[0] = _mm512_and_si512(_mm512_slli_epi16::<4>(both), high);
+            // (both << 4 & high) ^ flip
+            let low = _mm512_slli_epi16::<4>(both);
+            weights[0] = _mm512_ternarylogic_epi32::<0x6a>(low, high, flip);
             weights[1] = _mm512_and_si512(both, high);
         }
         weights
@@ -230,12 +253,6 @@ unsafe fn tile<A: Sign, W: Format, const HEIGHT: usize, const VECTORS: usize>(ti
         loop {
             // SAFETY: `weights` is readable for all k-groups.
             let panel = unsafe { W::load::<VECTORS>(weights) };
-            if HEIGHT == 1 && shifts {
-                // One row of nibbles is done as fast as weights come from far; bytes come as fast without.
-                for line in 0..VECTORS * W::BYTES / VECTOR {
-                    _mm_prefetch::<_MM_HINT_T0>(weights.wrapping_add(AHEAD + line * VECTOR).cast());
-                }
-            }
             weights = weights.wrapping_add(VECTORS * W::BYTES);
             for (sums, row) in sums.iter_mut().zip(rows) {
                 // SAFETY: each row is readable for `groups` k-groups of four bytes.
@@ -268,4 +285,65 @@ unsafe fn tile<A: Sign, W: Format, const HEIGHT: usize, const VECTORS: usize>(ti
             }
         }
     }
+}
+
+/// One row of a panel of nibbles. See [`Tile`] for the contract.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn row_of_nibbles<A: Sign, const VECTORS: usize>(tile: &Tile) {
+    let (flip, low) = (_mm512_set1_epi8(-128), _mm512_set1_epi8(15));
+    let mut sums = [_mm512_setzero_si512(); VECTORS];
+    let mut weights = tile.weights;
+    let mut row_sum = 0i32;
+    for segment in 0..tile.segments {
+        // SAFETY: `rows` holds `segments` pointers.
+        let row = unsafe { *tile.rows.add(segment) };
+        // SAFETY: each row is readable for `groups` k-groups of four bytes.
+        row_sum = row_sum.wrapping_add(unsafe { sum::<A>(row, tile.groups, flip) });
+        for group in 0..tile.groups {
+            // SAFETY: as above.
+            let x = unsafe { A::broadcast(row.add(group * GROUP), flip) };
+            for pair in sums.as_chunks_mut::<2>().0 {
+                // SAFETY: `weights` is readable for all k-groups; the load needs no alignment.
+                let both = unsafe { _mm512_loadu_si512(weights.cast()) };
+                weights = weights.wrapping_add(VECTOR);
+                pair[0] = _mm512_dpbusd_epi32(pair[0], x, _mm512_and_si512(both, low));
+                pair[1] = _mm512_dpbusd_epi32(pair[1], x, both);
+            }
+        }
+    }
+    let excess = _mm512_set1_epi32(row_sum.wrapping_mul(8));
+    for (index, [first, second]) in sums.as_chunks::<2>().0.iter().enumerate() {
+        let second = _mm512_srai_epi32::<4>(_mm512_sub_epi32(*second, *first));
+        for (half, sum) in [_mm512_sub_epi32(*first, excess), second]
+            .into_iter()
+            .enumerate()
+        {
+            let at = (2 * index + half) * LANES;
+            // SAFETY: `bias` and `out` hold `width` values.
+            unsafe {
+                let bias = _mm512_loadu_si512(tile.bias.add(at).cast());
+                _mm512_storeu_si512(tile.out.add(at).cast(), _mm512_add_epi32(sum, bias));
+            }
+        }
+    }
+}
+
+/// The sum of a row's unsigned bytes.
+///
+/// # Safety
+/// - `row` is readable for `groups` times four bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn sum<A: Sign>(row: *const u8, groups: usize, flip: __m512i) -> i32 {
+    let ones = _mm512_set1_epi8(1);
+    let mut sums = _mm512_setzero_si512();
+    for first in (0..groups).step_by(LANES) {
+        let fours = u16::MAX >> (LANES - LANES.min(groups - first));
+        // SAFETY: the mask leaves out what lies past the row.
+        sums = unsafe {
+            let bytes = _mm512_maskz_loadu_epi32(fours, row.add(first * GROUP).cast());
+            _mm512_dpbusd_epi32(sums, A::unsigned(bytes, fours, flip), ones)
+        };
+    }
+    _mm512_reduce_add_epi32(sums)
 }

@@ -28,6 +28,7 @@ pub(super) const KERNELS: &[Kernel] = &[Kernel {
     offset: 0,
     group: GROUP,
     lanes: GROUP * LANES,
+    low_flip: 0,
     widths: &[64, 48, 32, 16],
     tiles: &W16S16,
 }];
