@@ -10,6 +10,7 @@
 
 pub mod builder;
 pub mod check;
+pub mod emulator;
 pub mod npz;
 pub mod rng;
 pub mod suite;

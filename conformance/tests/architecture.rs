@@ -13,9 +13,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("requant-model", &["requant-numerics"]),
     ("requant-import", &["requant-model", "requant-numerics"]),
     ("requant-kernels-cpu", &["requant-numerics"]),
+    ("requant-kernels-cuda", &["requant-numerics"]),
     (
         "requant-runtime",
-        &["requant-model", "requant-kernels-cpu", "requant-numerics"],
+        &[
+            "requant-model",
+            "requant-kernels-cpu",
+            "requant-kernels-cuda",
+            "requant-numerics",
+        ],
     ),
     (
         "requant-conformance",
@@ -48,6 +54,7 @@ const BUILT_ON: &[(&str, &[&str])] = &[
     ("tracing", &["requant-server"]),
     ("metrics", &["requant-server"]),
     ("dashmap", &["requant-server"]),
+    ("cudarc", &["requant-kernels-cuda"]),
 ];
 
 /// Direct dependencies of each crate of the workspace, those of tests left out.

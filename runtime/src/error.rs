@@ -1,6 +1,7 @@
 //! What can go wrong between a graph and a result.
 
 use requant_kernels_cpu::KernelError;
+use requant_kernels_cuda::{CudaError, OpError};
 use requant_model::{ModelError, NodeError};
 use requant_numerics::DType;
 use thiserror::Error;
@@ -39,6 +40,20 @@ pub enum CompileError {
         step: String,
         /// The fault.
         source: KernelError,
+    },
+    /// A step that the device has no kernel or no memory for.
+    #[error("step '{step}': {source}")]
+    Device {
+        /// The step.
+        step: String,
+        /// The fault.
+        source: OpError,
+    },
+    /// A layer behind a float softmax, which is computed on the host at the end of a network only.
+    #[error("layer '{step}' stands behind a float softmax, which the device does not compute")]
+    BehindSoftmax {
+        /// The step.
+        step: String,
     },
     /// The compute threads cannot be started.
     #[error("cannot start {threads} compute threads: {reason}")]
@@ -123,5 +138,16 @@ pub enum ExecError {
         step: String,
         /// The fault.
         source: KernelError,
+    },
+    /// The device fails, or has too little memory.
+    #[error(transparent)]
+    Device(#[from] CudaError),
+    /// A launch that the device has no room for.
+    #[error("step '{step}': {source}")]
+    Launch {
+        /// The step.
+        step: String,
+        /// The fault.
+        source: OpError,
     },
 }

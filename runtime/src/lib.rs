@@ -1,5 +1,5 @@
-//! From an integer graph to something that runs: plans, the arena, and the `reference` and `cpu`
-//! backends.
+//! From an integer graph to something that runs: plans, the arena, and the `reference`, `cpu`
+//! and `cuda` backends.
 //!
 //! A [`Graph`](requant_model::Graph) becomes a [`Plan`] once: float edges move into the ports, byte
 //! moves that move nothing disappear, activations, sums and tables are fused into the epilogues of
@@ -13,6 +13,8 @@
 mod arena;
 pub mod backend;
 mod cpu;
+mod cuda;
+mod edges;
 
 pub mod error;
 mod executor;
@@ -26,6 +28,7 @@ mod stats;
 pub use backend::{Backend, BackendInfo, Executable, Footprint, Form, Instance};
 
 pub use cpu::{CpuBackend, CpuOptions};
+pub use cuda::CudaBackend;
 pub use error::{CompileError, ExecError, PlanError};
 pub use plan::signature::{QuantizedForm, Signature, TensorInfo};
 pub use plan::{Plan, PlanOptions};
@@ -34,4 +37,5 @@ pub use reference::ReferenceBackend;
 pub use requant_kernels_cpu::Isa;
 pub use requant_kernels_cpu::isa::UnknownIsa;
 pub use requant_kernels_cpu::probe;
+pub use requant_kernels_cuda::CudaError;
 pub use stats::{PrecisionStats, RunStats, StepStats};

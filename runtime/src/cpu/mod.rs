@@ -9,18 +9,17 @@ mod prepare;
 use std::sync::Arc;
 
 use requant_kernels_cpu::threads::{Seat, ThreadPool};
-use requant_kernels_cpu::{
-    ConvIo, Dequantize, Isa, KernelError, MatMulIo, Parallel, Planes, Serial, cache,
-};
+use requant_kernels_cpu::{ConvIo, Isa, KernelError, MatMulIo, Parallel, Planes, Serial, cache};
 
 use crate::arena::Operands;
+use crate::edges::Edges;
 use crate::executor::{Crew, HostExecutable, Runner};
 use crate::plan::signature::Edge;
 use crate::plan::step::Operand;
 use crate::plan::{BufferId, Plan, Step};
 use crate::schedule::{Machine, Schedule};
-use crate::{Backend, BackendInfo, CompileError, ExecError, Executable, ports, reference};
-use prepare::{Input, Kernel};
+use crate::{Backend, BackendInfo, CompileError, ExecError, Executable, reference};
+use prepare::Kernel;
 
 /// How the CPU backend runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -124,24 +123,7 @@ impl CpuBackend {
             .collect();
         Ok(CpuRunner {
             kernels: kernels?,
-            inputs: plan
-                .inputs
-                .iter()
-                .zip(planes)
-                .map(|(port, planes)| {
-                    prepare::input(self.isa, port.edge.as_ref(), planes).map_err(|source| {
-                        CompileError::Kernel {
-                            step: port.info.name.clone(),
-                            source,
-                        }
-                    })
-                })
-                .collect::<Result<_, _>>()?,
-            outputs: plan
-                .outputs
-                .iter()
-                .map(|port| prepare::dequantize(self.isa, port.edge.as_ref()?).ok())
-                .collect(),
+            edges: Edges::new(self.isa, plan, planes)?,
             pool: Arc::clone(&self.pool),
         })
     }
@@ -150,9 +132,7 @@ impl CpuBackend {
 #[derive(Debug)]
 struct CpuRunner {
     kernels: Vec<Kernel>,
-    inputs: Vec<Input>,
-    /// The float edges of the outputs; those of types without a kernel run portable.
-    outputs: Vec<Option<Dequantize>>,
+    edges: Edges,
     pool: Arc<ThreadPool>,
 }
 
@@ -192,35 +172,15 @@ impl Runner for CpuRunner {
         data: &[u8],
         out: &mut [u8],
     ) -> Result<(), KernelError> {
-        match &self.inputs[input] {
-            Input::Planes {
-                quantize, planes, ..
-            } => quantize.run_planes(*planes, data, out, &*self.pool),
-            Input::Flat(quantize) => quantize.run(data, out, &*self.pool),
-            Input::Portable => {
-                ports::quantize(edge, data, out);
-                Ok(())
-            }
-        }
+        self.edges.quantize(input, edge, data, out, &*self.pool)
     }
 
     fn copy_input(&self, input: usize, data: &[u8], out: &mut [u8]) -> Result<(), KernelError> {
-        if let Input::Planes {
-            planes, transpose, ..
-        } = &self.inputs[input]
-        {
-            let images = data.len() / (planes.channels * planes.pixels);
-            return transpose.run(images, data, out, &*self.pool);
-        }
-        out.copy_from_slice(data);
-        Ok(())
+        self.edges.copy_input(input, data, out, &*self.pool)
     }
 
     fn dequantize(&self, output: usize, edge: &Edge, data: &[u8], out: &mut [u8]) {
-        let kernel = self.outputs.get(output).and_then(Option::as_ref);
-        if kernel.is_none_or(|kernel| kernel.run(data, out, &*self.pool).is_err()) {
-            ports::dequantize(edge, data, out);
-        }
+        self.edges.dequantize(output, edge, data, out, &*self.pool);
     }
 
     fn weight_bytes(&self, index: usize) -> usize {

@@ -8,12 +8,11 @@ use requant_kernels_cpu::elementwise::broadcast_strides;
 use requant_kernels_cpu::{
     AveragePool, AveragePoolSpec, Binary, BinaryOp, BinarySpec, BitConv, BitSpec, Centroids, Conv,
     ConvShape, ConvSpec, Dequantize, Isa, KernelError, Lookup, MatMul, MatMulSpec, MaxPool, Output,
-    Planes, PoolShape, Quantize, Quantized, Transpose, Weights,
+    PoolShape, Quantize, Quantized, Transpose, Weights,
 };
 use requant_model::ops::{WeightData, Window};
 use requant_numerics::{DType, packing};
 
-use crate::plan::signature::Edge;
 use crate::plan::step::{ConvStep, EdgeScales, Epilogue, Join, Operand};
 use crate::plan::{BufferId, Plan, Step, StepOp};
 
@@ -104,45 +103,6 @@ impl Kernel {
             | Kernel::Portable => 0,
         }
     }
-}
-
-/// How an input is written.
-#[derive(Debug)]
-pub(super) enum Input {
-    /// Its float edge, if it has one, has no kernel.
-    Portable,
-    /// By its float edge.
-    Flat(Quantize),
-    /// By its float edge, or its integers as they are, from planes to pixels.
-    Planes {
-        quantize: Quantize,
-        planes: Planes,
-        transpose: Transpose,
-    },
-}
-
-pub(super) fn input(
-    isa: Isa,
-    edge: Option<&Edge>,
-    planes: Option<Planes>,
-) -> Result<Input, KernelError> {
-    let Some(edge) = edge.filter(|edge| edge.dtype.is_quantized()) else {
-        return Ok(Input::Portable);
-    };
-    let quantize = Quantize::new(isa, edge.dtype, edge.scale, edge.zero_point, edge.rounding)?;
-    Ok(match planes {
-        Some(planes) => Input::Planes {
-            quantize,
-            planes,
-            transpose: Transpose::new(&[planes.channels, planes.pixels], &[1, 0], 1)?,
-        },
-        None => Input::Flat(quantize),
-    })
-}
-
-/// The float edge of an output port.
-pub(super) fn dequantize(isa: Isa, edge: &Edge) -> Result<Dequantize, KernelError> {
-    Dequantize::new(isa, edge.dtype, &[edge.scale], edge.zero_point)
 }
 
 pub(super) fn step(isa: Isa, plan: &Plan, step: &Step) -> Result<Kernel, KernelError> {

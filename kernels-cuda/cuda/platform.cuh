@@ -1,0 +1,111 @@
+// What a kernel needs of its platform, twice: as CUDA for nvcc, and as plain C++ for the emulator in
+// ../emulator, which runs the very same kernel sources on the host, one fiber a thread. Everything that
+// is not portable C++ goes through this file; kernels take one parameter structure each.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef REQUANT_EMULATED
+#include "../emulator/device.h"
+#else
+
+#include <cuda_runtime.h>
+
+#define DEVICE __device__ __forceinline__
+
+// Defines kernel `name` of `threads` threads a block, of which `blocks` are to fit a multiprocessor.
+#define KERNEL(name, Params, threads, blocks)                                                      \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p)
+
+// Dynamic shared memory, aligned to 1024 bytes.
+#define SHARED(name) extern __shared__ __align__(1024) uint8_t name[]
+
+DEVICE uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+DEVICE void block_sync() { __syncthreads(); }
+
+// Products, sums and quotients of floats that no compiler may contract.
+DEVICE float mul_f32(float a, float b) { return __fmul_rn(a, b); }
+DEVICE float add_f32(float a, float b) { return __fadd_rn(a, b); }
+DEVICE float sub_f32(float a, float b) { return __fsub_rn(a, b); }
+DEVICE float div_f32(float a, float b) { return __fdiv_rn(a, b); }
+DEVICE float fma_f32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEVICE double mul_f64(double a, double b) { return __dmul_rn(a, b); }
+DEVICE double div_f64(double a, double b) { return __ddiv_rn(a, b); }
+
+DEVICE void thread_fence() { __threadfence(); }
+
+// 16 bytes from global to shared memory, asynchronously where the hardware can; zeros unless `take`.
+DEVICE void copy16_async(void* to, const void* from, bool take) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(take ? 16 : 0)
+               : "memory");
+#else
+  *static_cast<uint4*>(to) = take ? *static_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+DEVICE void copies_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most `pending` of this thread's groups of copies are under way.
+template <int pending>
+DEVICE void copies_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+#endif
+}
+
+// Four 8x16-byte matrices: lane l names row l%8 of matrix l/8, and gets bytes 4(l%4)..4(l%4)+3 of row
+// l/4 of each.
+DEVICE void load_matrices(uint32_t (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row)));
+}
+
+#if __CUDA_ARCH__ >= 800
+#define REQUANT_MMA(types)                                                                         \
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." types                                      \
+               ".s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                        \
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                                    \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+#else
+// Turing multiplies 8x8x16: four of them, over the same fragments.
+#define REQUANT_MMA_PART(types, part, left, right)                                                 \
+  asm volatile("mma.sync.aligned.m8n8k16.row.col.s32." types ".s32 {%0,%1}, {%2}, {%3}, {%0,%1};"  \
+               : "+r"(c[part]), "+r"(c[part + 1])                                                  \
+               : "r"(left), "r"(right))
+#define REQUANT_MMA(types)                                                                         \
+  REQUANT_MMA_PART(types, 0, a[0], b0);                                                            \
+  REQUANT_MMA_PART(types, 0, a[2], b1);                                                            \
+  REQUANT_MMA_PART(types, 2, a[1], b0);                                                            \
+  REQUANT_MMA_PART(types, 2, a[3], b1)
+#endif
+
+// c (16x8) += a (16x32) * b (32x8) in 32 bits that wrap; a unsigned or signed, b signed.
+template <bool is_unsigned>
+DEVICE void multiply_add(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (is_unsigned) {
+    REQUANT_MMA("u8.s8");
+  } else {
+    REQUANT_MMA("s8.s8");
+  }
+}
+
+#endif  // REQUANT_EMULATED
+
+// Sixteen bytes that move as one.
+struct alignas(16) Bytes16 {
+  uint32_t word[4];
+};
+
+struct alignas(8) Bytes8 {
+  uint32_t word[2];
+};

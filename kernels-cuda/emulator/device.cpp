@@ -1,0 +1,218 @@
+// A block of threads: what they share, what they do together, and how a grid of blocks runs.
+#include "device.h"
+
+#include <string.h>
+
+#include <deque>
+
+#include "fibers.h"
+#include "machine.h"
+
+namespace emulated {
+
+Index thread_index, block_index, grid_extent;
+
+namespace {
+
+constexpr int kWarp = 32;
+constexpr uint8_t kPoison = 0xA5;
+constexpr size_t kGuard = 256;
+
+struct Copy {
+  void* to;
+  const void* from;
+  bool take;
+};
+
+// What the lanes of a warp deposit before an operation that they do together.
+struct Lane {
+  void* result;
+  const void* left;
+  const void* right;
+};
+
+struct Warp {
+  Lane lanes[kWarp];
+  int arrived;
+  uint64_t generation;
+};
+
+// The block that runs.
+struct Block {
+  Fibers fibers;
+  std::vector<uint8_t> memory;
+  size_t shared_bytes;
+  int threads, live, arrived;
+  uint64_t generation;
+  std::vector<Warp> warps;
+  std::vector<std::deque<std::vector<Copy>>> copies;
+  bool fault;
+
+  uint8_t* shared() {
+    uintptr_t start = reinterpret_cast<uintptr_t>(memory.data()) + kGuard;
+    return reinterpret_cast<uint8_t*>((start + 1023) & ~uintptr_t{1023});
+  }
+};
+
+Block block;
+
+// The thread that runs again after a pause finds its own index.
+void pause() {
+  const int me = block.fibers.current();
+  block.fibers.pause();
+  thread_index = Index{static_cast<uint32_t>(me), 0, 0};
+}
+
+template <typename Operation>
+void together(Lane lane, Operation operation) {
+  const int me = block.fibers.current();
+  Warp& warp = block.warps[me / kWarp];
+  warp.lanes[me % kWarp] = lane;
+  if (++warp.arrived == kWarp) {
+    operation(warp.lanes);
+    warp.arrived = 0;
+    warp.generation++;
+    block.fibers.progress();
+    return;
+  }
+  const uint64_t generation = warp.generation;
+  block.fibers.progress();
+  while (warp.generation == generation) pause();
+}
+
+void release_if_complete() {
+  if (block.live > 0 && block.arrived == block.live) {
+    block.arrived = 0;
+    block.generation++;
+    block.fibers.progress();
+  }
+}
+
+bool in_shared(const void* at, size_t bytes) {
+  const uint8_t* start = block.shared();
+  const uint8_t* p = static_cast<const uint8_t*>(at);
+  return p >= start && p + bytes <= start + block.shared_bytes && reinterpret_cast<uintptr_t>(at) % 16 == 0;
+}
+
+}  // namespace
+
+uint8_t* shared_memory() { return block.shared(); }
+
+void barrier() {
+  block.arrived++;
+  const uint64_t generation = block.generation;
+  block.fibers.progress();
+  release_if_complete();
+  while (block.generation == generation) pause();
+}
+
+// Copies happen as late as they may, so that a wait that is missing shows as poison.
+void copy16(void* to, const void* from, bool take) {
+  if (!in_shared(to, 16) || reinterpret_cast<uintptr_t>(from) % 16 != 0) block.fault = true;
+  block.copies[block.fibers.current()].back().push_back(Copy{to, from, take});
+}
+
+void commit_copies() { block.copies[block.fibers.current()].emplace_back(); }
+
+void wait_for_copies(int pending) {
+  auto& groups = block.copies[block.fibers.current()];
+  while (groups.size() > static_cast<size_t>(pending) + 1) {
+    for (const Copy& copy : groups.front()) {
+      if (copy.take) {
+        memcpy(copy.to, copy.from, 16);
+      } else {
+        memset(copy.to, 0, 16);
+      }
+    }
+    groups.pop_front();
+  }
+}
+
+void load_matrices(uint32_t* to, const void* row) {
+  if (!in_shared(row, 16)) block.fault = true;
+  together(Lane{to, row, nullptr}, [](Lane* lanes) {
+    // The eight rows of a matrix come from all banks at once, or the swizzle is wrong.
+    for (int matrix = 0; matrix < 4; matrix++) {
+      unsigned banks = 0;
+      for (int row = 0; row < 8; row++) {
+        banks |= 1u << (reinterpret_cast<uintptr_t>(lanes[matrix * 8 + row].left) / 16 % 8);
+      }
+      if (banks != 0xff) block.fault = true;
+    }
+    for (int lane = 0; lane < kWarp; lane++) {
+      for (int matrix = 0; matrix < 4; matrix++) {
+        const uint8_t* from = static_cast<const uint8_t*>(lanes[matrix * 8 + lane / 4].left);
+        memcpy(static_cast<uint32_t*>(lanes[lane].result) + matrix, from + lane % 4 * 4, 4);
+      }
+    }
+  });
+}
+
+// The fragments of m16n8k32 as PTX lays them over the lanes: lane = 4 group + part;
+// a[i] holds row group + 8(i%2), k = 16(i/2) + 4 part + byte; b[i] column group, k = 16 i + 4 part + byte;
+// c[i] row group + 8(i/2), column 2 part + i%2.
+void multiply_add(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_unsigned) {
+  auto operation = [is_unsigned](Lane* lanes) {
+    int32_t left[16][32], right[8][32];
+    for (int lane = 0; lane < kWarp; lane++) {
+      const int group = lane / 4, part = lane % 4;
+      const uint32_t* a = static_cast<const uint32_t*>(lanes[lane].left);
+      const uint32_t* b = static_cast<const uint32_t*>(lanes[lane].right);
+      for (int i = 0; i < 4; i++) {
+        for (int byte = 0; byte < 4; byte++) {
+          const uint8_t raw = static_cast<uint8_t>(a[i] >> (8 * byte));
+          left[group + i % 2 * 8][i / 2 * 16 + part * 4 + byte] = is_unsigned ? raw : static_cast<int8_t>(raw);
+        }
+      }
+      for (int i = 0; i < 2; i++) {
+        for (int byte = 0; byte < 4; byte++) {
+          right[group][i * 16 + part * 4 + byte] = static_cast<int8_t>(b[i] >> (8 * byte));
+        }
+      }
+    }
+    for (int lane = 0; lane < kWarp; lane++) {
+      int32_t* c = static_cast<int32_t*>(lanes[lane].result);
+      for (int i = 0; i < 4; i++) {
+        const int32_t* row = left[lane / 4 + i / 2 * 8];
+        const int32_t* column = right[lane % 4 * 2 + i % 2];
+        int32_t sum = 0;
+        for (int k = 0; k < 32; k++) sum += row[k] * column[k];
+        c[i] = static_cast<int32_t>(static_cast<uint32_t>(c[i]) + static_cast<uint32_t>(sum));
+      }
+    }
+  };
+  together(Lane{c, a, b}, operation);
+}
+
+bool run_grid(const Kernel& kernel, Index grid, int threads, size_t shared_bytes, const void* params) {
+  block.threads = threads;
+  block.shared_bytes = shared_bytes;
+  block.memory.resize(shared_bytes + 1024 + 2 * kGuard);
+  block.warps.resize((threads + kWarp - 1) / kWarp);
+  block.copies.resize(threads);
+  block.fault = false;
+  grid_extent = grid;
+  for (block_index.z = 0; block_index.z < grid.z; block_index.z++) {
+    for (block_index.y = 0; block_index.y < grid.y; block_index.y++) {
+      for (block_index.x = 0; block_index.x < grid.x; block_index.x++) {
+        memset(block.memory.data(), kPoison, block.memory.size());
+        for (Warp& warp : block.warps) warp.arrived = 0;
+        for (auto& groups : block.copies) groups.assign(1, {});
+        block.live = threads;
+        block.arrived = 0;
+        const bool finished = block.fibers.run(threads, [&](int thread) {
+          thread_index = Index{static_cast<uint32_t>(thread), 0, 0};
+          kernel.run(params);
+          block.live--;
+          release_if_complete();
+        });
+        uint8_t* end = block.shared() + shared_bytes;
+        for (size_t i = 0; i < kGuard; i++) block.fault |= end[i] != kPoison;
+        if (!finished || block.fault) return false;
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace emulated

@@ -1,0 +1,101 @@
+// The device side of the emulator: what ../cuda/platform.cuh needs, on the host. A block's threads are
+// fibers of one host thread; what a warp does together (ldmatrix, mma) is done by whichever lane comes
+// last, for all of them. See driver.cpp for the rest.
+#pragma once
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define DEVICE static inline
+
+namespace emulated {
+
+struct Index {
+  uint32_t x, y, z;
+};
+
+// Of the fiber that runs.
+extern Index thread_index, block_index, grid_extent;
+
+// The block's dynamic shared memory.
+uint8_t* shared_memory();
+
+void barrier();
+void copy16(void* to, const void* from, bool take);
+void commit_copies();
+void wait_for_copies(int pending);
+void load_matrices(uint32_t* to, const void* row);
+void multiply_add(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_unsigned);
+
+// A kernel by its name, as a module's function is found.
+struct Kernel {
+  const char* name;
+  size_t bytes;
+  int threads;
+  void (*run)(const void* params);
+  Kernel* next;
+};
+
+struct Registered {
+  Registered(Kernel* kernel);
+};
+
+}  // namespace emulated
+
+#define threadIdx emulated::thread_index
+#define blockIdx emulated::block_index
+#define gridDim emulated::grid_extent
+
+#define KERNEL(name, Params, threads, blocks)                                                      \
+  static void name(const Params& p);                                                               \
+  static emulated::Kernel name##_kernel = {                                                        \
+      #name, sizeof(Params), threads,                                                              \
+      [](const void* params) { name(*static_cast<const Params*>(params)); }, nullptr};             \
+  static emulated::Registered name##_registered(&name##_kernel);                                   \
+  static void name(const Params& p)
+
+#define SHARED(name) uint8_t* const name = emulated::shared_memory()
+
+DEVICE void block_sync() { emulated::barrier(); }
+DEVICE void thread_fence() {}
+
+DEVICE float mul_f32(float a, float b) { return a * b; }
+DEVICE float add_f32(float a, float b) { return a + b; }
+DEVICE float sub_f32(float a, float b) { return a - b; }
+DEVICE float div_f32(float a, float b) { return a / b; }
+DEVICE float fma_f32(float a, float b, float c) { return fmaf(a, b, c); }
+DEVICE double mul_f64(double a, double b) { return a * b; }
+DEVICE double div_f64(double a, double b) { return a / b; }
+
+DEVICE void copy16_async(void* to, const void* from, bool take) { emulated::copy16(to, from, take); }
+DEVICE void copies_commit() { emulated::commit_copies(); }
+template <int pending>
+DEVICE void copies_wait() {
+  emulated::wait_for_copies(pending);
+}
+
+DEVICE void load_matrices(uint32_t (&to)[4], const void* row) { emulated::load_matrices(to, row); }
+
+template <bool is_unsigned>
+DEVICE void multiply_add(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t b[2] = {b0, b1};
+  emulated::multiply_add(c, a, b, is_unsigned);
+}
+
+// Fibers give way only at barriers, so these need nothing more.
+DEVICE int32_t atomicAdd(int32_t* at, int32_t value) {
+  int32_t old = *at;
+  *at = static_cast<int32_t>(static_cast<uint32_t>(old) + static_cast<uint32_t>(value));
+  return old;
+}
+DEVICE uint32_t atomicAdd(uint32_t* at, uint32_t value) {
+  uint32_t old = *at;
+  *at = old + value;
+  return old;
+}
+DEVICE int32_t atomicExch(int32_t* at, int32_t value) {
+  int32_t old = *at;
+  *at = value;
+  return old;
+}

@@ -1,0 +1,370 @@
+// A stand-in for libcuda.so: the part of the driver's interface that the backend uses, over host memory
+// and emulated blocks. Tests put it on the library path, so that everything from the probe to the
+// graphs runs without a GPU.
+//
+// REQUANT_EMULATED shapes the machine, as NAME=VALUE[,NAME=VALUE]...: `init` (what cuInit answers),
+// `driver` (version), `devices`, `major` and `minor` (compute capability), `memory` (bytes),
+// `fault` (number of the launch from which on everything fails), `recover` (whether a reset of the
+// context ends that).
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include <map>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "machine.h"
+
+#define API extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+enum Result {
+  kSuccess = 0,
+  kInvalidValue = 1,
+  kOutOfMemory = 2,
+  kNotInitialized = 3,
+  kNoDevice = 100,
+  kInvalidDevice = 101,
+  kInvalidContext = 201,
+  kNotFound = 500,
+  kLaunchFailed = 719,
+};
+
+long long setting(const char* name, long long otherwise) {
+  const char* all = getenv("REQUANT_EMULATED");
+  const size_t length = strlen(name);
+  for (const char* at = all; at && *at; at = strchr(at, ',') ? strchr(at, ',') + 1 : nullptr) {
+    if (strncmp(at, name, length) == 0 && at[length] == '=') return atoll(at + length + 1);
+  }
+  return otherwise;
+}
+
+struct Work {
+  const emulated::Kernel* kernel;
+  emulated::Index grid;
+  int threads;
+  size_t shared_bytes;
+  std::vector<uint8_t> params;
+  void* to;
+  const void* from;
+  size_t bytes;
+  int value;
+};
+
+struct Graph {
+  std::vector<Work> works;
+};
+
+struct Stream {
+  Graph* capturing = nullptr;
+};
+
+constexpr size_t kPage = 4096;
+
+struct Machine {
+  std::recursive_mutex lock;
+  bool initialized = false;
+  bool broken = false;
+  bool mended = false;
+  long long launches = 0;
+  size_t used = 0;
+  std::map<uintptr_t, size_t> allocations;
+};
+
+Machine machine;
+thread_local bool has_context = false;
+
+using Guard = std::lock_guard<std::recursive_mutex>;
+
+Result check() {
+  if (!machine.initialized) return kNotInitialized;
+  if (!has_context) return kInvalidContext;
+  return machine.broken ? kLaunchFailed : kSuccess;
+}
+
+// Whether a range lies in one allocation.
+bool allocated(const void* at, size_t bytes) {
+  auto it = machine.allocations.upper_bound(reinterpret_cast<uintptr_t>(at));
+  if (it == machine.allocations.begin()) return false;
+  --it;
+  return reinterpret_cast<uintptr_t>(at) + bytes <= it->first + it->second;
+}
+
+Result perform(const Work& work) {
+  if (machine.broken) return kLaunchFailed;
+  if (work.kernel) {
+    const long long fault = setting("fault", -1);
+    const bool faulty = fault >= 0 && machine.launches >= fault && !machine.mended;
+    machine.launches++;
+    if (faulty || !emulated::run_grid(*work.kernel, work.grid, work.threads, work.shared_bytes, work.params.data())) {
+      machine.broken = true;
+      return kLaunchFailed;
+    }
+  } else if (work.from) {
+    memcpy(work.to, work.from, work.bytes);
+  } else {
+    memset(work.to, work.value, work.bytes);
+  }
+  return kSuccess;
+}
+
+Result submit(void* stream, Work work) {
+  if (Result error = check()) return error;
+  Stream* s = static_cast<Stream*>(stream);
+  if (s && s->capturing) {
+    s->capturing->works.push_back(work);
+    return kSuccess;
+  }
+  return perform(work);
+}
+
+}  // namespace
+
+namespace emulated {
+static Kernel*& head() {
+  static Kernel* first = nullptr;
+  return first;
+}
+Kernel* kernels() { return head(); }
+Registered::Registered(Kernel* kernel) {
+  kernel->next = head();
+  head() = kernel;
+}
+}  // namespace emulated
+
+API Result cuInit(unsigned) {
+  Guard guard(machine.lock);
+  const Result answer = static_cast<Result>(setting("init", kSuccess));
+  machine.initialized = answer == kSuccess;
+  return answer;
+}
+
+API Result cuDriverGetVersion(int* version) {
+  *version = static_cast<int>(setting("driver", 13000));
+  return kSuccess;
+}
+
+API Result cuDeviceGetCount(int* count) {
+  *count = static_cast<int>(setting("devices", 1));
+  return machine.initialized ? kSuccess : kNotInitialized;
+}
+
+API Result cuDeviceGet(int* device, int ordinal) {
+  *device = ordinal;
+  return ordinal >= 0 && ordinal < setting("devices", 1) ? kSuccess : kInvalidDevice;
+}
+
+API Result cuDeviceGetName(char* name, int length, int) {
+  snprintf(name, static_cast<size_t>(length), "emulated device");
+  return kSuccess;
+}
+
+API Result cuDeviceGetAttribute(int* value, int attribute, int) {
+  switch (attribute) {
+    case 16: *value = 4; return kSuccess;                                            // multiprocessors
+    case 75: *value = static_cast<int>(setting("major", 9)); return kSuccess;
+    case 76: *value = static_cast<int>(setting("minor", 0)); return kSuccess;
+    case 97: *value = static_cast<int>(setting("shared", 227 << 10)); return kSuccess;  // with opting in
+    default: return kInvalidValue;
+  }
+}
+
+API Result cuDeviceTotalMem_v2(size_t* bytes, int) {
+  *bytes = static_cast<size_t>(setting("memory", 4LL << 30));
+  return kSuccess;
+}
+
+API Result cuDevicePrimaryCtxRetain(void** context, int) {
+  *context = &machine;
+  return machine.initialized ? kSuccess : kNotInitialized;
+}
+
+API Result cuDevicePrimaryCtxRelease_v2(int) { return kSuccess; }
+
+API Result cuDevicePrimaryCtxReset_v2(int) {
+  Guard guard(machine.lock);
+  if (machine.broken && setting("recover", 0)) {
+    machine.broken = false;
+    machine.mended = true;
+  }
+  for (auto& [start, bytes] : machine.allocations) {
+    munmap(reinterpret_cast<void*>(start / kPage * kPage), (bytes + start % kPage + kPage - 1) / kPage * kPage);
+  }
+  machine.allocations.clear();
+  machine.used = 0;
+  return kSuccess;
+}
+
+API Result cuCtxSetCurrent(void* context) {
+  has_context = context != nullptr;
+  return kSuccess;
+}
+
+API Result cuMemGetInfo_v2(size_t* free, size_t* total) {
+  Guard guard(machine.lock);
+  if (Result error = check()) return error;
+  *total = static_cast<size_t>(setting("memory", 4LL << 30));
+  *free = *total - machine.used;
+  return kSuccess;
+}
+
+// The end of an allocation, rounded to 256 bytes, meets a page that nobody may touch.
+API Result cuMemAlloc_v2(uint64_t* pointer, size_t bytes) {
+  Guard guard(machine.lock);
+  if (Result error = check()) return error;
+  if (bytes == 0) return kInvalidValue;
+  const size_t rounded = (bytes + 255) / 256 * 256;
+  if (rounded > static_cast<size_t>(setting("memory", 4LL << 30)) - machine.used) return kOutOfMemory;
+  const size_t pages = (rounded + kPage - 1) / kPage * kPage;
+  void* at = mmap(nullptr, pages + 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (at == MAP_FAILED) return kOutOfMemory;
+  uint8_t* start = static_cast<uint8_t*>(at) + kPage;
+  mprotect(start, pages, PROT_READ | PROT_WRITE);
+  memset(start, 0xA5, pages);
+  const uintptr_t first = reinterpret_cast<uintptr_t>(start) + pages - rounded;
+  machine.allocations[first] = rounded;
+  machine.used += rounded;
+  *pointer = first;
+  return kSuccess;
+}
+
+API Result cuMemFree_v2(uint64_t pointer) {
+  Guard guard(machine.lock);
+  auto it = machine.allocations.find(pointer);
+  if (it == machine.allocations.end()) return kInvalidValue;
+  const uintptr_t start = pointer / kPage * kPage - kPage;
+  munmap(reinterpret_cast<void*>(start), (it->second + kPage - 1) / kPage * kPage + 2 * kPage);
+  machine.used -= it->second;
+  machine.allocations.erase(it);
+  return kSuccess;
+}
+
+API Result cuMemHostAlloc(void** pointer, size_t bytes, unsigned) {
+  if (Result error = check()) return error;
+  *pointer = aligned_alloc(kPage, (bytes + kPage - 1) / kPage * kPage);
+  return *pointer ? kSuccess : kOutOfMemory;
+}
+
+API Result cuMemFreeHost(void* pointer) {
+  free(pointer);
+  return kSuccess;
+}
+
+API Result cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
+  Guard guard(machine.lock);
+  void* device = reinterpret_cast<void*>(to);
+  if (!allocated(device, bytes)) return kInvalidValue;
+  return submit(stream, Work{nullptr, {}, 0, 0, {}, device, from, bytes, 0});
+}
+
+API Result cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
+  Guard guard(machine.lock);
+  const void* device = reinterpret_cast<const void*>(from);
+  if (!allocated(device, bytes)) return kInvalidValue;
+  return submit(stream, Work{nullptr, {}, 0, 0, {}, to, device, bytes, 0});
+}
+
+API Result cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void* stream) {
+  Guard guard(machine.lock);
+  void* device = reinterpret_cast<void*>(to);
+  if (!allocated(device, bytes)) return kInvalidValue;
+  return submit(stream, Work{nullptr, {}, 0, 0, {}, device, nullptr, bytes, value});
+}
+
+API Result cuStreamCreate(void** stream, unsigned) {
+  if (Result error = check()) return error;
+  *stream = new Stream;
+  return kSuccess;
+}
+
+API Result cuStreamDestroy_v2(void* stream) {
+  delete static_cast<Stream*>(stream);
+  return kSuccess;
+}
+
+API Result cuStreamSynchronize(void*) { return check(); }
+
+API Result cuStreamBeginCapture_v2(void* stream, int) {
+  if (Result error = check()) return error;
+  static_cast<Stream*>(stream)->capturing = new Graph;
+  return kSuccess;
+}
+
+API Result cuStreamEndCapture(void* stream, void** graph) {
+  Stream* s = static_cast<Stream*>(stream);
+  *graph = s->capturing;
+  s->capturing = nullptr;
+  return *graph ? check() : kInvalidValue;
+}
+
+API Result cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
+  if (Result error = check()) return error;
+  *executable = new Graph(*static_cast<Graph*>(graph));
+  return kSuccess;
+}
+
+API Result cuGraphDestroy(void* graph) {
+  delete static_cast<Graph*>(graph);
+  return kSuccess;
+}
+
+API Result cuGraphExecDestroy(void* graph) {
+  delete static_cast<Graph*>(graph);
+  return kSuccess;
+}
+
+API Result cuGraphLaunch(void* graph, void*) {
+  Guard guard(machine.lock);
+  if (Result error = check()) return error;
+  for (const Work& work : static_cast<Graph*>(graph)->works) {
+    if (Result error = perform(work)) return error;
+  }
+  return kSuccess;
+}
+
+API Result cuModuleLoadData(void** module, const void* image) {
+  if (Result error = check()) return error;
+  // The code is built in; but what is loaded must look like a cubin or like PTX.
+  const bool elf = memcmp(image, "\x7f" "ELF", 4) == 0, text = memcmp(image, "//", 2) == 0;
+  *module = &machine;
+  return elf || text ? kSuccess : kInvalidValue;
+}
+
+API Result cuModuleUnload(void*) { return kSuccess; }
+
+API Result cuModuleGetFunction(void** function, void*, const char* name) {
+  for (emulated::Kernel* kernel = emulated::kernels(); kernel; kernel = kernel->next) {
+    if (strcmp(kernel->name, name) == 0) {
+      *function = kernel;
+      return kSuccess;
+    }
+  }
+  return kNotFound;
+}
+
+API Result cuFuncSetAttribute(void*, int, int) { return check(); }
+
+API Result cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                          unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream, void** params,
+                          void**) {
+  Guard guard(machine.lock);
+  const emulated::Kernel* kernel = static_cast<const emulated::Kernel*>(function);
+  const bool valid = block_x == static_cast<unsigned>(kernel->threads) && block_y == 1 && block_z == 1 &&
+                     grid_x >= 1 && grid_y >= 1 && grid_z >= 1 && grid_y <= 65535 && grid_z <= 65535;
+  if (!valid) return kInvalidValue;
+  const uint8_t* bytes = static_cast<const uint8_t*>(params[0]);
+  return submit(stream, Work{kernel, {grid_x, grid_y, grid_z}, kernel->threads, shared_bytes,
+                             std::vector<uint8_t>(bytes, bytes + kernel->bytes), nullptr, nullptr, 0, 0});
+}
+
+// The size of a kernel's parameters, for the test that compares it with the host's.
+API size_t requant_emulated_parameter_bytes(const char* name) {
+  void* function = nullptr;
+  if (cuModuleGetFunction(&function, nullptr, name) != kSuccess) return 0;
+  return static_cast<emulated::Kernel*>(function)->bytes;
+}

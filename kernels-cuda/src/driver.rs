@@ -1,0 +1,385 @@
+//! The driver: found at run time, asked only for what was seen to be there, every failure a value.
+//!
+//! A [`Context`] is one device with the kernels loaded; memory and streams hold it, and everything they
+//! do makes it current on the calling thread first.
+
+use core::ffi::{CStr, c_void};
+use core::ptr::null_mut;
+use std::ffi::CString;
+use std::sync::Arc;
+
+use cudarc::driver::sys;
+
+use crate::images;
+use crate::kernel::{Kernel, Launch, THREADS};
+use crate::{CudaError, session};
+
+/// CUDA version that the images need: 13.0.
+const NEEDED: i32 = 13_000;
+
+/// Every function of the driver that this crate calls.
+const FUNCTIONS: &[&str] = &[
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuDeviceGetCount",
+    "cuDeviceGet",
+    "cuDeviceGetName",
+    "cuDeviceGetAttribute",
+    "cuDeviceTotalMem_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuDevicePrimaryCtxReset_v2",
+    "cuCtxSetCurrent",
+    "cuMemGetInfo_v2",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemsetD8Async",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamSynchronize",
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuGraphLaunch",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuModuleGetFunction",
+    "cuFuncSetAttribute",
+    "cuLaunchKernel",
+];
+
+/// Turns a result of the driver into ours.
+macro_rules! call {
+    ($function:ident($($argument:expr),* $(,)?)) => {{
+        // SAFETY: `open` has seen the function in the library; each caller passes what it needs.
+        let code = unsafe { sys::$function($($argument),*) };
+        match code as u32 {
+            0 => Ok(()),
+            code => Err($crate::CudaError::Call { call: stringify!($function), code }),
+        }
+    }};
+}
+pub(crate) use call;
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Properties {
+    /// Which of the devices.
+    pub ordinal: usize,
+    /// Name.
+    pub name: String,
+    /// Compute capability.
+    pub capability: (i32, i32),
+    /// CUDA version that the driver supports, 1000·major + 10·minor.
+    pub driver: i32,
+    /// Multiprocessors.
+    pub multiprocessors: usize,
+    /// Shared memory that a block can have.
+    pub shared_bytes: usize,
+    /// Bytes of memory.
+    pub memory_bytes: usize,
+    /// The architecture of the kernels' image that it runs.
+    pub image: &'static str,
+}
+
+/// A device with the kernels loaded.
+#[derive(Debug)]
+pub struct Context {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    module: sys::CUmodule,
+    functions: Vec<sys::CUfunction>,
+    properties: Properties,
+}
+
+// SAFETY: the driver's handles may be used from any thread, and its functions lock what they share.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+/// How many devices there are; an error says why there are none.
+///
+/// # Errors
+/// No driver, one too old, or one that refuses to start.
+pub fn devices() -> Result<usize, CudaError> {
+    // SAFETY: asks whether the library can be loaded; loading it runs the driver's initialisers.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(CudaError::NoLibrary);
+    }
+    // SAFETY: the library is there, so this does not panic.
+    let library = unsafe { sys::culib() };
+    for name in FUNCTIONS {
+        // SAFETY: only whether the symbol exists is of interest; it is not called by this type.
+        let symbol = unsafe { library.get::<*const c_void>(name.as_bytes()) };
+        if symbol.is_err() {
+            return Err(CudaError::MissingFunction(name));
+        }
+    }
+    let mut found = 0;
+    call!(cuDriverGetVersion(&raw mut found))?;
+    if found < NEEDED {
+        return Err(CudaError::OldDriver {
+            found,
+            needed: NEEDED,
+        });
+    }
+    match call!(cuInit(0)) {
+        // The driver is there and no device is.
+        Err(CudaError::Call { code: 100, .. }) => return Ok(0),
+        other => other?,
+    }
+    let mut count = 0;
+    call!(cuDeviceGetCount(&raw mut count))?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+impl Context {
+    /// Opens a device and loads the kernels.
+    ///
+    /// # Errors
+    /// Whatever is missing: the driver, a recent one, the device, an image for it.
+    pub fn open(ordinal: usize) -> Result<Arc<Self>, CudaError> {
+        let count = devices()?;
+        if ordinal >= count {
+            return Err(CudaError::NoDevice { ordinal, count });
+        }
+        let mut device = 0;
+        call!(cuDeviceGet(&raw mut device, ordinal as i32))?;
+        let properties = properties(device, ordinal)?;
+        let image = images::load(properties.image)?;
+        let mut context = null_mut();
+        call!(cuDevicePrimaryCtxRetain(&raw mut context, device))?;
+        // From here on the context is released by `drop`.
+        let mut opened = Context {
+            device,
+            context,
+            module: null_mut(),
+            functions: Vec::with_capacity(Kernel::ALL.len()),
+            properties,
+        };
+        opened.make_current()?;
+        call!(cuModuleLoadData(
+            &raw mut opened.module,
+            image.as_ptr().cast()
+        ))?;
+        for kernel in Kernel::ALL {
+            let name = CString::new(kernel.name()).unwrap_or_default();
+            let mut function = null_mut();
+            let module = opened.module;
+            call!(cuModuleGetFunction(
+                &raw mut function,
+                module,
+                name.as_ptr()
+            ))?;
+            let most = opened.shared_limit(*kernel);
+            if most > 48 << 10 {
+                let attribute =
+                    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                call!(cuFuncSetAttribute(function, attribute, most as i32))?;
+            }
+            opened.functions.push(function);
+        }
+        Ok(Arc::new(opened))
+    }
+
+    /// What the device is.
+    pub fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    /// Slices of K that products keep in flight; Turing has too little shared memory for four.
+    pub fn stages(&self) -> usize {
+        if self.properties.capability.0 < 8 {
+            3
+        } else {
+            4
+        }
+    }
+
+    /// Bytes free, and bytes of the device.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn memory(&self) -> Result<(usize, usize), CudaError> {
+        self.make_current()?;
+        let (mut free, mut total) = (0, 0);
+        call!(cuMemGetInfo_v2(&raw mut free, &raw mut total))?;
+        Ok((free, total))
+    }
+
+    /// Ends everything that runs on the device's context, after a fault that lost it. What holds the
+    /// old context gets errors from then on; a device that works again can be opened anew.
+    ///
+    /// # Errors
+    /// A device that cannot be reset.
+    pub fn reset(ordinal: usize) -> Result<(), CudaError> {
+        devices()?;
+        let mut device = 0;
+        call!(cuDeviceGet(&raw mut device, ordinal as i32))?;
+        call!(cuDevicePrimaryCtxReset_v2(device))
+    }
+
+    fn shared_limit(&self, kernel: Kernel) -> usize {
+        crate::ops::product::shared_bytes(kernel, self.stages())
+    }
+
+    pub(crate) fn make_current(&self) -> Result<(), CudaError> {
+        call!(cuCtxSetCurrent(self.context))
+    }
+
+    pub(crate) fn launch(&self, stream: sys::CUstream, launch: &Launch) -> Result<(), CudaError> {
+        let function = self.functions[launch.kernel as usize];
+        let mut argument = launch.params.as_ptr().cast_mut();
+        let [x, y, z] = launch.grid;
+        call!(cuLaunchKernel(
+            function,
+            x,
+            y,
+            z,
+            THREADS,
+            1,
+            1,
+            launch.shared_bytes,
+            stream,
+            &raw mut argument,
+            null_mut(),
+        ))
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // A lost context refuses both; nothing more can be done about it.
+        if self.make_current().is_ok() && !self.module.is_null() {
+            let _ = call!(cuModuleUnload(self.module));
+        }
+        let _ = call!(cuDevicePrimaryCtxRelease_v2(self.device));
+    }
+}
+
+fn properties(device: sys::CUdevice, ordinal: usize) -> Result<Properties, CudaError> {
+    use sys::CUdevice_attribute_enum as Attribute;
+    let attribute = |attribute: Attribute| {
+        let mut value = 0;
+        call!(cuDeviceGetAttribute(&raw mut value, attribute, device)).map(|()| value)
+    };
+    let capability = (
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    );
+    let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+    let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    let mut name = [0; 256];
+    call!(cuDeviceGetName(name.as_mut_ptr(), 255, device))?;
+    // SAFETY: the driver ends the name with a zero, and the last byte is one in any case.
+    let name = unsafe { CStr::from_ptr(name.as_ptr()) };
+    let mut memory_bytes = 0;
+    call!(cuDeviceTotalMem_v2(&raw mut memory_bytes, device))?;
+    let mut driver = 0;
+    call!(cuDriverGetVersion(&raw mut driver))?;
+    Ok(Properties {
+        ordinal,
+        name: name.to_string_lossy().into_owned(),
+        capability,
+        driver,
+        multiprocessors: multiprocessors.max(1) as usize,
+        shared_bytes: shared.max(0) as usize,
+        memory_bytes,
+        image: images::choose(capability).ok_or(CudaError::NoImage {
+            major: capability.0,
+            minor: capability.1,
+        })?,
+    })
+}
+
+/// Memory on the device.
+#[derive(Debug)]
+pub struct DeviceMemory {
+    context: Arc<Context>,
+    address: u64,
+    bytes: usize,
+}
+
+impl DeviceMemory {
+    /// Takes memory; its contents are undefined.
+    ///
+    /// # Errors
+    /// [`CudaError::Memory`] with what is free, where it does not fit; a device that fails.
+    pub fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, CudaError> {
+        context.make_current()?;
+        let mut address = 0;
+        if bytes > 0 {
+            match call!(cuMemAlloc_v2(&raw mut address, bytes)) {
+                Err(CudaError::Call { code: 2, .. }) => {
+                    let (free, total) = context.memory()?;
+                    return Err(CudaError::Memory { bytes, free, total });
+                }
+                other => other?,
+            }
+        }
+        Ok(DeviceMemory {
+            context: Arc::clone(context),
+            address,
+            bytes,
+        })
+    }
+
+    /// Memory that holds `data`.
+    ///
+    /// # Errors
+    /// As [`DeviceMemory::new`].
+    pub fn from_bytes(context: &Arc<Context>, data: &[u8]) -> Result<Self, CudaError> {
+        let memory = DeviceMemory::new(context, data.len())?;
+        if !data.is_empty() {
+            let stream = session::Stream::new(context)?;
+            // The call returns when the bytes, which are not pinned, have been read; the wait is for
+            // their arrival.
+            call!(cuMemcpyHtoDAsync_v2(
+                memory.address,
+                data.as_ptr().cast(),
+                data.len(),
+                stream.raw()
+            ))?;
+            stream.wait()?;
+        }
+        Ok(memory)
+    }
+
+    /// Memory full of zeros.
+    ///
+    /// # Errors
+    /// As [`DeviceMemory::new`].
+    pub fn zeros(context: &Arc<Context>, bytes: usize) -> Result<Self, CudaError> {
+        let memory = DeviceMemory::new(context, bytes)?;
+        if bytes > 0 {
+            let stream = session::Stream::new(context)?;
+            call!(cuMemsetD8Async(memory.address, 0, bytes, stream.raw()))?;
+            stream.wait()?;
+        }
+        Ok(memory)
+    }
+
+    /// Its address on the device; 0 where it is empty.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        if self.bytes > 0 && self.context.make_current().is_ok() {
+            let _ = call!(cuMemFree_v2(self.address));
+        }
+    }
+}

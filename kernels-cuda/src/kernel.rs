@@ -1,0 +1,128 @@
+//! The kernels by name, and one launch of one of them.
+
+use core::ffi::c_void;
+
+use crate::params::{
+    BinaryParams, DepthwiseParams, DirectParams, DynamicParams, EdgeParams, FillParams,
+    MatMulParams, MeanParams, MoveParams, PoolParams, ProductParams, RescaleParams, ResizeParams,
+    RowsParams, ScaleParams, StepsParams, TableParams,
+};
+
+/// Threads of a block, of every kernel.
+pub(crate) const THREADS: u32 = 128;
+
+macro_rules! kernels {
+    ($($params:ident { $($variant:ident $name:literal,)* })*) => {
+        /// A kernel, as its function is called in the images.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Kernel {
+            $($(#[doc = concat!("`", $name, "`, which takes ", stringify!($params), ".")] $variant,)*)*
+        }
+
+        impl Kernel {
+            /// Every kernel, in the order of their discriminants.
+            pub const ALL: &[Kernel] = &[$($(Kernel::$variant,)*)*];
+
+            /// The function's name.
+            pub const fn name(self) -> &'static str {
+                match self { $($(Kernel::$variant => $name,)*)* }
+            }
+
+            /// Bytes of its parameters.
+            pub const fn parameter_bytes(self) -> usize {
+                match self { $($(Kernel::$variant => size_of::<$params>(),)*)* }
+            }
+        }
+
+        /// The parameters of a launch.
+        #[derive(Clone, Debug, PartialEq)]
+        #[allow(missing_docs, clippy::enum_variant_names)]
+        pub enum Params {
+            $($params(Box<$params>),)*
+        }
+
+        impl Params {
+            /// Where they are, as the driver wants to know.
+            pub(crate) fn as_ptr(&self) -> *const c_void {
+                match self { $(Params::$params(params) => (&raw const **params).cast(),)* }
+            }
+
+            /// Bytes of them.
+            pub fn bytes(&self) -> usize {
+                match self { $(Params::$params(_) => size_of::<$params>(),)* }
+            }
+        }
+
+        $(impl From<$params> for Params {
+            fn from(params: $params) -> Self {
+                Params::$params(Box::new(params))
+            }
+        })*
+    };
+}
+
+kernels! {
+    ProductParams {
+        ProductU8x128Rhu "product_u8_128_rhu",
+        ProductU8x128F32 "product_u8_128_f32",
+        ProductU8x128Any "product_u8_128_any",
+        ProductI8x128Rhu "product_i8_128_rhu",
+        ProductI8x128F32 "product_i8_128_f32",
+        ProductI8x128Any "product_i8_128_any",
+        ProductU8x64Rhu "product_u8_64_rhu",
+        ProductU8x64F32 "product_u8_64_f32",
+        ProductU8x64Any "product_u8_64_any",
+        ProductI8x64Rhu "product_i8_64_rhu",
+        ProductI8x64F32 "product_i8_64_f32",
+        ProductI8x64Any "product_i8_64_any",
+        ProductAnyx64Rhu "product_any_64_rhu",
+        ProductAnyx64F32 "product_any_64_f32",
+        ProductAnyx64Any "product_any_64_any",
+    }
+    DirectParams { Direct "direct", }
+    DepthwiseParams { Depthwise "depthwise", }
+    MatMulParams { MatMul "mat_mul", }
+    BinaryParams { Binary "binary", }
+    TableParams { Table "table", }
+    RescaleParams { Rescale "rescale", }
+    MoveParams { Move "move", }
+    FillParams { Fill "fill", }
+    ResizeParams { Resize "resize", }
+    PoolParams { Pool "pool", }
+    MeanParams { Mean "mean", }
+    RowsParams {
+        QLinearSoftmax "qlinear_softmax",
+        TfliteSoftmax "tflite_softmax",
+        ArgMax "arg_max",
+    }
+    EdgeParams { Quantize "quantize", Dequantize "dequantize", }
+    StepsParams { EdgeThresholds "edge_thresholds", }
+    DynamicParams { DynamicQuantize "dynamic_quantize", }
+    ScaleParams { ScaleAccumulator "scale_accumulator", }
+}
+
+/// One launch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Blocks along x, y and z.
+    pub grid: [u32; 3],
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: u32,
+    /// Parameters.
+    pub params: Params,
+}
+
+impl Launch {
+    /// A launch of one thread an element.
+    pub(crate) fn elements(kernel: Kernel, count: usize, params: impl Into<Params>) -> Self {
+        let blocks = count.div_ceil(THREADS as usize).clamp(1, i32::MAX as usize);
+        Launch {
+            kernel,
+            grid: [blocks as u32, 1, 1],
+            shared_bytes: 0,
+            params: params.into(),
+        }
+    }
+}

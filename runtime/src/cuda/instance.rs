@@ -1,0 +1,316 @@
+//! One thread's state on a device: stream, arena, staging memory, graphs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use requant_kernels_cpu::Serial;
+use requant_kernels_cuda::{Command, Session};
+
+use super::Compiled;
+use super::place::Places;
+use super::prepare::launches;
+use crate::arena::{Memory, Slice};
+use crate::plan::{BufferId, Storage};
+use crate::schedule::Segment;
+use crate::{ExecError, Form, Instance, RunStats, ports, reference};
+
+/// Alignment of staged buffers and of the zeroed memory behind the arena.
+const ALIGNMENT: usize = 256;
+
+/// What runs on the host after the device.
+#[derive(Debug)]
+struct Tail {
+    /// Buffers of the whole batch, as the schedule lists them.
+    wide: Vec<Memory>,
+    arena: Memory,
+}
+
+/// An instance of the CUDA backend.
+#[derive(Debug)]
+pub(super) struct CudaInstance {
+    session: Session,
+    /// Where each of the schedule's wide buffers is staged.
+    staged: Vec<usize>,
+    tail: Option<Tail>,
+    stats: RunStats,
+    max_batch: usize,
+    compiled: Arc<Compiled>,
+}
+
+impl CudaInstance {
+    pub(super) fn new(compiled: Arc<Compiled>, max_batch: usize) -> Result<Self, ExecError> {
+        let (plan, schedule) = (&compiled.plan, &compiled.schedule);
+        let wide_bytes = |place| schedule.wide_bytes(plan, place, max_batch);
+        let places = schedule.wide.len();
+        let mut staging = 0;
+        let mut stage = |place| {
+            let start = staging;
+            staging += usize::next_multiple_of(wide_bytes(place), ALIGNMENT);
+            start
+        };
+        let staged = (0..places).map(&mut stage).collect();
+        let tail = if compiled.device < plan.steps.len() {
+            let wide = (0..places).map(|place| Memory::new(wide_bytes(place)));
+            Some(Tail {
+                wide: wide.collect::<Result<_, _>>()?,
+                arena: Memory::new(schedule.arena_bytes(max_batch, 0))?,
+            })
+        } else {
+            None
+        };
+        let precisions: Vec<_> = plan.steps.iter().map(|step| step.precision).collect();
+        let arena = plan.layout.bytes(max_batch).next_multiple_of(ALIGNMENT);
+        let bytes = arena + compiled.scratch_bytes(max_batch);
+        Ok(CudaInstance {
+            session: Session::new(&compiled.context, bytes, staging)?,
+            staged,
+            tail,
+            stats: RunStats::new(&precisions),
+            max_batch,
+            compiled,
+        })
+    }
+
+    /// Upload, launches and download of a run of `samples` samples.
+    fn commands(&self, samples: usize) -> Result<Vec<Command>, ExecError> {
+        let Compiled { plan, schedule, .. } = &*self.compiled;
+        let in_arena = |id: BufferId| plan.layout.range(id, samples, self.max_batch);
+        let arena = plan
+            .layout
+            .bytes(self.max_batch)
+            .next_multiple_of(ALIGNMENT);
+        let mut commands = Vec::new();
+        let mut seen = Vec::new();
+        for port in &plan.inputs {
+            let root = plan.root(port.buffer);
+            if let Some(place) = schedule.places[root.0]
+                && !seen.contains(&root)
+            {
+                seen.push(root);
+                let (start, to) = (self.staged[place], in_arena(root));
+                commands.push(Command::Upload {
+                    from: start..start + to.len(),
+                    to: to.start,
+                });
+            }
+        }
+        let places = Places {
+            plan,
+            constants: &self.compiled.constants,
+            arena: self.session.address(),
+            scratch: self.session.address() + arena as u64,
+            samples,
+            batch: self.max_batch,
+        };
+        for (step, kernel) in plan.steps.iter().zip(&self.compiled.kernels) {
+            let made = launches(kernel, step, &places).map_err(|source| ExecError::Launch {
+                step: step.name.clone(),
+                source,
+            })?;
+            commands.extend(made.into_iter().map(Command::Launch));
+        }
+        for &place in self.device_segment().map_or(&[][..], |s| &s.leaving) {
+            let from = in_arena(schedule.wide[place]);
+            commands.push(Command::Download {
+                from,
+                to: self.staged[place],
+            });
+        }
+        Ok(commands)
+    }
+
+    fn device_segment(&self) -> Option<&Segment> {
+        let segments = &self.compiled.schedule.segments;
+        segments
+            .iter()
+            .find(|segment| segment.steps.start < self.compiled.device)
+    }
+
+    /// Runs what follows on the host, over what the device left.
+    fn run_tail(&mut self, samples: usize) {
+        let Compiled {
+            plan,
+            schedule,
+            device,
+            ..
+        } = &*self.compiled;
+        let Some(tail) = &mut self.tail else { return };
+        let after = |segment: &&Segment| segment.steps.start >= *device;
+        let Some(segment) = schedule.segments.iter().find(after) else {
+            return;
+        };
+        for (place, memory) in tail.wide.iter_mut().enumerate() {
+            if !segment.leaving.contains(&place) {
+                let to = memory.bytes_mut();
+                let staged = &self.session.staging()[self.staged[place]..];
+                to.copy_from_slice(&staged[..to.len()]);
+            }
+        }
+        let slice = Slice {
+            plan,
+            schedule,
+            layout: &segment.layout,
+            wide: &tail.wide,
+            first: 0,
+            samples,
+        };
+        for index in segment.steps.clone() {
+            let step = &plan.steps[index];
+            for (output, &id) in step.outputs.iter().enumerate() {
+                let (operands, out) = slice.borrow(tail.arena.bytes_mut(), id);
+                reference::run(step, output, &operands, out);
+            }
+        }
+        let left: Vec<_> = segment
+            .leaving
+            .iter()
+            .map(|&place| {
+                let id = schedule.wide[place];
+                (place, slice.of(id), slice.range(id))
+            })
+            .collect();
+        for (place, to, from) in left {
+            let from = &tail.arena.bytes()[from];
+            tail.wide[place].bytes_mut()[to].copy_from_slice(from);
+        }
+    }
+
+    /// Time of the run, told apart by the shares of the multiplications: a graph runs as one.
+    fn count(&mut self, samples: usize, total: Duration) {
+        let plan = &self.compiled.plan;
+        let all = plan.macs().max(1) as f64;
+        for (index, step) in plan.steps.iter().enumerate() {
+            let batched = step.outputs.iter().any(|id| plan.buffer(*id).batched);
+            let operations = 2 * step.macs * if batched { samples as u64 } else { 1 };
+            self.stats.done(index, step.precision, operations);
+            let share = total.mul_f64(step.macs as f64 / all);
+            self.stats.took(index, step.precision, share);
+        }
+        self.stats.total = total;
+    }
+}
+
+impl Instance for CudaInstance {
+    fn max_batch(&self) -> usize {
+        self.max_batch
+    }
+
+    fn write_input(
+        &mut self,
+        input: usize,
+        first: usize,
+        samples: usize,
+        form: Form,
+        data: &[u8],
+    ) -> Result<(), ExecError> {
+        let span = (first, samples, self.max_batch);
+        let Compiled {
+            plan,
+            schedule,
+            edges,
+            ..
+        } = &*self.compiled;
+        let (port, range) =
+            ports::locate(plan, &plan.inputs, "input", input, span, form, data.len())?;
+        let place = schedule.places[plan.root(port.buffer).0];
+        let Some(place) = place else {
+            return Err(ExecError::Port {
+                what: "input",
+                index: input,
+            });
+        };
+        let start = self.staged[place];
+        let out = &mut self.session.staging_mut()[start + range.start..start + range.end];
+        let failed = |source| ExecError::Kernel {
+            step: port.info.name.clone(),
+            source,
+        };
+        if let (Some(edge), Form::Declared) = (&port.edge, form) {
+            let done = edges.quantize(input, edge, data, out, &Serial);
+            return done.map_err(failed);
+        }
+        let dtype = plan.buffer(port.buffer).dtype;
+        if let Some((index, value)) = ports::outside_range(dtype, data) {
+            let name = port.info.name.clone();
+            return Err(ExecError::Range {
+                name,
+                dtype,
+                index,
+                value,
+            });
+        }
+        edges.copy_input(input, data, out, &Serial).map_err(failed)
+    }
+
+    fn run(&mut self, samples: usize) -> Result<&RunStats, ExecError> {
+        if samples == 0 || samples > self.max_batch {
+            return Err(ExecError::Batch {
+                samples,
+                limit: self.max_batch,
+            });
+        }
+        self.stats.reset();
+        let start = Instant::now();
+        if !self.session.is_recorded(samples) {
+            let commands = self.commands(samples)?;
+            self.session.record(samples, &commands)?;
+        }
+        self.session.replay(samples)?;
+        self.run_tail(samples);
+        self.count(samples, start.elapsed());
+        Ok(&self.stats)
+    }
+
+    fn read_output(
+        &self,
+        output: usize,
+        first: usize,
+        samples: usize,
+        form: Form,
+        data: &mut [u8],
+    ) -> Result<(), ExecError> {
+        let span = (first, samples, self.max_batch);
+        let Compiled {
+            plan,
+            schedule,
+            edges,
+            ..
+        } = &*self.compiled;
+        let (port, range) = ports::locate(
+            plan,
+            &plan.outputs,
+            "output",
+            output,
+            span,
+            form,
+            data.len(),
+        )?;
+        let root = plan.root(port.buffer);
+        // An output that no input reaches may be a constant.
+        let bytes = match (
+            &plan.buffer(root).storage,
+            schedule.places[root.0],
+            &self.tail,
+        ) {
+            (Storage::Constant(bytes), _, _) => bytes,
+            (_, Some(place), Some(tail)) => tail.wide[place].bytes(),
+            (_, Some(place), None) => {
+                let bytes = schedule.wide_bytes(plan, place, self.max_batch);
+                &self.session.staging()[self.staged[place]..][..bytes]
+            }
+            (_, None, _) => &[],
+        };
+        let read = |bytes: &[u8], data: &mut [u8]| match (&port.edge, form) {
+            (Some(edge), Form::Declared) => edges.dequantize(output, edge, bytes, data, &Serial),
+            (_, _) => data.copy_from_slice(bytes),
+        };
+        if plan.buffer(root).batched {
+            read(&bytes[range], data);
+        } else {
+            let each = data.len() / samples;
+            data.chunks_exact_mut(each.max(1))
+                .for_each(|data| read(bytes, data));
+        }
+        Ok(())
+    }
+}

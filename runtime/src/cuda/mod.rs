@@ -1,0 +1,191 @@
+//! The CUDA backend: a plan as a graph of launches on one device.
+//!
+//! Compiling packs the weights into device memory and resolves each step to a kernel of
+//! `requant-kernels-cuda`. An instance has its own stream and arena; for every number of samples it
+//! records upload, launches and download as one CUDA graph, at the first run of that number. The float
+//! edges of the ports run on the host, so integers travel; so does a float softmax at a network's end,
+//! with all that follows it.
+
+mod instance;
+mod place;
+mod prepare;
+
+use std::sync::Arc;
+
+use requant_kernels_cpu::Isa;
+use requant_kernels_cuda::{Context, CudaError, DeviceMemory};
+
+use crate::edges::Edges;
+use crate::plan::{Plan, Step, StepOp, Storage};
+use crate::schedule::Schedule;
+use crate::{Backend, BackendInfo, CompileError, ExecError, Executable, Footprint, Instance};
+use prepare::Kernel;
+
+/// The CUDA backend on one device.
+#[derive(Clone, Debug)]
+pub struct CudaBackend {
+    context: Arc<Context>,
+}
+
+impl CudaBackend {
+    /// Opens device `ordinal`.
+    ///
+    /// # Errors
+    /// What is missing: the driver, a recent one, the device, kernels for it.
+    pub fn new(ordinal: usize) -> Result<Self, CudaError> {
+        Ok(CudaBackend {
+            context: Context::open(ordinal)?,
+        })
+    }
+
+    fn prepare(&self, plan: &Plan, step: &Step) -> Result<Kernel, CompileError> {
+        prepare::step(&self.context, plan, step).map_err(|source| CompileError::Device {
+            step: step.name.clone(),
+            source,
+        })
+    }
+}
+
+impl Backend for CudaBackend {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn info(&self) -> BackendInfo {
+        let properties = self.context.properties();
+        BackendInfo {
+            backend: "cuda",
+            isa: properties.image,
+            device: format!("cuda:{} ({})", properties.ordinal, properties.name),
+            threads: 1,
+        }
+    }
+
+    fn compile(&self, plan: Arc<Plan>) -> Result<Arc<dyn Executable>, CompileError> {
+        let (plan, planes) = plan.interleaved();
+        let device = device_steps(&plan)?;
+        let kernels: Result<Vec<Kernel>, CompileError> = plan.steps[..device]
+            .iter()
+            .map(|step| self.prepare(&plan, step))
+            .collect();
+        let constants = constants(&self.context, &plan).map_err(|source| CompileError::Device {
+            step: "constants".to_owned(),
+            source: source.into(),
+        })?;
+        let edges = Edges::new(Isa::best(), &plan, planes)?;
+        // Two segments: what the device runs and what follows on the host.
+        let cuts: Vec<usize> = (0..plan.steps.len())
+            .map(|index| if index < device { 1 } else { usize::MAX })
+            .collect();
+        Ok(Arc::new(CudaExecutable(Arc::new(Compiled {
+            schedule: Schedule::new(&plan, &cuts, 1),
+            plan: Arc::new(plan.without_weights()),
+            device,
+            kernels: kernels?,
+            constants,
+            edges,
+            context: Arc::clone(&self.context),
+        }))))
+    }
+}
+
+/// A plan compiled for a device.
+#[derive(Debug)]
+struct Compiled {
+    plan: Arc<Plan>,
+    /// Its segments: the first `device` steps, and the others.
+    schedule: Schedule,
+    device: usize,
+    kernels: Vec<Kernel>,
+    /// Constant buffers, by their index.
+    constants: Vec<Option<DeviceMemory>>,
+    edges: Edges,
+    context: Arc<Context>,
+}
+
+#[derive(Debug)]
+struct CudaExecutable(Arc<Compiled>);
+
+impl Compiled {
+    /// Zeroed memory behind the arena that the launches need.
+    fn scratch_bytes(&self, max_batch: usize) -> usize {
+        let each = self.kernels.iter().map(|k| k.scratch_bytes(max_batch));
+        each.max().unwrap_or(0)
+    }
+
+    fn device_bytes(&self, max_batch: usize) -> usize {
+        let arena = self.plan.layout.bytes(max_batch);
+        arena.saturating_add(self.scratch_bytes(max_batch))
+    }
+}
+
+impl Executable for CudaExecutable {
+    fn plan(&self) -> &Arc<Plan> {
+        &self.0.plan
+    }
+
+    fn footprint(&self, max_batch: usize) -> Footprint {
+        let weights = self.0.kernels.iter().map(Kernel::weight_bytes);
+        let constants = self.0.constants.iter().flatten().map(DeviceMemory::bytes);
+        Footprint {
+            weight_bytes: weights.chain(constants).sum(),
+            arena_bytes: self.0.device_bytes(max_batch),
+        }
+    }
+
+    fn kernels(&self) -> Vec<&'static str> {
+        let on_device = self.0.kernels.iter().map(Kernel::name);
+        let behind = self.0.plan.steps.len() - self.0.device;
+        on_device
+            .chain(std::iter::repeat_n("host", behind))
+            .collect()
+    }
+
+    fn instance(&self, max_batch: usize) -> Result<Box<dyn Instance>, ExecError> {
+        let limit = if self.0.plan.signature.batched {
+            usize::MAX
+        } else {
+            1
+        };
+        if max_batch == 0 || max_batch > limit {
+            return Err(ExecError::Batch {
+                samples: max_batch,
+                limit,
+            });
+        }
+        let bytes = self.0.device_bytes(max_batch);
+        let budget = self.0.plan.memory_budget;
+        if bytes > budget {
+            return Err(ExecError::TooLarge {
+                samples: max_batch,
+                bytes,
+                budget,
+            });
+        }
+        let instance = instance::CudaInstance::new(Arc::clone(&self.0), max_batch)?;
+        Ok(Box::new(instance))
+    }
+}
+
+/// How many of a plan's steps the device runs: those before the first float softmax. Only byte moves and
+/// lookups may follow it, for which the host is fast enough.
+fn device_steps(plan: &Plan) -> Result<usize, CompileError> {
+    let softmax = |step: &Step| matches!(step.op, StepOp::Softmax { .. });
+    let device = plan.steps.iter().position(softmax);
+    let device = device.unwrap_or(plan.steps.len());
+    let heavy = |step: &&Step| matches!(step.op, StepOp::Conv(_) | StepOp::MatMul { .. });
+    match plan.steps[device..].iter().find(heavy) {
+        Some(step) => Err(CompileError::BehindSoftmax {
+            step: step.name.clone(),
+        }),
+        None => Ok(device),
+    }
+}
+
+fn constants(context: &Arc<Context>, plan: &Plan) -> Result<Vec<Option<DeviceMemory>>, CudaError> {
+    let upload = |storage: &Storage| match storage {
+        Storage::Constant(bytes) => DeviceMemory::from_bytes(context, bytes).map(Some),
+        Storage::Arena | Storage::View(_) => Ok(None),
+    };
+    plan.buffers.iter().map(|b| upload(&b.storage)).collect()
+}
