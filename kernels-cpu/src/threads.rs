@@ -17,7 +17,7 @@ pub use crate::seats::Seat;
 use crate::seats::{Seats, granted_cores};
 
 /// How long a worker looks for the next run before it sleeps.
-const SPIN: Duration = Duration::from_micros(60);
+const SPIN: Duration = Duration::from_micros(150);
 
 /// A fixed set of threads that share the parts of a run with the thread that starts it.
 #[derive(Debug)]

@@ -31,6 +31,9 @@ const AHEAD: usize = 2048;
 /// Multiply-accumulates below which a second thread costs more than it gives.
 pub(crate) const MACS_PER_PART: usize = 256 << 10;
 
+/// How much longer the longest part may be for the sake of fewer bytes from another core's cache.
+const SLACK: f64 = 1.08;
+
 /// A product's shape, cut up for one kernel.
 #[derive(Debug)]
 pub(crate) struct Walk {
@@ -148,8 +151,23 @@ impl Split {
         let threads = threads.min(macs / MACS_PER_PART).max(1);
         // The part that finishes last decides: the share of the longest part in all the work.
         let tiles = rows.div_ceil(walk.kernel.tallest());
-        let longest = |units: usize| units.div_ceil(threads) as f64 / units.max(1) as f64;
-        let by_rows = longest(tiles) <= longest(panels.list.len());
+        let by_rows = tiles.div_ceil(threads) as f64 / tiles.max(1) as f64;
+        let widths = |part| {
+            let list = &panels.list[share(panels.list.len(), threads, part)];
+            list.iter().map(|panel| panel.width).sum()
+        };
+        let widest = (0..threads).map(widths).max().unwrap_or(0);
+        let by_panels = widest as f64 / panels.columns.max(1) as f64;
+        // Threads that share the rows read all weights, and of the activations those that they themselves
+        // are likely to have written; threads that share the panels read all activations.
+        let weights = panels.columns.saturating_mul(walk.plan.padded);
+        let activations = rows.saturating_mul(walk.plan.row_bytes().max(walk.width));
+        let slack = if weights <= activations {
+            SLACK
+        } else {
+            1.0 / SLACK
+        };
+        let by_rows = by_rows <= by_panels * slack;
         let units = if by_rows { tiles } else { panels.list.len() };
         Split {
             parts: threads.min(units).max(1),
