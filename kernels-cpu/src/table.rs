@@ -337,6 +337,46 @@ impl DepthwiseKernel {
     }
 }
 
+/// What a function for first layers reads and writes: a row of output pixels, by 16, 32 or 64 channels, from
+/// rows of an image of few unsigned channels.
+///
+/// # Contract
+/// All of this holds at the call, for a function of `v` vectors of 16 channels and tiles of `p` pixels:
+/// - `rows` points to `kernel_rows` pointers; each is readable for `groups` times four bytes at each of
+///   `pixels` places, `step` bytes apart; none of the counts is 0, and `pixels` is at least `p`;
+/// - `weights` is readable for `v` vectors for each kernel row and group: channel by channel four taps, in
+///   the order of [`stem_column`];
+/// - `bias` is readable for `16·v` values in that order, and the rounding has as many packed columns from
+///   `column` on;
+/// - `out` is writable for `16·v` bytes at `pixels` places, `out_step` bytes apart;
+/// - the machine has the function's ISA.
+#[derive(Debug)]
+pub(crate) struct StemRow {
+    pub(crate) rows: *const *const u8,
+    pub(crate) kernel_rows: usize,
+    pub(crate) groups: usize,
+    pub(crate) step: usize,
+    pub(crate) weights: *const u8,
+    pub(crate) bias: *const i32,
+    pub(crate) column: usize,
+    pub(crate) pixels: usize,
+    pub(crate) out: *mut u8,
+    pub(crate) out_step: usize,
+}
+
+/// Computes a row of a first layer, rounded and narrowed.
+///
+/// # Safety
+/// The contract of [`StemRow`].
+pub(crate) type StemFn = unsafe fn(&Round, &Finish, &StemRow);
+
+/// The channel that a position holds among the `16·vectors` of a function for first layers: packs take four
+/// values of each vector in turn.
+pub(crate) fn stem_column(vectors: usize, position: usize) -> usize {
+    let (vector, lane) = (position / 16, position % 16);
+    lane / 4 * 4 * vectors + 4 * vector + lane % 4
+}
+
 /// Every depthwise kernel compiled in for this architecture, those of the best ISA last.
 pub fn depthwise_kernels() -> impl Iterator<Item = &'static DepthwiseKernel> {
     arch::depthwise_kernels()

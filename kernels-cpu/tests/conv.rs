@@ -302,6 +302,37 @@ fn common_depthwise_convolutions() {
 }
 
 #[test]
+fn first_layers() {
+    let isas = isas();
+    let mut rng = Rng(6);
+    for _ in 0..cases(100) {
+        let [in_h, in_w] = [rng.size(1, 15), rng.size(1, 45)];
+        let kernel = [rng.size(1, 7), rng.size(1, 7)];
+        let strides = [rng.size(1, 3), rng.size(1, 3)];
+        let pads = [rng.size(0, kernel[0]), rng.size(0, kernel[1])];
+        let out = |size: usize, axis: usize| {
+            let room = (size + 2 * pads[axis]).saturating_sub(kernel[axis]);
+            room / strides[axis] + 1
+        };
+        let shape = ConvShape {
+            in_h,
+            in_w,
+            in_c: rng.size(1, 4),
+            out_h: out(in_h, 0),
+            out_w: out(in_w, 1),
+            out_c: rng.pick(&[8, 16, 32, 32, 64, 112]),
+            kernel,
+            strides,
+            pads,
+            dilations: [1, 1],
+            groups: 1,
+        };
+        let batch = rng.pick(&[1, 1, 2, 3]);
+        Case::new(&mut rng, shape, batch, WeightFormat::I8).check_all(&isas);
+    }
+}
+
+#[test]
 fn random_matrix_products() {
     let isas = isas();
     let mut rng = Rng(2);

@@ -1,5 +1,6 @@
-//! The kernels of each architecture. Every architecture's folder offers the same five things: its lists
-//! of matrix and depthwise kernels, and, where they are worth writing, its own epilogues and lookups.
+//! The kernels of each architecture. Every architecture's folder offers the same things: its lists of
+//! matrix and depthwise kernels, and, where they are worth writing, its own functions for first layers,
+//! epilogues and lookups.
 
 use requant_numerics::table::Table;
 
@@ -8,7 +9,7 @@ use crate::epilogue::BlockFn;
 use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
-use crate::table::{DepthwiseKernel, Kernel};
+use crate::table::{DepthwiseKernel, Kernel, StemFn};
 
 mod portable;
 
@@ -52,6 +53,18 @@ pub(crate) fn epilogue(isa: Isa, round: &Round, finish: &Finish) -> Option<Block
 /// The functions of a kernel that finish one tile beside the next, for `groups` k-groups in each segment.
 pub(crate) fn beside(kernel: &Kernel, step: Step, groups: usize) -> Option<BesideTable> {
     native::beside(kernel, step, groups)
+}
+
+/// The function of an ISA for first layers, by vectors of 16 channels and pixels of a tile, where there is
+/// one for these parameters.
+pub(crate) fn stem(
+    isa: Isa,
+    round: &Round,
+    finish: &Finish,
+    vectors: usize,
+    pixels: usize,
+) -> Option<StemFn> {
+    native::stem(isa, round, finish, vectors, pixels)
 }
 
 /// Whether the epilogue of an ISA takes tiles of this width whose columns lie as that ISA unpacks bytes.

@@ -6,7 +6,7 @@ use crate::epilogue::BlockFn;
 use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
-use crate::table::{DepthwiseKernel, Kernel};
+use crate::table::{DepthwiseKernel, Kernel, StemFn};
 
 pub(super) const KERNELS: &[&[Kernel]] = &[];
 pub(super) const DEPTHWISE: &[&[DepthwiseKernel]] = &[];
@@ -16,6 +16,16 @@ pub(super) fn epilogue(_isa: Isa, _round: &Round, _finish: &Finish) -> Option<Bl
 }
 
 pub(super) fn beside(_kernel: &Kernel, _step: Step, _groups: usize) -> Option<BesideTable> {
+    None
+}
+
+pub(super) fn stem(
+    _isa: Isa,
+    _round: &Round,
+    _finish: &Finish,
+    _vectors: usize,
+    _pixels: usize,
+) -> Option<StemFn> {
     None
 }
 

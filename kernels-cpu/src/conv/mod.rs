@@ -17,6 +17,7 @@ mod depthwise;
 mod depthwise_rows;
 mod fold;
 mod shape;
+mod stem;
 mod tiled;
 
 pub use shape::ConvShape;
@@ -25,6 +26,7 @@ pub use coded::Centroids;
 use coded::Coded;
 use depthwise::Depthwise;
 use depthwise_rows::DepthwiseByRows;
+use stem::Stem;
 use tiled::Tiled;
 
 /// Weights in OHWI order: `[out_c][kernel_h][kernel_w][in_c / groups]`.
@@ -89,6 +91,7 @@ enum Engine {
     Coded(Coded),
     Depthwise(Depthwise),
     DepthwiseByRows(DepthwiseByRows),
+    Stem(Stem),
 }
 
 impl Conv {
@@ -101,6 +104,9 @@ impl Conv {
         if spec.shape.is_depthwise() {
             let kernel = table::select_depthwise(isa, signed, spec.weights.are_wide())?;
             return Conv::depthwise(isa, kernel, spec);
+        }
+        if let Some(stem) = Stem::new(isa, spec, signed)? {
+            return Ok(Conv::prepared(spec, Engine::Stem(stem)));
         }
         let format = match spec.weights {
             Weights::I8(_) => WeightFormat::I8,
@@ -196,6 +202,7 @@ impl Conv {
             Engine::Coded(coded) => coded.name(),
             Engine::Depthwise(depthwise) => depthwise.kernel().name,
             Engine::DepthwiseByRows(rows) => rows.kernel().name,
+            Engine::Stem(_) => "avx512-vnni-stem-u8s8",
         }
     }
 
@@ -206,6 +213,7 @@ impl Conv {
             Engine::Coded(coded) => coded.packed_bytes(),
             Engine::Depthwise(depthwise) => depthwise.packed_bytes(),
             Engine::DepthwiseByRows(rows) => rows.packed_bytes(),
+            Engine::Stem(stem) => stem.packed_bytes(),
         }
     }
 
@@ -216,6 +224,7 @@ impl Conv {
             Engine::Coded(coded) => coded.scratch_bytes(threads),
             Engine::Depthwise(depthwise) => depthwise.scratch_bytes(threads),
             Engine::DepthwiseByRows(rows) => rows.scratch_bytes(),
+            Engine::Stem(stem) => stem.scratch_bytes(threads),
         }
     }
 
@@ -246,6 +255,7 @@ impl Conv {
             Engine::Coded(coded) => coded.run(io, zero_point, pool),
             Engine::Depthwise(depthwise) => depthwise.run(io, zero_point, pool),
             Engine::DepthwiseByRows(rows) => rows.run(io, zero_point, pool),
+            Engine::Stem(stem) => stem.run(io, zero_point, pool),
         }
         Ok(())
     }

@@ -96,7 +96,7 @@ pub(super) fn takes_unpacked(finish: &Finish) -> bool {
 
 /// Whether values leave by packs to bytes: a word that saturated stays past the byte's range when the
 /// zero point is added.
-fn is_byte(finish: &Finish) -> bool {
+pub(super) fn is_byte(finish: &Finish) -> bool {
     match finish.store {
         Store::Signed | Store::Unsigned => (-256..=256).contains(&finish.zero_point),
         Store::Low | Store::Word => false,
@@ -456,6 +456,20 @@ impl Narrow {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(super) fn bytes(&self, values: &[__m512i; VECTORS]) -> __m512i {
+        let bytes = self.pack(values);
+        if self.unpacked {
+            bytes
+        } else {
+            // Each quarter holds four columns of each vector; put the vectors one after the other.
+            let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+            _mm512_permutexvar_epi32(order, bytes)
+        }
+    }
+
+    /// Packed values as bytes: each quarter holds four of each vector.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn pack(&self, values: &[__m512i; VECTORS]) -> __m512i {
         let words = |low: __m512i, high: __m512i| {
             let words = _mm512_packs_epi32(low, high);
             if self.shifted {
@@ -465,7 +479,7 @@ impl Narrow {
             }
         };
         let (low, high) = (words(values[0], values[1]), words(values[2], values[3]));
-        let bytes = if self.store == Store::Signed {
+        if self.store == Store::Signed {
             let bytes = _mm512_packs_epi16(low, high);
             if self.clamped {
                 _mm512_min_epi8(_mm512_max_epi8(bytes, self.lo), self.hi)
@@ -479,13 +493,6 @@ impl Narrow {
             } else {
                 bytes
             }
-        };
-        if self.unpacked {
-            bytes
-        } else {
-            // Each quarter holds four columns of each vector; put the vectors one after the other.
-            let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
-            _mm512_permutexvar_epi32(order, bytes)
         }
     }
 

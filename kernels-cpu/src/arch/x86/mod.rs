@@ -6,7 +6,7 @@ use crate::epilogue::BlockFn;
 use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
-use crate::table::{DepthwiseKernel, Kernel};
+use crate::table::{DepthwiseKernel, Kernel, StemFn};
 
 mod avx2;
 mod avx2_depthwise;
@@ -18,6 +18,7 @@ mod avx512_depthwise_rows;
 mod avx512_double_sum;
 mod avx512_epilogue;
 mod avx512_round;
+mod avx512_stem;
 mod avx512_words;
 mod vbmi;
 
@@ -36,6 +37,19 @@ pub(super) fn epilogue(isa: Isa, round: &Round, finish: &Finish) -> Option<Block
 pub(super) fn beside(kernel: &Kernel, step: Step, groups: usize) -> Option<BesideTable> {
     match kernel.isa {
         Isa::Avx512Vnni => avx512_beside::functions(kernel, step, groups),
+        Isa::Scalar | Isa::Avx2 | Isa::NeonDot => None,
+    }
+}
+
+pub(super) fn stem(
+    isa: Isa,
+    round: &Round,
+    finish: &Finish,
+    vectors: usize,
+    pixels: usize,
+) -> Option<StemFn> {
+    match isa {
+        Isa::Avx512Vnni => avx512_stem::select(round, finish, vectors, pixels),
         Isa::Scalar | Isa::Avx2 | Isa::NeonDot => None,
     }
 }

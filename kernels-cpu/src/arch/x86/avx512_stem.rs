@@ -1,0 +1,184 @@
+//! First layers with AVX-512 VNNI: a row of output pixels from image rows of few channels, to finished
+//! bytes in registers.
+//!
+//! The taps of a kernel row lie side by side in the image, so four bytes of them are broadcast from
+//! wherever they start, and the next pixel's start a fixed step further on. A tile is some pixels by 16, 32
+//! or 64 channels, whose order is that in which packs leave them.
+
+use core::arch::x86_64::*;
+
+use crate::epilogue::finish::{Finish, FinishJoin};
+use crate::epilogue::round::Round;
+use crate::table::{StemFn, StemRow};
+
+use super::avx512_depthwise_rows::InRegisters;
+use super::avx512_epilogue::{Narrow, bounded, is_byte};
+use super::avx512_round::{Bounded, Double, Float, High, Word};
+
+const LANES: usize = 16;
+/// Bytes of a vector.
+const BYTES: usize = 64;
+/// Taps of a group.
+const GROUP: usize = 4;
+/// Sums of the largest tile, and one value more that a rounding may read.
+const TILE: usize = 24 * LANES + 1;
+
+/// The function for as many vectors of channels and pixels, and an output; none for rare roundings.
+pub(super) fn select(
+    round: &Round,
+    finish: &Finish,
+    vectors: usize,
+    pixels: usize,
+) -> Option<StemFn> {
+    let FinishJoin::None = finish.join else {
+        return None;
+    };
+    if !is_byte(finish) {
+        return None;
+    }
+    match round {
+        Round::Word { .. } => tiles::<Word>(vectors, pixels),
+        Round::High { .. } => tiles::<High>(vectors, pixels),
+        Round::Float { scale, .. } if bounded(scale) => tiles::<Bounded>(vectors, pixels),
+        Round::Float { .. } => tiles::<Float>(vectors, pixels),
+        Round::Double { .. } => tiles::<Double>(vectors, pixels),
+        Round::Wide { .. }
+        | Round::Residual { .. }
+        | Round::Shift { .. }
+        | Round::Away { .. }
+        | Round::Steps { .. } => None,
+    }
+}
+
+fn tiles<R: InRegisters>(vectors: usize, pixels: usize) -> Option<StemFn> {
+    match (vectors, pixels) {
+        (4, 6) => Some(row::<R, 4, 6>),
+        (4, 2) => Some(row::<R, 4, 2>),
+        (2, 12) => Some(row::<R, 2, 12>),
+        (2, 4) => Some(row::<R, 2, 4>),
+        (1, 12) => Some(row::<R, 1, 12>),
+        (1, 4) => Some(row::<R, 1, 4>),
+        _ => None,
+    }
+}
+
+/// See [`StemRow`] for the contract.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn row<R: InRegisters, const VECTORS: usize, const PIXELS: usize>(
+    round: &Round,
+    finish: &Finish,
+    call: &StemRow,
+) {
+    let narrow = Narrow::new(finish, false);
+    // SAFETY: the rounding has as many packed columns from `column` on.
+    let parameters: [R::Parameters; VECTORS] =
+        core::array::from_fn(|vector| unsafe { R::load(round, call.column + vector * LANES) });
+    // SAFETY: `bias` holds as many values.
+    let bias: [__m512i; VECTORS] = core::array::from_fn(|vector| unsafe {
+        _mm512_loadu_si512(call.bias.add(vector * LANES).cast())
+    });
+    let mut tile = [0i32; TILE];
+    let mut first = 0;
+    loop {
+        // The last tile ends with the row; pixels of the one before it are computed again.
+        let start = first.min(call.pixels - PIXELS);
+        let mut sums = [bias; PIXELS];
+        let mut weights = call.weights;
+        for row in 0..call.kernel_rows {
+            // SAFETY: there are as many rows.
+            let at = unsafe { *call.rows.add(row) }.wrapping_add(start * call.step);
+            // A few bases and one step leave registers for the rest.
+            let mut bases = [at; 4];
+            for (index, base) in bases.iter_mut().enumerate() {
+                *base = at.wrapping_add(3 * index * call.step);
+            }
+            for _ in 0..call.groups {
+                let panel: [__m512i; VECTORS] = core::array::from_fn(|vector| {
+                    // SAFETY: the weights hold a vector for each row, group and vector.
+                    unsafe { _mm512_loadu_si512(weights.add(vector * BYTES).cast()) }
+                });
+                weights = weights.wrapping_add(VECTORS * BYTES);
+                for (pixel, sums) in sums.iter_mut().enumerate() {
+                    let x = bases[pixel / 3].wrapping_add(pixel % 3 * call.step);
+                    // SAFETY: a row is readable for all groups of all pixels.
+                    let x = _mm512_set1_epi32(unsafe { x.cast::<i32>().read_unaligned() });
+                    for (sum, weights) in sums.iter_mut().zip(panel) {
+                        *sum = _mm512_dpbusd_epi32(*sum, x, weights);
+                    }
+                }
+                for base in &mut bases {
+                    *base = base.wrapping_add(GROUP);
+                }
+            }
+        }
+        if !R::SHORT {
+            for (pixel, sums) in sums.iter().enumerate() {
+                for (vector, sum) in sums.iter().enumerate() {
+                    let at = tile[(pixel * VECTORS + vector) * LANES..].as_mut_ptr();
+                    // SAFETY: the tile holds all sums.
+                    unsafe { _mm512_storeu_si512(at.cast(), *sum) };
+                }
+            }
+        }
+        for pixel in (0..PIXELS).step_by(4 / VECTORS) {
+            let mut values = [_mm512_setzero_si512(); 4];
+            for (index, value) in values.iter_mut().enumerate() {
+                let (pixel, vector) = (pixel + index / VECTORS, index % VECTORS);
+                // SAFETY: this function has the features too; the tile holds all sums and a value more.
+                *value = unsafe {
+                    if R::SHORT {
+                        R::rounded(sums[pixel][vector], parameters[vector])
+                    } else {
+                        let at = tile[(pixel * VECTORS + vector) * LANES..].as_ptr();
+                        R::round(at, _mm512_setzero_si512(), parameters[vector])
+                    }
+                };
+            }
+            let out = call.out.wrapping_add((start + pixel) * call.out_step);
+            // SAFETY: the pixels are writable for the channels.
+            unsafe { store::<VECTORS>(out, call.out_step, narrow.pack(&values)) };
+        }
+        first += PIXELS;
+        if first >= call.pixels {
+            break;
+        }
+    }
+}
+
+/// The bytes of one, two or four pixels.
+///
+/// # Safety
+/// - As many pixels of 64, 32 or 16 channels, `step` bytes apart, are writable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn store<const VECTORS: usize>(out: *mut u8, step: usize, bytes: __m512i) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match VECTORS {
+            4 => _mm512_storeu_si512(out.cast(), bytes),
+            2 => {
+                // Each quarter holds half of one pixel and half of the other.
+                let order = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0);
+                let bytes = _mm512_permutexvar_epi64(order, bytes);
+                _mm256_storeu_si256(out.cast(), _mm512_castsi512_si256(bytes));
+                let second = _mm512_extracti64x4_epi64::<1>(bytes);
+                _mm256_storeu_si256(out.add(step).cast(), second);
+            }
+            _ => {
+                // Each quarter holds a quarter of each pixel.
+                let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+                let bytes = _mm512_permutexvar_epi32(order, bytes);
+                _mm_storeu_si128(out.cast(), _mm512_castsi512_si128(bytes));
+                _mm_storeu_si128(out.add(step).cast(), _mm512_extracti32x4_epi32::<1>(bytes));
+                _mm_storeu_si128(
+                    out.add(2 * step).cast(),
+                    _mm512_extracti32x4_epi32::<2>(bytes),
+                );
+                _mm_storeu_si128(
+                    out.add(3 * step).cast(),
+                    _mm512_extracti32x4_epi32::<3>(bytes),
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! First layers: convolutions of an image of few channels, row by row, by functions that go to finished
+//! bytes.
+//!
+//! With one to four channels, a pixel's taps in a kernel row are a short run of bytes, which is padded to
+//! whole groups of four with weights of 0. Image rows are copied to a ring of lines with the border on both
+//! sides, so every pixel is computed alike, and no row is copied twice. Signed values are flipped to
+//! unsigned ones on the way.
+
+use crate::epilogue::Epilogue;
+use crate::error::product;
+use crate::memory::{Aligned, Carver, LINE, piece};
+use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
+use crate::table::{StemFn, StemRow, stem_column};
+use crate::tiles::MACS_PER_PART;
+use crate::{Isa, KernelError, Parallel, arch};
+
+use super::fold::Folded;
+use super::{ConvIo, ConvShape, ConvSpec, Weights};
+
+/// Most channels of the image.
+const MOST_CHANNELS: usize = 4;
+/// Most rows of the kernel.
+const MOST_ROWS: usize = 16;
+/// Taps of a group.
+const GROUP: usize = 4;
+/// Channels of a vector.
+const LANES: usize = 16;
+/// Vectors of a panel, widest first, and pixels of its tiles.
+const TILES: [(usize, [usize; 2]); 3] = [(4, [6, 2]), (2, [12, 4]), (1, [12, 4])];
+
+/// A first layer, prepared.
+#[derive(Debug)]
+pub(super) struct Stem {
+    shape: ConvShape,
+    panels: Vec<Panel>,
+    /// Groups of a kernel row.
+    groups: usize,
+    /// Bytes of a line of the ring.
+    line: usize,
+    /// What makes input bytes unsigned.
+    flip: u8,
+    weights: Aligned,
+    bias: Folded,
+    epilogue: Epilogue,
+}
+
+/// Some output channels.
+#[derive(Clone, Copy, Debug)]
+struct Panel {
+    channel: usize,
+    vectors: usize,
+    run: StemFn,
+    /// First byte of its weights.
+    offset: usize,
+}
+
+impl Stem {
+    /// None where the ISA has no functions for the shape or the output.
+    pub(super) fn new(
+        isa: Isa,
+        spec: &ConvSpec<'_>,
+        signed: bool,
+    ) -> Result<Option<Self>, KernelError> {
+        let shape = spec.shape;
+        let [kernel_h, kernel_w] = shape.kernel;
+        let fits = shape.groups == 1
+            && shape.in_c <= MOST_CHANNELS
+            && shape.dilations == [1, 1]
+            && (2..=MOST_ROWS).contains(&kernel_h)
+            && shape.out_c.is_multiple_of(LANES);
+        let Weights::I8(_) = spec.weights else {
+            return Ok(None);
+        };
+        if !fits {
+            return Ok(None);
+        }
+        let widths = widths(shape.out_c);
+        let columns: Vec<Option<usize>> = widths
+            .iter()
+            .flat_map(|&(channel, vectors)| {
+                (0..LANES * vectors).map(move |at| Some(channel + stem_column(vectors, at)))
+            })
+            .collect();
+        let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &columns, LANES, None)?;
+        let Some((round, finish)) = epilogue.alone() else {
+            return Ok(None);
+        };
+        let run = kernel_w * shape.in_c;
+        let groups = run.div_ceil(GROUP);
+        let mut panels = Vec::with_capacity(widths.len());
+        let mut offset = 0;
+        for (channel, vectors) in widths {
+            let tiles = TILES.iter().find(|(width, _)| *width == vectors);
+            let pixels = tiles.and_then(|(_, p)| p.iter().find(|p| **p <= shape.out_w));
+            let run = pixels.and_then(|&p| arch::stem(isa, round, finish, vectors, p));
+            let Some(run) = run else {
+                return Ok(None);
+            };
+            panels.push(Panel {
+                channel,
+                vectors,
+                run,
+                offset,
+            });
+            offset += product(&[kernel_h, groups, GROUP, LANES, vectors])?;
+        }
+        let depth = shape.depth();
+        let mut weights = Aligned::zeroed(offset);
+        for panel in &panels {
+            let step = GROUP * LANES * panel.vectors;
+            let packed = &mut weights.bytes_mut()[panel.offset..][..kernel_h * groups * step];
+            for (index, packed) in packed.chunks_exact_mut(step).enumerate() {
+                let (row, group) = (index / groups, index % groups);
+                for (at, taps) in packed.chunks_exact_mut(GROUP).enumerate() {
+                    let channel = panel.channel + stem_column(panel.vectors, at);
+                    for (tap, weight) in taps.iter_mut().enumerate() {
+                        let k = group * GROUP + tap;
+                        if k < run {
+                            *weight = spec.weights.get(channel, row * run + k, depth) as u8;
+                        }
+                    }
+                }
+            }
+        }
+        let (flip, offset) = if signed { (0x80, 128) } else { (0, 0) };
+        let bias = Folded::new(columns.len(), spec.input_zero_point, offset, |column| {
+            let channel = columns[column]?;
+            let bias = spec.bias.get(channel).copied().unwrap_or(0);
+            let weights = (0..depth).map(move |k| spec.weights.get(channel, k, depth));
+            Some((bias, weights))
+        });
+        let copied = product(&[shape.pads[1] + shape.in_w, shape.in_c])?;
+        let read = product(&[shape.out_w - 1, shape.strides[1], shape.in_c])? + groups * GROUP;
+        product(&[copied.max(read), kernel_h + 1, MAX_PARTS])?;
+        Ok(Some(Stem {
+            shape,
+            panels,
+            groups,
+            line: copied.max(read),
+            flip,
+            weights,
+            bias,
+            epilogue,
+        }))
+    }
+
+    pub(super) fn packed_bytes(&self) -> usize {
+        self.weights.bytes().len()
+    }
+
+    pub(super) fn scratch_bytes(&self, threads: usize) -> usize {
+        let threads = threads.clamp(1, MAX_PARTS);
+        LINE + piece(4 * self.bias.columns()) + threads * self.part_bytes()
+    }
+
+    /// A ring of lines and one outside the image.
+    fn part_bytes(&self) -> usize {
+        (self.shape.kernel[0] + 1) * piece(self.line)
+    }
+
+    /// Runs on buffers whose lengths were checked.
+    pub(super) fn run(&self, io: ConvIo<'_>, zero_point: i32, pool: &dyn Parallel) {
+        let shape = &self.shape;
+        let mut carver = Carver::new(io.scratch);
+        let bias = self.bias.get(zero_point, carver.words(self.bias.columns()));
+        let rows = io.batch * shape.out_h;
+        let macs = io.batch.saturating_mul(shape.macs());
+        let parts = usable_threads(pool)
+            .min(macs / MACS_PER_PART)
+            .min(rows)
+            .max(1);
+        let part_bytes = self.part_bytes();
+        let scratch = Shared::new(carver.bytes(parts * part_bytes));
+        let output = Shared::new(io.output);
+        run_parts(pool, parts, |part| {
+            // SAFETY: pieces of different parts are disjoint, and each part runs once.
+            let scratch = unsafe { scratch.slice(part * part_bytes..(part + 1) * part_bytes) };
+            let outside = zero_point as u8 ^ self.flip;
+            let mut ring = Ring::new(self, io.input, outside, scratch);
+            for row in share(rows, parts, part) {
+                let rows = ring.rows(row / shape.out_h, row % shape.out_h);
+                self.row(row, &rows, bias, &output);
+            }
+        });
+    }
+
+    /// One row of output pixels.
+    fn row(&self, row: usize, rows: &[*const u8; MOST_ROWS], bias: &[i32], output: &Shared<'_>) {
+        let shape = &self.shape;
+        let Some((round, finish)) = self.epilogue.alone() else {
+            return;
+        };
+        let mut column = 0;
+        for panel in &self.panels {
+            let at = row * shape.out_w * shape.out_c + panel.channel;
+            let call = StemRow {
+                rows: rows.as_ptr(),
+                kernel_rows: shape.kernel[0],
+                groups: self.groups,
+                step: shape.strides[1] * shape.in_c,
+                weights: self.weights.bytes()[panel.offset..].as_ptr(),
+                bias: bias[column..column + LANES * panel.vectors].as_ptr(),
+                column,
+                pixels: shape.out_w,
+                out: output.start().wrapping_add(at),
+                out_step: shape.out_c,
+            };
+            // SAFETY: the contract of `StemRow`: lines hold all taps of all pixels; weights, biases and
+            // parameters were laid out for these panels; tiles are no longer than a row; rows of different
+            // parts are disjoint, and lengths were checked for the whole batch; the ISA was checked when
+            // the layer was prepared.
+            unsafe { (panel.run)(round, finish, &call) };
+            column += LANES * panel.vectors;
+        }
+    }
+}
+
+/// The lines that a row of output pixels reads.
+struct Ring<'a> {
+    stem: &'a Stem,
+    input: &'a [u8],
+    lines: &'a mut [u8],
+    /// The image and row that each line holds.
+    held: [Option<(usize, usize)>; MOST_ROWS],
+}
+
+impl<'a> Ring<'a> {
+    fn new(stem: &'a Stem, input: &'a [u8], outside: u8, lines: &'a mut [u8]) -> Self {
+        lines.fill(outside);
+        Ring {
+            stem,
+            input,
+            lines,
+            held: [None; MOST_ROWS],
+        }
+    }
+
+    /// The lines of an output row: those of the image, and outside it the one past the ring.
+    fn rows(&mut self, image: usize, row: usize) -> [*const u8; MOST_ROWS] {
+        let shape = &self.stem.shape;
+        let (count, length) = (shape.kernel[0], piece(self.stem.line));
+        let top = (row * shape.strides[0]) as isize - shape.pads[0] as isize;
+        let line = |y: isize| match usize::try_from(y) {
+            Ok(y) if y < shape.in_h => Some(y),
+            _ => None,
+        };
+        for y in (top..top + count as isize).filter_map(line) {
+            let index = y % count;
+            if self.held[index] != Some((image, y)) {
+                self.held[index] = Some((image, y));
+                let row = shape.in_w * shape.in_c;
+                let from = &self.input[image * shape.input_elements() + y * row..][..row];
+                let start = index * length + shape.pads[1] * shape.in_c;
+                let flip = self.stem.flip;
+                for (to, from) in self.lines[start..start + row].iter_mut().zip(from) {
+                    *to = from ^ flip;
+                }
+            }
+        }
+        core::array::from_fn(|ky| {
+            let y = line(top + ky as isize);
+            let index = y.map_or(count, |y| y % count);
+            self.lines[index * length..].as_ptr()
+        })
+    }
+}
+
+/// The first channel and the vectors of each panel.
+fn widths(channels: usize) -> Vec<(usize, usize)> {
+    let mut widths = Vec::new();
+    let mut channel = 0;
+    for (vectors, _) in TILES {
+        while channels - channel >= LANES * vectors {
+            widths.push((channel, vectors));
+            channel += LANES * vectors;
+        }
+    }
+    widths
+}
