@@ -257,7 +257,7 @@ impl<'a> Job<'a> {
         }
         if let Some(waiting) = flow.waiting {
             // SAFETY: as in `panel`, which left it.
-            unsafe { self.finish(&waiting) };
+            unsafe { self.finish(&waiting, flow.tiles[1]) };
         }
     }
 
@@ -324,19 +324,14 @@ impl<'a> Job<'a> {
         let functions = self.weights.kernel().tiles[panel.width_index];
         let weights = &self.weights.bytes()[panel.offset..];
         let bias = &self.bias[panel.column..panel.column + panel.width];
+        let filled = panel.used == panel.width;
+        if let Some((_, side)) = &mut flow.side {
+            side.turn(weights.as_ptr(), bias.as_ptr());
+        }
         for rows in self.tiles(block.len()) {
             let pointers = &table[rows.start * plan.segments..rows.end * plan.segments];
             let height = rows.len();
             let out = flow.tiles[0];
-            let call = Tile {
-                rows: pointers.as_ptr(),
-                segments: plan.segments,
-                groups: plan.groups,
-                weights: weights.as_ptr(),
-                bias: bias.as_ptr(),
-                out,
-                stride: panel.width,
-            };
             // SAFETY: the contract of `Tile`: every row points at readable activations; the panel
             // was packed for this kernel, width and depth; bias has the panel's width and the tile
             // is as large as the kernel's largest; the ISA was checked when the kernel was chosen.
@@ -347,18 +342,26 @@ impl<'a> Job<'a> {
                         if let Some(function) = beside.function(panel.width, height) =>
                     {
                         let left = match &flow.waiting {
-                            Some(waiting) if waiting.filled == panel.width => None,
-                            _ => {
+                            Some(waiting) if waiting.fills(panel.width) => None,
+                            Some(_) | None => {
                                 side.forget();
                                 flow.waiting.take()
                             }
                         };
-                        side.begin(call);
+                        side.begin(pointers.as_ptr(), plan.segments, out);
                         function(side);
                         left
                     }
                     _ => {
-                        functions[height - 1](&call);
+                        functions[height - 1](&Tile {
+                            rows: pointers.as_ptr(),
+                            segments: plan.segments,
+                            groups: plan.groups,
+                            weights: weights.as_ptr(),
+                            bias: bias.as_ptr(),
+                            out,
+                            stride: panel.width,
+                        });
                         flow.waiting.take()
                     }
                 }
@@ -380,41 +383,32 @@ impl<'a> Job<'a> {
             }
             if let Some(left) = left {
                 // SAFETY: its sums are complete and not yet overwritten.
-                unsafe { self.finish(&left) };
+                unsafe { self.finish(&left, flow.tiles[1]) };
             }
             let row = self.first_row + block.start + rows.start;
-            let filled = if panel.used == panel.width {
-                panel.width
-            } else {
-                0
-            };
-            if let Some((beside, side)) = &mut flow.side
-                && filled > 0
-            {
+            if filled && let Some((beside, side)) = &mut flow.side {
                 let index = row * walk.width + panel.channel;
                 let output = self.output.start().wrapping_add(index);
                 beside.wait(side, height, out, panel.column, output);
             }
             flow.waiting = Some(Waiting {
-                tile: out,
+                panel,
                 rows: height,
                 row,
-                filled,
-                panel,
             });
-            flow.tiles.swap(0, 1);
+            flow.tiles = [flow.tiles[1], out];
         }
     }
 
     /// Finishes a tile.
     ///
     /// # Safety
-    /// - The contract of [`Job`]; the tile's sums are complete.
+    /// - The contract of [`Job`]; `tile` holds its sums.
     #[inline(never)]
-    unsafe fn finish(&self, waiting: &Waiting<'_>) {
+    unsafe fn finish(&self, waiting: &Waiting<'_>, tile: *mut i32) {
         let panel = waiting.panel;
         let place = Place {
-            tile: waiting.tile,
+            tile,
             stride: panel.width,
             rows: waiting.rows,
             columns: panel.used,
@@ -440,13 +434,17 @@ struct Flow<'a> {
     side: Option<(&'a Beside, Side)>,
 }
 
-/// A tile of sums and where its output goes.
+/// A tile of sums: those of the second buffer.
 struct Waiting<'a> {
-    tile: *mut i32,
+    panel: &'a Panel,
     rows: usize,
     /// Its first output row.
     row: usize,
-    /// The panel's width if all its columns are channels, or else 0: only the former waits in `side`.
-    filled: usize,
-    panel: &'a Panel,
+}
+
+impl Waiting<'_> {
+    /// Whether it has `width` columns, all of them channels, so that it may wait in a [`Side`].
+    fn fills(&self, width: usize) -> bool {
+        self.panel.width == width && self.panel.used == width
+    }
 }

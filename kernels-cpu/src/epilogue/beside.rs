@@ -8,7 +8,6 @@
 use requant_numerics::DType;
 
 use crate::memory::Aligned;
-use crate::table::Tile;
 
 use super::finish::{Finish, FinishJoin, Store, Sum};
 use super::round::Round;
@@ -126,6 +125,11 @@ pub(crate) struct Side {
     /// K-groups of a segment.
     groups: usize,
     weights: *const u8,
+    /// Bytes of output from a row to the one that is fetched ahead.
+    ahead: usize,
+    /// Registers that a kernel puts aside.
+    rbx: u64,
+    rbp: u64,
 }
 
 /// Where the fields are that kernels name.
@@ -161,20 +165,30 @@ const _: () = {
     assert!(offset_of!(Side, stop) == 408);
     assert!(offset_of!(Side, groups) == 416);
     assert!(offset_of!(Side, weights) == 424);
+    assert!(offset_of!(Side, ahead) == 432);
+    assert!(offset_of!(Side, rbx) == 440);
+    assert!(offset_of!(Side, rbp) == 448);
 };
 
+/// Rows that are fetched ahead: two tiles.
+const AHEAD: usize = 12;
 /// K-groups at the end of a wide tile that have no steps beside them: its sums are stored there.
 const TAIL: usize = 4;
 
 impl Side {
-    /// Takes over a tile to compute.
+    /// Turns to the weights and biases of a panel.
+    pub(crate) fn turn(&mut self, weights: *const u8, bias: *const i32) {
+        self.weights = weights;
+        self.bias = bias;
+    }
+
+    /// Takes over a tile to compute. A tile's stores are counted: the store queue is full of the sums of
+    /// the tile before.
     #[inline(always)]
-    pub(crate) fn begin(&mut self, tile: Tile) {
-        self.table = tile.rows;
-        self.segments = tile.segments;
-        self.weights = tile.weights;
-        self.bias = tile.bias;
-        self.out = tile.out;
+    pub(crate) fn begin(&mut self, table: *const *const u8, segments: usize, out: *mut i32) {
+        self.table = table;
+        self.segments = segments;
+        self.out = out;
     }
 
     /// Forgets the tile that waits.
@@ -288,6 +302,9 @@ impl Beside {
             stop: 0,
             groups,
             weights: core::ptr::null(),
+            ahead: AHEAD * width,
+            rbx: 0,
+            rbp: 0,
         }
     }
 

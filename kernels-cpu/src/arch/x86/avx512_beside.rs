@@ -108,6 +108,15 @@ macro_rules! field {
     (weights) => {
         "qword ptr [rdi+424]"
     };
+    (ahead) => {
+        "qword ptr [rdi+432]"
+    };
+    (rbx) => {
+        "qword ptr [rdi+440]"
+    };
+    (rbp) => {
+        "qword ptr [rdi+448]"
+    };
 }
 
 /// Four activations of the row at a register, to zmm31.
@@ -462,7 +471,7 @@ macro_rules! step {
         concat!(
             round!($step, 192, 768, 48, 26, 27),
             words!($step, 25, 26),
-            finish!(25, "zmm24", 256),
+            finish!($step, 25, "zmm24", 256),
         )
     };
     ($step:ident, 2, 0) => {
@@ -472,14 +481,14 @@ macro_rules! step {
         concat!(
             round!($step, 64, 256, 16, 25, 26),
             words!($step, 24, 25),
-            finish!(24, "ymm24", 128),
+            finish!($step, 24, "ymm24", 128),
         )
     };
     ($step:ident, 1, 0) => {
         concat!(
             round!($step, 0, 0, 0, 24, 25),
             words!($step, 24, 24),
-            finish!(24, "xmm24", 64),
+            finish!($step, 24, "xmm24", 64),
         )
     };
     ($step:ident, $width:tt, $quarter:tt) => {
@@ -487,9 +496,22 @@ macro_rules! step {
     };
 }
 
+/// The other operand of a row to come.
+macro_rules! fetch {
+    (first) => {
+        "prefetcht0 [r14+rbp]\n"
+    };
+    (last) => {
+        "prefetcht0 [r14+rbp]\n"
+    };
+    ($step:ident) => {
+        ""
+    };
+}
+
 /// The words in zmm24 and another register leave as bytes, and the next row follows.
 macro_rules! finish {
-    ($y:literal, $bytes:literal, $row:literal) => {
+    ($step:ident, $y:literal, $bytes:literal, $row:literal) => {
         concat!(
             "vpacksswb zmm24, zmm24, zmm",
             $y,
@@ -500,6 +522,8 @@ macro_rules! finish {
             "vpminsb zmm24, zmm24, ",
             field!(hi),
             "\n",
+            "prefetchw [r14+rbx]\n",
+            fetch!($step),
             "vmovdqa64 zmm25, ",
             field!(order),
             "\n",
@@ -851,7 +875,8 @@ macro_rules! function {
             // SAFETY: reads the segments, weights and biases and writes the sums that the contract of
             // `Tile` names; reads the sums, parameters and other operand and writes the output of the
             // rows that wait in `side`, as its contract says. `sub` and `cmp` keep the rows finished
-            // at or below those that wait. Registers that it changes are named.
+            // at or below those that wait. Fetches ahead touch nothing. Registers that it changes are named,
+            // but for rbx and rbp, which are put back.
             unsafe {
                 asm!(
                     concat!(
@@ -864,6 +889,10 @@ macro_rules! function {
                         "mov rdx, ", field!(sums), "\n",
                         "mov r14, ", field!(output), "\n",
                         "mov rcx, ", field!(distance), "\n",
+                        "mov ", field!(rbx), ", rbx\n",
+                        "mov ", field!(rbp), ", rbp\n",
+                        "mov rbx, ", field!(ahead), "\n",
+                        "lea rbp, [rbx+rcx]\n",
                         // Each segment: how far steps go along, and its pointers.
                         "20:\n",
                         "xor r9d, r9d\n",
@@ -921,6 +950,8 @@ macro_rules! function {
                         "mov rdx, ", field!(out), "\n",
                         stores!($height, $width),
                         "90:\n",
+                        "mov rbx, ", field!(rbx), "\n",
+                        "mov rbp, ", field!(rbp), "\n",
                     ),
                     in("rdi") core::ptr::from_mut(side),
                     out("rsi") _,
