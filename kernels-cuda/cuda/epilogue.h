@@ -168,15 +168,8 @@ DEVICE void store_int(void* data, int32_t type, int64_t index, int32_t value) {
   }
 }
 
-DEVICE int32_t sum_of(const Sum& p, int32_t a, int32_t b) {
-  if (p.scheme == SCHEME_F32_RNE) {
-    float v = fma_f32(static_cast<float>(a), p.r_a, fma_f32(static_cast<float>(b), p.r_b, p.offset));
-    float lo = static_cast<float>(p.lo), hi = static_cast<float>(p.hi);
-    // A NaN, of infinities that cancel, becomes the lower limit.
-    v = v > lo ? v : lo;
-    v = v < hi ? v : hi;
-    return static_cast<int32_t>(rintf(v));
-  }
+// The sum by its integer schemes.
+DEVICE int32_t integer_sum_of(const Sum& p, int32_t a, int32_t b) {
   if (p.scheme == SCHEME_RHU) {
     int64_t wide_a = (static_cast<int64_t>(a) - p.zero_point_a) * 256;
     int64_t wide_b = (static_cast<int64_t>(b) - p.zero_point_b) * 256;
@@ -189,6 +182,16 @@ DEVICE int32_t sum_of(const Sum& p, int32_t a, int32_t b) {
   int64_t right = tflite_double(saturate(raised_b), p.m_b, p.e_b);
   int32_t sum = saturate(p.subtract ? left - right : left + right);
   return clamp(saturating_add(tflite_double(sum, p.m, p.e), p.zero_point), p.lo, p.hi);
+}
+
+DEVICE int32_t sum_of(const Sum& p, int32_t a, int32_t b) {
+  if (p.scheme != SCHEME_F32_RNE) return integer_sum_of(p, a, b);
+  float v = fma_f32(static_cast<float>(a), p.r_a, fma_f32(static_cast<float>(b), p.r_b, p.offset));
+  float lo = static_cast<float>(p.lo), hi = static_cast<float>(p.hi);
+  // A NaN, of infinities that cancel, becomes the lower limit.
+  v = v > lo ? v : lo;
+  v = v < hi ? v : hi;
+  return static_cast<int32_t>(rintf(v));
 }
 
 DEVICE int32_t product_of(const Product& p, int32_t a, int32_t b) {

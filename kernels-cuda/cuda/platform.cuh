@@ -12,13 +12,15 @@
 #include <cuda_runtime.h>
 
 #define DEVICE __device__ __forceinline__
+#define MEMBER __device__ __forceinline__
 
 // Defines kernel `name` of `threads` threads a block, of which `blocks` are to fit a multiprocessor.
 #define KERNEL(name, Params, threads, blocks)                                                      \
   extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p)
 
 // Dynamic shared memory, aligned to 1024 bytes.
-#define SHARED(name) extern __shared__ __align__(1024) uint8_t name[]
+extern __shared__ __align__(1024) uint8_t shared_memory[];
+#define SHARED(name) uint8_t* const name = shared_memory
 
 DEVICE uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
@@ -98,6 +100,90 @@ DEVICE void multiply_add(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, u
     REQUANT_MMA("s8.s8");
   }
 }
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// Hopper's warpgroups: four warps that multiply tiles of shared memory, asynchronously.
+#define REQUANT_WGMMA
+
+// Makes this thread's copies and stores to shared memory visible to the tensor units.
+DEVICE void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+DEVICE void group_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+DEVICE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits until at most `pending` groups of multiplications are under way.
+template <int pending>
+DEVICE void group_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
+
+// Rows of 128 bytes, swizzled, eight of them in 1024 bytes.
+DEVICE uint64_t tile_descriptor(const void* tile) {
+  return (shared_address(tile) & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{64} << 32 | uint64_t{1} << 62;
+}
+
+#define REQUANT_WGMMA_N64(types)                                                                   \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                          \
+               "wgmma.mma_async.sync.aligned.m64n64k32.s32." types " {"                             \
+               "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31" \
+               "}, %32, %33, p;\n}\n"                                                            \
+               : "+r"(c[0][0]), "+r"(c[0][1]), "+r"(c[0][2]), "+r"(c[0][3]), \
+                 "+r"(c[1][0]), "+r"(c[1][1]), "+r"(c[1][2]), "+r"(c[1][3]), \
+                 "+r"(c[2][0]), "+r"(c[2][1]), "+r"(c[2][2]), "+r"(c[2][3]), \
+                 "+r"(c[3][0]), "+r"(c[3][1]), "+r"(c[3][2]), "+r"(c[3][3]), \
+                 "+r"(c[4][0]), "+r"(c[4][1]), "+r"(c[4][2]), "+r"(c[4][3]), \
+                 "+r"(c[5][0]), "+r"(c[5][1]), "+r"(c[5][2]), "+r"(c[5][3]), \
+                 "+r"(c[6][0]), "+r"(c[6][1]), "+r"(c[6][2]), "+r"(c[6][3]), \
+                 "+r"(c[7][0]), "+r"(c[7][1]), "+r"(c[7][2]), "+r"(c[7][3]) \
+               : "l"(a), "l"(b))
+
+#define REQUANT_WGMMA_N128(types)                                                                   \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                          \
+               "wgmma.mma_async.sync.aligned.m64n128k32.s32." types " {"                             \
+               "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
+               "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
+               "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63" \
+               "}, %64, %65, p;\n}\n"                                                            \
+               : "+r"(c[0][0]), "+r"(c[0][1]), "+r"(c[0][2]), "+r"(c[0][3]), \
+                 "+r"(c[1][0]), "+r"(c[1][1]), "+r"(c[1][2]), "+r"(c[1][3]), \
+                 "+r"(c[2][0]), "+r"(c[2][1]), "+r"(c[2][2]), "+r"(c[2][3]), \
+                 "+r"(c[3][0]), "+r"(c[3][1]), "+r"(c[3][2]), "+r"(c[3][3]), \
+                 "+r"(c[4][0]), "+r"(c[4][1]), "+r"(c[4][2]), "+r"(c[4][3]), \
+                 "+r"(c[5][0]), "+r"(c[5][1]), "+r"(c[5][2]), "+r"(c[5][3]), \
+                 "+r"(c[6][0]), "+r"(c[6][1]), "+r"(c[6][2]), "+r"(c[6][3]), \
+                 "+r"(c[7][0]), "+r"(c[7][1]), "+r"(c[7][2]), "+r"(c[7][3]), \
+                 "+r"(c[8][0]), "+r"(c[8][1]), "+r"(c[8][2]), "+r"(c[8][3]), \
+                 "+r"(c[9][0]), "+r"(c[9][1]), "+r"(c[9][2]), "+r"(c[9][3]), \
+                 "+r"(c[10][0]), "+r"(c[10][1]), "+r"(c[10][2]), "+r"(c[10][3]), \
+                 "+r"(c[11][0]), "+r"(c[11][1]), "+r"(c[11][2]), "+r"(c[11][3]), \
+                 "+r"(c[12][0]), "+r"(c[12][1]), "+r"(c[12][2]), "+r"(c[12][3]), \
+                 "+r"(c[13][0]), "+r"(c[13][1]), "+r"(c[13][2]), "+r"(c[13][3]), \
+                 "+r"(c[14][0]), "+r"(c[14][1]), "+r"(c[14][2]), "+r"(c[14][3]), \
+                 "+r"(c[15][0]), "+r"(c[15][1]), "+r"(c[15][2]), "+r"(c[15][3]) \
+               : "l"(a), "l"(b))
+
+// c (64 x 8n) += a (64x32) * b (32 x 8n), as fragments of 16x8; a unsigned or signed, b signed.
+template <bool is_unsigned>
+DEVICE void group_multiply_add(int32_t (&c)[8][4], uint64_t a, uint64_t b) {
+  if constexpr (is_unsigned) {
+    REQUANT_WGMMA_N64("u8.s8");
+  } else {
+    REQUANT_WGMMA_N64("s8.s8");
+  }
+}
+
+template <bool is_unsigned>
+DEVICE void group_multiply_add(int32_t (&c)[16][4], uint64_t a, uint64_t b) {
+  if constexpr (is_unsigned) {
+    REQUANT_WGMMA_N128("u8.s8");
+  } else {
+    REQUANT_WGMMA_N128("s8.s8");
+  }
+}
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
 #endif  // REQUANT_EMULATED
 

@@ -37,6 +37,21 @@ struct Warp {
   uint64_t generation;
 };
 
+// A multiplication by a warpgroup, under way.
+struct GroupMultiply {
+  int32_t* c;
+  uint64_t a, b;
+  int columns;
+  bool is_unsigned;
+  std::vector<uint8_t> operands;  // as the first lane saw them when it was issued
+};
+
+// A warpgroup, whose threads meet where they wait.
+struct Group {
+  int arrived;
+  uint64_t generation;
+};
+
 // The block that runs.
 struct Block {
   Fibers fibers;
@@ -46,6 +61,8 @@ struct Block {
   uint64_t generation;
   std::vector<Warp> warps;
   std::vector<std::deque<std::vector<Copy>>> copies;
+  std::vector<Group> groups;
+  std::vector<std::deque<std::vector<GroupMultiply>>> multiplies;
   bool fault;
 
   uint8_t* shared() {
@@ -184,12 +201,100 @@ void multiply_add(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_unsi
   together(Lane{c, a, b}, operation);
 }
 
+namespace {
+
+constexpr int kGroup = 128;
+constexpr int kDepth = 32;
+
+// Element k of a row of an operand: rows of 128 bytes, the 16-byte chunks of eight rows exchanged by the
+// bits of the address above them; what a descriptor's 128-byte swizzle means.
+uint8_t element(uint64_t descriptor, int row, int k) {
+  const uint64_t stride = (descriptor >> 32 & 0x3fff) << 4;
+  uint64_t address = ((descriptor & 0x3fff) << 4) + row / 8 * stride + row % 8 * 128 + k;
+  address ^= (address >> 7 & 7) << 4;
+  if (address >= block.shared_bytes) {
+    block.fault = true;
+    return 0;
+  }
+  return block.shared()[address];
+}
+
+// Both operands, row by row.
+std::vector<uint8_t> operands(uint64_t a, uint64_t b, int columns) {
+  std::vector<uint8_t> bytes;
+  for (int row = 0; row < 64 + columns; row++) {
+    for (int k = 0; k < kDepth; k++) bytes.push_back(row < 64 ? element(a, row, k) : element(b, row - 64, k));
+  }
+  return bytes;
+}
+
+// Lane 4 group + part of warp w holds of fragment j: rows 16 w + group (+ 8), columns 8 j + 2 part (+ 1).
+void multiply(int first_thread, size_t which) {
+  const GroupMultiply& leader = block.multiplies[first_thread].front()[which];
+  // Nothing may have changed while it was under way.
+  if (operands(leader.a, leader.b, leader.columns) != leader.operands) block.fault = true;
+  for (int thread = 0; thread < kGroup; thread++) {
+    GroupMultiply& mine = block.multiplies[first_thread + thread].front()[which];
+    if (mine.a != leader.a || mine.b != leader.b || mine.columns != leader.columns) block.fault = true;
+    const int row0 = thread / kWarp * 16 + thread % kWarp / 4, column0 = thread % 4 * 2;
+    for (int i = 0; i < leader.columns / 2; i++) {
+      const uint8_t* a = &leader.operands[(row0 + i % 4 / 2 * 8) * kDepth];
+      const uint8_t* b = &leader.operands[(64 + i / 4 * 8 + column0 + i % 2) * kDepth];
+      int32_t sum = 0;
+      for (int k = 0; k < kDepth; k++) {
+        const int32_t left = leader.is_unsigned ? a[k] : static_cast<int8_t>(a[k]);
+        sum += left * static_cast<int8_t>(b[k]);
+      }
+      mine.c[i] = static_cast<int32_t>(static_cast<uint32_t>(mine.c[i]) + static_cast<uint32_t>(sum));
+    }
+  }
+}
+
+}  // namespace
+
+uint64_t tile_descriptor(const void* tile) {
+  const uint64_t offset = static_cast<uint64_t>(static_cast<const uint8_t*>(tile) - block.shared());
+  if (offset % 1024 != 0) block.fault = true;
+  return (offset & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{64} << 32 | uint64_t{1} << 62;
+}
+
+void group_multiply_add(int32_t* c, uint64_t a, uint64_t b, int columns, bool is_unsigned) {
+  const int me = block.fibers.current();
+  GroupMultiply mine = {c, a, b, columns, is_unsigned, {}};
+  if (me % kGroup == 0) mine.operands = operands(a, b, columns);
+  block.multiplies[me].back().push_back(mine);
+}
+
+void group_commit() { block.multiplies[block.fibers.current()].emplace_back(); }
+
+// Multiplications happen as late as they may.
+void group_wait(int pending) {
+  const int me = block.fibers.current();
+  Group& group = block.groups[me / kGroup];
+  block.fibers.progress();
+  if (++group.arrived < kGroup) {
+    const uint64_t generation = group.generation;
+    while (group.generation == generation) pause();
+    return;
+  }
+  const int first_thread = me / kGroup * kGroup;
+  while (block.multiplies[first_thread].size() > static_cast<size_t>(pending) + 1) {
+    const size_t count = block.multiplies[first_thread].front().size();
+    for (size_t which = 0; which < count; which++) multiply(first_thread, which);
+    for (int thread = 0; thread < kGroup; thread++) block.multiplies[first_thread + thread].pop_front();
+  }
+  group.arrived = 0;
+  group.generation++;
+}
+
 bool run_grid(const Kernel& kernel, Index grid, int threads, size_t shared_bytes, const void* params) {
   block.threads = threads;
   block.shared_bytes = shared_bytes;
   block.memory.resize(shared_bytes + 1024 + 2 * kGuard);
   block.warps.resize((threads + kWarp - 1) / kWarp);
   block.copies.resize(threads);
+  block.multiplies.resize(threads);
+  block.groups.resize((threads + kGroup - 1) / kGroup);
   block.fault = false;
   grid_extent = grid;
   for (block_index.z = 0; block_index.z < grid.z; block_index.z++) {
@@ -198,6 +303,8 @@ bool run_grid(const Kernel& kernel, Index grid, int threads, size_t shared_bytes
         memset(block.memory.data(), kPoison, block.memory.size());
         for (Warp& warp : block.warps) warp.arrived = 0;
         for (auto& groups : block.copies) groups.assign(1, {});
+        for (auto& groups : block.multiplies) groups.assign(1, {});
+        for (Group& group : block.groups) group.arrived = 0;
         block.live = threads;
         block.arrived = 0;
         const bool finished = block.fibers.run(threads, [&](int thread) {

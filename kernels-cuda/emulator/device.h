@@ -1,6 +1,6 @@
 // The device side of the emulator: what ../cuda/platform.cuh needs, on the host. A block's threads are
-// fibers of one host thread; what a warp does together (ldmatrix, mma) is done by whichever lane comes
-// last, for all of them. See driver.cpp for the rest.
+// fibers of one host thread; what a warp does together (ldmatrix, mma), or a warpgroup (wgmma), is done
+// by whichever lane comes last, for all of them. See driver.cpp for the rest.
 #pragma once
 
 #include <math.h>
@@ -8,6 +8,8 @@
 #include <stdint.h>
 
 #define DEVICE static inline
+#define MEMBER inline
+#define REQUANT_WGMMA
 
 namespace emulated {
 
@@ -27,6 +29,10 @@ void commit_copies();
 void wait_for_copies(int pending);
 void load_matrices(uint32_t* to, const void* row);
 void multiply_add(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_unsigned);
+uint64_t tile_descriptor(const void* tile);
+void group_multiply_add(int32_t* c, uint64_t a, uint64_t b, int columns, bool is_unsigned);
+void group_commit();
+void group_wait(int pending);
 
 // A kernel by its name, as a module's function is found.
 struct Kernel {
@@ -81,6 +87,21 @@ template <bool is_unsigned>
 DEVICE void multiply_add(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const uint32_t b[2] = {b0, b1};
   emulated::multiply_add(c, a, b, is_unsigned);
+}
+
+DEVICE void proxy_fence() {}
+DEVICE void group_fence() {}
+DEVICE void group_commit() { emulated::group_commit(); }
+template <int pending>
+DEVICE void group_wait() {
+  emulated::group_wait(pending);
+}
+
+DEVICE uint64_t tile_descriptor(const void* tile) { return emulated::tile_descriptor(tile); }
+
+template <bool is_unsigned, int fragments>
+DEVICE void group_multiply_add(int32_t (&c)[fragments][4], uint64_t a, uint64_t b) {
+  emulated::group_multiply_add(&c[0][0], a, b, fragments * 8, is_unsigned);
 }
 
 // Fibers give way only at barriers, so these need nothing more.

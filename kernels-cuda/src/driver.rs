@@ -5,13 +5,14 @@
 
 use core::ffi::{CStr, c_void};
 use core::ptr::null_mut;
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::ffi::CString;
 use std::sync::Arc;
 
 use cudarc::driver::sys;
 
 use crate::images;
-use crate::kernel::{Kernel, Launch, THREADS};
+use crate::kernel::{Kernel, Launch};
 use crate::{CudaError, session};
 
 /// CUDA version that the images need: 13.0.
@@ -96,6 +97,9 @@ pub struct Context {
     module: sys::CUmodule,
     functions: Vec<sys::CUfunction>,
     properties: Properties,
+    /// Whether the device was reset since: what the context held is gone, and its addresses may be
+    /// others' now.
+    abandoned: AtomicBool,
 }
 
 // SAFETY: the driver's handles may be used from any thread, and its functions lock what they share.
@@ -162,6 +166,7 @@ impl Context {
             module: null_mut(),
             functions: Vec::with_capacity(Kernel::ALL.len()),
             properties,
+            abandoned: AtomicBool::new(false),
         };
         opened.make_current()?;
         call!(cuModuleLoadData(
@@ -169,6 +174,10 @@ impl Context {
             image.as_ptr().cast()
         ))?;
         for kernel in Kernel::ALL {
+            if kernel.needs_wgmma() && !opened.has_wgmma() {
+                opened.functions.push(null_mut());
+                continue;
+            }
             let name = CString::new(kernel.name()).unwrap_or_default();
             let mut function = null_mut();
             let module = opened.module;
@@ -202,6 +211,11 @@ impl Context {
         }
     }
 
+    /// Whether the device multiplies by wgmma.
+    pub fn has_wgmma(&self) -> bool {
+        self.properties.image == "sm_90a"
+    }
+
     /// Bytes free, and bytes of the device.
     ///
     /// # Errors
@@ -213,16 +227,15 @@ impl Context {
         Ok((free, total))
     }
 
-    /// Ends everything that runs on the device's context, after a fault that lost it. What holds the
-    /// old context gets errors from then on; a device that works again can be opened anew.
+    /// Gives the context up after a fault, resets the device and opens it anew. Whatever holds the old
+    /// context gets [`CudaError::Abandoned`] from then on.
     ///
     /// # Errors
-    /// A device that cannot be reset.
-    pub fn reset(ordinal: usize) -> Result<(), CudaError> {
-        devices()?;
-        let mut device = 0;
-        call!(cuDeviceGet(&raw mut device, ordinal as i32))?;
-        call!(cuDevicePrimaryCtxReset_v2(device))
+    /// A device that cannot be reset or opened.
+    pub fn reopen(&self) -> Result<Arc<Self>, CudaError> {
+        self.abandoned.store(true, Ordering::SeqCst);
+        call!(cuDevicePrimaryCtxReset_v2(self.device))?;
+        Context::open(self.properties.ordinal)
     }
 
     fn shared_limit(&self, kernel: Kernel) -> usize {
@@ -230,11 +243,18 @@ impl Context {
     }
 
     pub(crate) fn make_current(&self) -> Result<(), CudaError> {
+        if self.abandoned.load(Ordering::SeqCst) {
+            return Err(CudaError::Abandoned);
+        }
         call!(cuCtxSetCurrent(self.context))
     }
 
     pub(crate) fn launch(&self, stream: sys::CUstream, launch: &Launch) -> Result<(), CudaError> {
         let function = self.functions[launch.kernel as usize];
+        if function.is_null() {
+            let (major, minor) = self.properties.capability;
+            return Err(CudaError::NoImage { major, minor });
+        }
         let mut argument = launch.params.as_ptr().cast_mut();
         let [x, y, z] = launch.grid;
         call!(cuLaunchKernel(
@@ -242,7 +262,7 @@ impl Context {
             x,
             y,
             z,
-            THREADS,
+            launch.kernel.threads(),
             1,
             1,
             launch.shared_bytes,

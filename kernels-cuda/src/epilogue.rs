@@ -192,10 +192,14 @@ fn form(finish: &Finish) -> Form {
     };
     let (lo, hi) = (requantize.lo, requantize.hi);
     let bytes = |lo: i32, hi: i32| (0 <= lo && hi <= 255) || (-128 <= lo && hi <= 127);
+    let integer = matches!(requantize.scheme, Scheme::Rhu { .. });
     let joins = match &finish.join {
         Join::None => true,
         Join::Residual { .. } => false,
-        Join::Add { params, .. } => bytes(params.lo, params.hi),
+        Join::Add { params, .. } => {
+            let float = matches!(params.scheme, AddScheme::F32Fma { .. });
+            bytes(params.lo, params.hi) && !(integer && float)
+        }
     };
     if finish.dtype.size_in_memory() != 1 || !bytes(lo, hi) || !joins {
         return Form::Any;

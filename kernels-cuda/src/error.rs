@@ -59,6 +59,9 @@ pub enum CudaError {
         /// Size of the memory.
         bytes: usize,
     },
+    /// The device was reset after a fault, and with it all that this held.
+    #[error("the device was reset after a fault")]
+    Abandoned,
     /// A call failed.
     #[error("{call} failed with CUDA error {code}")]
     Call {
@@ -77,7 +80,18 @@ impl CudaError {
         const LOST: [u32; 14] = [
             46, 214, 220, 700, 702, 710, 714, 715, 716, 717, 718, 719, 720, 721,
         ];
-        matches!(self, CudaError::Call { code, .. } if LOST.contains(code))
+        match self {
+            CudaError::Call { code, .. } => LOST.contains(code),
+            CudaError::Abandoned => true,
+            CudaError::NoLibrary
+            | CudaError::MissingFunction(_)
+            | CudaError::OldDriver { .. }
+            | CudaError::NoDevice { .. }
+            | CudaError::NoImage { .. }
+            | CudaError::DamagedImage(_)
+            | CudaError::Memory { .. }
+            | CudaError::Range { .. } => false,
+        }
     }
 }
 

@@ -87,8 +87,9 @@ mod tests {
                 } else {
                     format!(".text.{}\0", kernel.name())
                 };
+                let there = !kernel.needs_wgmma() || *name == "sm_90a";
                 let found = image.windows(entry.len()).any(|w| w == entry.as_bytes());
-                assert!(found, "{name} lacks {}", kernel.name());
+                assert_eq!(found, there, "{name}, {}", kernel.name());
             }
         }
     }

@@ -8,8 +8,8 @@ use crate::params::{
     RowsParams, ScaleParams, StepsParams, TableParams,
 };
 
-/// Threads of a block, of every kernel.
-pub(crate) const THREADS: u32 = 128;
+/// Threads of a block, of every kernel but those of two warpgroups.
+const THREADS: u32 = 128;
 
 macro_rules! kernels {
     ($($params:ident { $($variant:ident $name:literal,)* })*) => {
@@ -78,6 +78,18 @@ kernels! {
         ProductAnyx64Rhu "product_any_64_rhu",
         ProductAnyx64F32 "product_any_64_f32",
         ProductAnyx64Any "product_any_64_any",
+        GroupU8x128Rhu "group_product_u8_128_rhu",
+        GroupU8x128F32 "group_product_u8_128_f32",
+        GroupU8x128Any "group_product_u8_128_any",
+        GroupI8x128Rhu "group_product_i8_128_rhu",
+        GroupI8x128F32 "group_product_i8_128_f32",
+        GroupI8x128Any "group_product_i8_128_any",
+        GroupU8x64Rhu "group_product_u8_64_rhu",
+        GroupU8x64F32 "group_product_u8_64_f32",
+        GroupU8x64Any "group_product_u8_64_any",
+        GroupI8x64Rhu "group_product_i8_64_rhu",
+        GroupI8x64F32 "group_product_i8_64_f32",
+        GroupI8x64Any "group_product_i8_64_any",
     }
     DirectParams { Direct "direct", }
     DepthwiseParams { Depthwise "depthwise", }
@@ -99,6 +111,22 @@ kernels! {
     StepsParams { EdgeThresholds "edge_thresholds", }
     DynamicParams { DynamicQuantize "dynamic_quantize", }
     ScaleParams { ScaleAccumulator "scale_accumulator", }
+}
+
+impl Kernel {
+    /// Whether it multiplies by wgmma, which one architecture alone has.
+    pub fn needs_wgmma(self) -> bool {
+        self.name().starts_with("group_")
+    }
+
+    /// Threads of a block.
+    pub fn threads(self) -> u32 {
+        if self.needs_wgmma() {
+            2 * THREADS
+        } else {
+            THREADS
+        }
+    }
 }
 
 /// One launch.

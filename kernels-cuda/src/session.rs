@@ -123,6 +123,7 @@ impl Drop for HostMemory {
 /// A recorded list of commands.
 #[derive(Debug)]
 struct Graph {
+    context: Arc<Context>,
     executable: sys::CUgraphExec,
 }
 
@@ -131,7 +132,9 @@ unsafe impl Send for Graph {}
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        let _ = call!(cuGraphExecDestroy(self.executable));
+        if self.context.make_current().is_ok() {
+            let _ = call!(cuGraphExecDestroy(self.executable));
+        }
     }
 }
 
@@ -201,7 +204,10 @@ impl Session {
         let made = submitted.and(ended).and_then(|()| {
             let mut executable = null_mut();
             call!(cuGraphInstantiateWithFlags(&raw mut executable, graph, 0))?;
-            Ok(Graph { executable })
+            Ok(Graph {
+                context: Arc::clone(&self.context),
+                executable,
+            })
         });
         if !graph.is_null() {
             let _ = call!(cuGraphDestroy(graph));
@@ -295,9 +301,9 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // The graphs go first, with their context current.
-        let _ = self.context.make_current();
-        let _ = self.stream.wait();
-        self.graphs.clear();
+        // What still runs, after a failure, uses the memories.
+        if self.context.make_current().is_ok() {
+            let _ = self.stream.wait();
+        }
     }
 }

@@ -231,13 +231,17 @@ fn a_fault_is_sticky_until_the_context_is_made_anew() {
     assert!(lost.is_lost());
     let again = session.run(&commands).unwrap_err();
     assert!(again.is_lost(), "{again}");
+
+    let fresh = context.reopen().unwrap();
+    let mut restored = Session::new(&fresh, 1024, 1024).unwrap();
+    assert_eq!(session.run(&commands), Err(CudaError::Abandoned));
+    assert!(CudaError::Abandoned.is_lost());
+    // What is given up late frees nothing that is another's now.
+    let other = DeviceMemory::zeros(&fresh, 1024).unwrap();
     drop(session);
     drop(context);
-
-    Context::reset(0).unwrap();
-    let context = Context::open(0).unwrap();
-    let mut session = Session::new(&context, 1024, 1024).unwrap();
-    let commands = fill(&session, 3);
-    session.run(&commands).unwrap();
-    assert_eq!(session.staging()[24..], [3; 1000]);
+    let commands = fill(&restored, 3);
+    restored.run(&commands).unwrap();
+    assert_eq!(restored.staging()[24..], [3; 1000]);
+    drop(other);
 }

@@ -142,6 +142,9 @@ pub enum ExecError {
     /// The device fails, or has too little memory.
     #[error(transparent)]
     Device(#[from] CudaError),
+    /// A model that cannot be compiled again after its device was lost.
+    #[error("after the loss of the device: {0}")]
+    Restore(Box<CompileError>),
     /// A launch that the device has no room for.
     #[error("step '{step}': {source}")]
     Launch {
@@ -150,4 +153,18 @@ pub enum ExecError {
         /// The fault.
         source: OpError,
     },
+}
+
+impl ExecError {
+    /// Whether the device was lost, and with it everything that was compiled for it.
+    pub fn is_device_lost(&self) -> bool {
+        matches!(self, ExecError::Device(error) if error.is_lost())
+    }
+}
+
+impl CompileError {
+    /// As [`ExecError::is_device_lost`].
+    pub fn is_device_lost(&self) -> bool {
+        matches!(self, CompileError::Device { source: OpError::Device(error), .. } if error.is_lost())
+    }
 }

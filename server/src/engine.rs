@@ -1,5 +1,5 @@
-//! The seam to the inference engine: the only file that names the backends, the importer and the
-//! model's artefact. Everything above it (repository, batcher, protocol) is written, and tested,
+//! The seam to the inference engine: the only file, with that of the backends, that names the importer
+//! and the model's artefact. Everything above it (repository, batcher, protocol) is written, and tested,
 //! against two small traits and the runtime's plain data.
 
 use std::{collections::BTreeMap, error::Error, fmt, path::Path, sync::Arc};
@@ -8,7 +8,7 @@ use requant_import::{onnx, tflite};
 use requant_model::{Graph, artifact, builtin};
 use requant_numerics::ModelPrecision;
 use requant_runtime::{
-    Backend, CpuBackend, CpuOptions, Executable, Plan, PlanOptions, ReferenceBackend,
+    Backend, CpuBackend, CpuOptions, CudaBackend, CudaError, Plan, PlanOptions, ReferenceBackend,
 };
 
 pub use requant_import::tflite::Kernels as TfliteKernels;
@@ -17,12 +17,18 @@ pub use requant_runtime::{
     Signature, TensorInfo, contains_nan, outside_range,
 };
 
+use crate::backends::Backends;
 use crate::options::BackendChoice;
 
 /// Loads networks for one backend.
 pub trait Engine: Send + Sync + fmt::Debug {
     /// The backend, for metadata and metrics.
     fn info(&self) -> BackendInfo;
+
+    /// Why there is no GPU, where one was looked for.
+    fn missing_device(&self) -> Option<&CudaError> {
+        None
+    }
 
     /// Reads and compiles a model file.
     ///
@@ -77,6 +83,9 @@ pub enum EngineError {
         /// The file's name.
         name: String,
     },
+    /// The CUDA backend was asked for, and there is no device for it.
+    #[error("the CUDA backend cannot run: {0}")]
+    NoDevice(CudaError),
     /// An arena could not be made.
     #[error(transparent)]
     Instance(#[from] ExecError),
@@ -94,41 +103,58 @@ impl EngineError {
 /// # Errors
 /// When the backend cannot run on this machine.
 pub fn open(choice: BackendChoice, cpu: CpuOptions) -> Result<Arc<dyn Engine>, EngineError> {
-    let backend: Box<dyn Backend> = match choice {
-        BackendChoice::Auto | BackendChoice::Cpu => {
-            Box::new(CpuBackend::new(cpu).map_err(EngineError::refused)?)
-        }
-        BackendChoice::Reference => Box::new(ReferenceBackend),
+    let on_cpu = || -> Result<Box<dyn Backend>, EngineError> {
+        Ok(Box::new(
+            CpuBackend::new(cpu).map_err(EngineError::refused)?,
+        ))
     };
-    Ok(Arc::new(RuntimeEngine { backend }))
+    let mut missing = None;
+    let backends = match choice {
+        BackendChoice::Auto => match CudaBackend::new(0) {
+            Ok(cuda) => Backends::device(cuda, on_cpu()?, true),
+            Err(reason) => {
+                missing = Some(reason);
+                Backends::host(on_cpu()?)
+            }
+        },
+        BackendChoice::Cpu => Backends::host(on_cpu()?),
+        BackendChoice::Cuda => {
+            let cuda = CudaBackend::new(0).map_err(EngineError::NoDevice)?;
+            Backends::device(cuda, on_cpu()?, false)
+        }
+        BackendChoice::Reference => Backends::host(Box::new(ReferenceBackend)),
+    };
+    let backends = Arc::new(backends);
+    Ok(Arc::new(RuntimeEngine { backends, missing }))
 }
 
 struct RuntimeEngine {
-    backend: Box<dyn Backend>,
+    backends: Arc<Backends>,
+    missing: Option<CudaError>,
 }
 
 impl RuntimeEngine {
     fn compile(&self, graph: Graph) -> Result<Arc<dyn Network>, EngineError> {
         let plan = Plan::new(graph, &PlanOptions::default()).map_err(EngineError::refused)?;
-        let executable = self
-            .backend
-            .compile(Arc::new(plan))
-            .map_err(EngineError::refused)?;
-        Ok(Arc::new(Compiled { executable }))
+        self.backends.network(plan)
     }
 }
 
 impl fmt::Debug for RuntimeEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RuntimeEngine")
-            .field("backend", &self.backend.info())
+            .field("backend", &self.info())
             .finish()
     }
 }
 
 impl Engine for RuntimeEngine {
     fn info(&self) -> BackendInfo {
-        self.backend.info()
+        self.backends.info()
+    }
+
+    fn missing_device(&self) -> Option<&CudaError> {
+        self.missing.as_ref()
     }
 
     fn load(&self, file: &Path, reading: &Reading) -> Result<Arc<dyn Network>, EngineError> {
@@ -163,35 +189,5 @@ impl Engine for RuntimeEngine {
     fn built_in(&self) -> Result<Arc<dyn Network>, EngineError> {
         let graph = artifact::read(builtin::FASHION).map_err(EngineError::refused)?;
         self.compile(graph)
-    }
-}
-
-struct Compiled {
-    executable: Arc<dyn Executable>,
-}
-
-impl fmt::Debug for Compiled {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Compiled")
-            .field("signature", self.signature())
-            .finish_non_exhaustive()
-    }
-}
-
-impl Network for Compiled {
-    fn signature(&self) -> &Signature {
-        self.executable.plan().signature()
-    }
-
-    fn precision(&self) -> ModelPrecision {
-        self.executable.plan().precision()
-    }
-
-    fn footprint(&self, max_batch: usize) -> Footprint {
-        self.executable.footprint(max_batch)
-    }
-
-    fn instance(&self, max_batch: usize) -> Result<Box<dyn Instance>, ExecError> {
-        self.executable.instance(max_batch)
     }
 }

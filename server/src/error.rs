@@ -102,6 +102,12 @@ pub enum RequestError {
         /// The model asked.
         model: String,
     },
+    /// The device that computed was lost; the model is being brought back.
+    #[error("model '{model}': the device was lost, try again")]
+    DeviceLost {
+        /// The model asked.
+        model: String,
+    },
     /// A load or unload without `--model-control explicit`.
     #[error("loading and unloading on request needs --model-control explicit")]
     ControlDisabled,
@@ -377,6 +383,7 @@ impl RequestError {
             | RequestError::Invalid { .. }
             | RequestError::Repository(_) => Code::InvalidArgument,
             RequestError::NotReady { .. }
+            | RequestError::DeviceLost { .. }
             | RequestError::Stopping { .. }
             | RequestError::Arriving { .. }
             | RequestError::QueueFull { .. } => Code::Unavailable,
@@ -402,6 +409,7 @@ impl RequestError {
             self,
             RequestError::QueueFull { .. }
                 | RequestError::NotReady { .. }
+                | RequestError::DeviceLost { .. }
                 | RequestError::Arriving { .. }
         )
     }

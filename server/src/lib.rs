@@ -9,6 +9,7 @@
 //! process on a free port.
 #![forbid(unsafe_code)]
 
+mod backends;
 pub mod batcher;
 mod datatype;
 pub mod engine;

@@ -11,7 +11,8 @@ use std::{
 
 use anyhow::Context as _;
 use requant_server::{
-    engine, logging,
+    engine::{self, EngineError},
+    logging,
     options::{Options, Refusal},
     server::{Server, StartError},
 };
@@ -35,6 +36,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref::<StartError>() {
             Some(StartError::Listen { .. }) => refuse(&error.to_string()),
+            None if matches!(error.downcast_ref(), Some(EngineError::NoDevice(_))) => {
+                refuse(&error.to_string())
+            }
             Some(_) | None => {
                 tracing::error!(error = format!("{error:#}"), "server failed");
                 ExitCode::FAILURE
@@ -68,6 +72,9 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let engine = engine::open(options.backend, options.cpu())?;
     let mut server = Server::start(options, Arc::clone(&engine)).await?;
+    if let Some(reason) = engine.missing_device() {
+        tracing::info!(%reason, "no GPU: the CPU computes");
+    }
     let early = tokio::select! {
         loaded = server.load(options, POLL_INTERVAL) => {
             loaded?;

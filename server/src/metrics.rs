@@ -28,6 +28,7 @@ const QUEUE_DEPTH: &str = "requant_queue_depth";
 const INFERENCES: &str = "requant_inferences_total";
 const OPERATIONS: &str = "requant_operations_total";
 const PRECISION_SECONDS: &str = "requant_precision_seconds_total";
+const DEVICE_LOSSES: &str = "requant_device_losses_total";
 const BACKEND_INFO: &str = "requant_backend_info";
 const MODEL_READY: &str = "requant_model_ready";
 
@@ -122,6 +123,7 @@ fn describe() {
         PRECISION_SECONDS,
         "Seconds computed in layers of a precision"
     );
+    describe_counter!(DEVICE_LOSSES, "Times that the device was lost to a fault");
     describe_gauge!(BACKEND_INFO, "1 for the backend in use");
     describe_gauge!(MODEL_READY, "1 while a model's version is served, 0 after");
 }
@@ -135,6 +137,11 @@ pub fn backend(info: &BackendInfo) {
         "device" => info.device.clone()
     )
     .set(1.0);
+}
+
+/// Counts the loss of a device.
+pub fn device_lost() {
+    counter!(DEVICE_LOSSES).increment(1);
 }
 
 /// Counts a call that named no model of ours; such names are not used as labels, because callers

@@ -109,6 +109,8 @@ pub enum BackendChoice {
     Auto,
     /// The vectorised CPU kernels.
     Cpu,
+    /// The first CUDA device; the server does not start without one.
+    Cuda,
     /// The plain scalar oracle.
     Reference,
 }
@@ -165,9 +167,10 @@ impl Options {
                 "--load-model needs --model-control explicit".to_owned(),
             ));
         }
-        if options.isa.is_some() && options.backend == BackendChoice::Reference {
+        let has_isa = matches!(options.backend, BackendChoice::Auto | BackendChoice::Cpu);
+        if options.isa.is_some() && !has_isa {
             return Err(Refusal::Wrong(
-                "--isa needs --backend cpu: the reference backend has no kernels".to_owned(),
+                "--isa needs --backend cpu: it chooses among the CPU's kernels".to_owned(),
             ));
         }
         Ok(options)
@@ -179,6 +182,7 @@ impl Options {
             isa: self.isa,
             threads: self.threads.map_or(0, |n| n as usize),
             pin: self.pin_threads,
+            ..CpuOptions::default()
         }
     }
 
@@ -258,7 +262,6 @@ mod tests {
             (&["--http-address", "0.0.0.0:8000"][..], "--http-address"),
             (&["--tls-key", "k"], "--tls-key"),
             (&["--otlp-endpoint", "x"], "--otlp-endpoint"),
-            (&["--backend", "cuda"], "cuda"),
             (&["--grpc-address", "nowhere"], "nowhere"),
             (&["--max-request-mib", "0"], "0"),
             (&["--max-request-mib", "2048"], "2048"),

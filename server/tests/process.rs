@@ -69,6 +69,25 @@ fn wrong_flags_exit_with_2_and_one_line() {
 }
 
 #[test]
+fn cuda_without_a_device_exits_with_2_and_the_reason() {
+    let Some(library) = requant_conformance::emulator::library() else {
+        println!("skipped: no C++ compiler to build the emulated driver with");
+        return;
+    };
+    let output = program()
+        .args(["--backend", "cuda", "--grpc-address", "127.0.0.1:0"])
+        .env("LD_LIBRARY_PATH", library.parent().unwrap())
+        .env("REQUANT_EMULATED", "init=100")
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    let reason =
+        "requant-server: the CUDA backend cannot run: CUDA device 0 does not exist, there are 0\n";
+    assert_eq!(stderr, reason);
+}
+
+#[test]
 fn help_and_version_exit_with_0() {
     let help = run(&["--help"]);
     assert_eq!(help.status.code(), Some(0));

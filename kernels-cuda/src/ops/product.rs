@@ -11,6 +11,8 @@ use crate::{Context, DeviceMemory, OpError};
 
 /// Bytes of K that a block multiplies at a time.
 pub const SLICE: usize = 64;
+/// Slices of twice as many bytes that a product by wgmma has room for.
+const GROUP_STAGES: usize = 3;
 /// Rows of packed weights are padded to a multiple of this, the channels of the smallest tile.
 const CHANNEL_UNIT: usize = 64;
 /// Channels among which rows are permuted.
@@ -48,6 +50,7 @@ pub struct Product {
     epilogue: Uploaded,
     multiprocessors: usize,
     stages: usize,
+    wgmma: bool,
     _weights: DeviceMemory,
     weight_bytes: usize,
 }
@@ -186,6 +189,7 @@ impl Product {
             epilogue,
             multiprocessors: context.properties().multiprocessors,
             stages: context.stages(),
+            wgmma: context.has_wgmma(),
             weight_bytes: packed.data.len(),
             _weights: weights,
         })
@@ -217,19 +221,32 @@ impl Product {
     fn choose(&self, samples: usize) -> Choice {
         let rows = self.rows(samples);
         let channels = self.params.channels as usize;
-        let tiles = |side: usize| [rows.div_ceil(side), channels.div_ceil(side), self.groups];
-        let large = tiles(128);
-        let fills = large.iter().product::<usize>() >= self.multiprocessors;
-        // A dynamic zero point is the long epilogue's.
+        let tiles = |side_m: usize, side_n: usize| {
+            [
+                rows.div_ceil(side_m),
+                channels.div_ceil(side_n),
+                self.groups,
+            ]
+        };
+        // Large tiles where they still give every multiprocessor one; those of wgmma also where there are
+        // few channels. It takes no second plane.
+        let fills = |tiles: [usize; 3]| tiles.iter().product::<usize>() >= self.multiprocessors;
         let form = self.epilogue.form();
-        if self.input != Input::Any && channels > 64 && fills {
-            return Choice {
-                kernel: kernel(self.input, true, form),
-                tiles: large,
-                splits: 1,
-            };
+        let mut large = vec![(Multiply::Warp, 128)];
+        if self.wgmma && self.params.planes == 1 {
+            large = vec![(Multiply::Group, 128), (Multiply::Group, 64)];
         }
-        let tiles = tiles(64);
+        for (multiply, side) in large {
+            let tiles = tiles(128, side);
+            if self.input != Input::Any && channels > side / 2 && fills(tiles) {
+                return Choice {
+                    kernel: kernel(self.input, multiply, side, form),
+                    tiles,
+                    splits: 1,
+                };
+            }
+        }
+        let tiles = tiles(64, 64);
         let blocks: usize = tiles.iter().product();
         let slices = self.params.slices as usize;
         // Parts of at least four slices, until there are two blocks a multiprocessor.
@@ -244,7 +261,7 @@ impl Product {
             1
         };
         Choice {
-            kernel: kernel(self.input, false, form),
+            kernel: kernel(self.input, Multiply::Warp, 64, form),
             tiles,
             splits,
         }
@@ -313,26 +330,40 @@ impl Choice {
     }
 }
 
-fn kernel(input: Input, large: bool, form: Form) -> Kernel {
+/// Who multiplies together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Multiply {
+    /// A warp, by mma.sync.
+    Warp,
+    /// A warpgroup, by wgmma.
+    Group,
+}
+
+fn kernel(input: Input, multiply: Multiply, side: usize, form: Form) -> Kernel {
     use Kernel as K;
-    let all = match (input, large) {
-        (Input::U8, true) => [
-            K::ProductU8x128Rhu,
-            K::ProductU8x128F32,
-            K::ProductU8x128Any,
-        ],
-        (Input::I8, true) => [
-            K::ProductI8x128Rhu,
-            K::ProductI8x128F32,
-            K::ProductI8x128Any,
-        ],
-        (Input::U8, false) => [K::ProductU8x64Rhu, K::ProductU8x64F32, K::ProductU8x64Any],
-        (Input::I8, false) => [K::ProductI8x64Rhu, K::ProductI8x64F32, K::ProductI8x64Any],
-        (Input::Any, _) => [
+    let (warp, large) = (multiply == Multiply::Warp, side == 128);
+    let all = match (input, warp, large) {
+        (Input::Any, _, _) => [
             K::ProductAnyx64Rhu,
             K::ProductAnyx64F32,
             K::ProductAnyx64Any,
         ],
+        (Input::U8, true, true) => [
+            K::ProductU8x128Rhu,
+            K::ProductU8x128F32,
+            K::ProductU8x128Any,
+        ],
+        (Input::I8, true, true) => [
+            K::ProductI8x128Rhu,
+            K::ProductI8x128F32,
+            K::ProductI8x128Any,
+        ],
+        (Input::U8, true, false) => [K::ProductU8x64Rhu, K::ProductU8x64F32, K::ProductU8x64Any],
+        (Input::I8, true, false) => [K::ProductI8x64Rhu, K::ProductI8x64F32, K::ProductI8x64Any],
+        (Input::U8, false, true) => [K::GroupU8x128Rhu, K::GroupU8x128F32, K::GroupU8x128Any],
+        (Input::I8, false, true) => [K::GroupI8x128Rhu, K::GroupI8x128F32, K::GroupI8x128Any],
+        (Input::U8, false, false) => [K::GroupU8x64Rhu, K::GroupU8x64F32, K::GroupU8x64Any],
+        (Input::I8, false, false) => [K::GroupI8x64Rhu, K::GroupI8x64F32, K::GroupI8x64Any],
     };
     all[match form {
         Form::Rhu => 0,
@@ -344,18 +375,18 @@ fn kernel(input: Input, large: bool, form: Form) -> Kernel {
 /// Dynamic shared memory of a product's block; 0 for other kernels.
 pub(crate) fn shared_bytes(kernel: Kernel, stages: usize) -> usize {
     let name = kernel.name();
-    let side = if !name.starts_with("product_") {
+    if !name.contains("product_") {
         return if kernel == Kernel::DynamicQuantize {
             1024
         } else {
             0
         };
-    } else if name.contains("_128_") {
-        128
-    } else {
-        64
-    };
+    }
+    let side = if name.contains("_128_") { 128 } else { 64 };
     // The slices in flight; afterwards half a tile of accumulators, or the tile's bytes.
+    if kernel.needs_wgmma() {
+        return GROUP_STAGES * (128 + side) * 2 * SLICE;
+    }
     (stages * 2 * side * SLICE).max(side / 2 * side * 4)
 }
 

@@ -38,6 +38,16 @@ impl CudaBackend {
         })
     }
 
+    /// Resets the device after a fault and opens it anew; what the old backend made fails from then on.
+    ///
+    /// # Errors
+    /// A device that cannot be reset or opened.
+    pub fn reopen(&self) -> Result<Self, CudaError> {
+        Ok(CudaBackend {
+            context: self.context.reopen()?,
+        })
+    }
+
     fn prepare(&self, plan: &Plan, step: &Step) -> Result<Kernel, CompileError> {
         prepare::step(&self.context, plan, step).map_err(|source| CompileError::Device {
             step: step.name.clone(),

@@ -72,6 +72,8 @@ pub enum Failure {
     Expired(Duration),
     /// The computation failed.
     Compute,
+    /// The device that computed was lost.
+    Device,
 }
 
 /// How long a request may wait in the line.

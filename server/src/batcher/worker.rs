@@ -25,12 +25,17 @@ pub(super) fn work(shared: &Shared, mut instance: Box<dyn Instance>) {
         let result = catch_unwind(AssertUnwindSafe(|| {
             execute(shared, instance.as_mut(), &batch, rows)
         }));
-        let broken = result.is_err();
+        let lost = matches!(&result, Ok(Err(error)) if error.is_device_lost());
+        let broken = lost || result.is_err();
         let outcome = match result {
-            Ok(Ok(outcome)) => Some(outcome),
+            Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(error)) => {
                 tracing::error!(model = shared.name, %error, rows, "batch failed");
-                None
+                Err(if lost {
+                    Failure::Device
+                } else {
+                    Failure::Compute
+                })
             }
             Err(_) => {
                 tracing::error!(
@@ -38,7 +43,7 @@ pub(super) fn work(shared: &Shared, mut instance: Box<dyn Instance>) {
                     rows,
                     "engine panicked, instance rebuilt"
                 );
-                None
+                Err(Failure::Compute)
             }
         };
         answer(shared, batch, rows, outcome);
@@ -176,10 +181,10 @@ fn execute(
     })
 }
 
-fn answer(shared: &Shared, batch: Batch, rows: usize, outcome: Option<Outcome>) {
+fn answer(shared: &Shared, batch: Batch, rows: usize, outcome: Result<Outcome, Failure>) {
     let mut answers = Vec::with_capacity(batch.entries.len());
     match outcome {
-        Some(outcome) => {
+        Ok(outcome) => {
             shared.meters.batch(rows, &outcome.timing, &outcome.work);
             shared.statistics.batch(rows, &outcome.timing);
             for (entry, outputs) in batch.entries.into_iter().zip(outcome.outputs) {
@@ -194,9 +199,9 @@ fn answer(shared: &Shared, batch: Batch, rows: usize, outcome: Option<Outcome>) 
                 answers.push((entry.payload.reply, Ok(done)));
             }
         }
-        None => {
+        Err(failure) => {
             for entry in batch.entries {
-                answers.push((entry.payload.reply, Err(Failure::Compute)));
+                answers.push((entry.payload.reply, Err(failure)));
             }
         }
     }

@@ -198,6 +198,7 @@ fn explain(failure: Failure, call: &Call, by_caller: bool) -> RequestError {
             waited,
         },
         Failure::Compute => RequestError::Compute { model },
+        Failure::Device => RequestError::DeviceLost { model },
     }
 }
 

@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""Checks the machine code of the CUDA kernels.
+
+usage: cuda_code.py FOLDER CUOBJDUMP
+
+FOLDER holds what kernels-cuda/compile.sh made, its logs included. The table says for kernels (a regular
+expression) and architectures which instructions there must be, and which there must not be. Of every
+kernel ptxas must report no spill, no stack and no warning about wgmma or setmaxnreg (C75xx).
+"""
+
+import gzip
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# Kernels, architectures, (instruction, least count) that must be there, instructions that must not.
+FLOATS = r"\b(I2FP|F2I\.NTZ|FMUL|FADD|FFMA|DMUL|DADD|DFMA)\b"  # Division of integers converts with others.
+LOCAL = r"\b(LDL|STL)\b"
+SINCE_80 = r"sm_(?!75).*"
+TABLE = [
+    (r".*", r".*", [], [LOCAL]),
+    # A slice of 64x64x64 is 16 multiplications of 16x8x32 for each of four warps, one of 128x128x64 is 64;
+    # Turing's are a quarter the size.
+    (r"product_u8_64_.*", SINCE_80, [(r"IMMA\.16832\.U8\.S8", 16)], [r"IMMA\.16832\.S8\.S8"]),
+    (r"product_(i8|any)_64_.*", SINCE_80, [(r"IMMA\.16832\.S8\.S8", 16)], [r"IMMA\.16832\.U8"]),
+    (r"product_u8_128_.*", SINCE_80, [(r"IMMA\.16832\.U8\.S8", 64)], [r"IMMA\.16832\.S8\.S8"]),
+    (r"product_i8_128_.*", SINCE_80, [(r"IMMA\.16832\.S8\.S8", 64)], [r"IMMA\.16832\.U8"]),
+    (r"product_.*_64_.*", r"sm_75", [(r"IMMA\.8816", 64)], []),
+    (r"product_.*_128_.*", r"sm_75", [(r"IMMA\.8816", 256)], []),
+    (r"product_.*", r".*", [(r"LDSM\.16\.M88\.4", 4)], []),
+    (r"(group_)?product_.*", SINCE_80, [(r"LDGSTS\.E\.BYPASS\.128", 2), (r"LDGDEPBAR", 2)], []),
+    # Hopper multiplies by warpgroup: four steps of a slice with one arrival, waited for only in the next.
+    (r"group_product_u8_128_.*", r"sm_90a", [(r"IGMMA\.64x128x32\.U8\.S8", 4)], [r"\bIMMA"]),
+    (r"group_product_i8_128_.*", r"sm_90a", [(r"IGMMA\.64x128x32\.S8\.S8", 4)], [r"\bIMMA"]),
+    (r"group_product_u8_64_.*", r"sm_90a", [(r"IGMMA\.64x64x32\.U8\.S8", 4)], [r"\bIMMA"]),
+    (r"group_product_i8_64_.*", r"sm_90a", [(r"IGMMA\.64x64x32\.S8\.S8", 4)], [r"\bIMMA"]),
+    (r"group_product_.*", r"sm_90a", [(r"FENCE\.VIEW\.ASYNC", 1)], []),
+    # The integer epilogue computes with integers.
+    (r"(group_)?product_.*_rhu|move|fill|table|tflite_softmax", r".*", [], [FLOATS]),
+]
+
+
+def functions(listing):
+    """Yields the name and the instructions of each kernel in a listing of machine code."""
+    name, lines = None, []
+    for line in listing.splitlines():
+        start = re.match(r"\s*Function : (\S+)", line)
+        if start:
+            if name:
+                yield name, lines
+            name, lines = start.group(1), []
+            continue
+        instruction = re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line)
+        if instruction:
+            lines.append(instruction.group(1))
+    if name:
+        yield name, lines
+
+
+def main():
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    folder, cuobjdump = Path(sys.argv[1]), sys.argv[2]
+    bad, seen = [], 0
+    for log in sorted(folder.glob("*.log")):
+        text = log.read_text()
+        for line in text.splitlines():
+            spill = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line)
+            if spill and any(int(number) for number in spill.groups()) or re.search(r"C75\d\d|warning", line):
+                bad.append(f"{log.stem}: {line.strip()}")
+    met = [0] * len(TABLE)
+    for image in sorted(folder.glob("*.cubin.gz")):
+        arch = image.name.split(".")[0]
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as unpacked:
+            unpacked.write(gzip.decompress(image.read_bytes()))
+            unpacked.flush()
+            command = [cuobjdump, "-sass", unpacked.name]
+            listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        for name, lines in functions(listing):
+            seen += 1
+            for index, (kernels, archs, must, must_not) in enumerate(TABLE):
+                if not (re.fullmatch(kernels, name) and re.fullmatch(archs, arch)):
+                    continue
+                met[index] += 1
+                for pattern, least in must:
+                    count = sum(bool(re.search(pattern, line)) for line in lines)
+                    if count < least:
+                        bad.append(f"{arch} {name}: {count} of {pattern}, expected {least} or more")
+                for pattern in must_not:
+                    found = [line for line in lines if re.search(pattern, line)]
+                    if found:
+                        bad.append(f"{arch} {name}: {found[0]}")
+    for (kernels, archs, _, _), count in zip(TABLE, met):
+        if count == 0:
+            bad.append(f"no kernel {kernels} for {archs}")
+    print(f"{seen} kernels in machine code")
+    for line in bad:
+        print(line)
+    sys.exit(1 if bad or seen == 0 else 0)
+
+
+if __name__ == "__main__":
+    main()

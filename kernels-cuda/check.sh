@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Checks, without a GPU, that the committed images are what nvcc makes of the sources, and that the
+# machine code is what it should be: tensor-core instructions where they belong, no spills, no floats in
+# the integer kernels. Installs the toolchain where it is missing. Under ten minutes on two cores.
+set -euo pipefail
+cd "$(dirname "$0")"
+REQUANT_NVCC=${REQUANT_NVCC:-$(./toolchain.sh)}
+export REQUANT_NVCC
+fresh=$(mktemp -d)
+trap 'rm -rf "$fresh"' EXIT
+./compile.sh "$fresh"
+different=0
+for file in prebuilt/*; do
+    cmp "$file" "$fresh/$(basename "$file")" || different=1
+done
+python3 ../.ci/cuda_code.py "$fresh" "$(dirname "$REQUANT_NVCC")/cuobjdump"
+[ "$different" = 0 ] || { echo "the committed images are stale: run kernels-cuda/compile.sh" >&2; exit 1; }

@@ -1,0 +1,339 @@
+// What products on the tensor units share, whichever instruction multiplies: their parameters, how a
+// block copies its slices of pixels and weights, and how it finishes a tile of accumulators.
+//
+// Products are implicit GEMM: a row is an output pixel, a column an output channel, K runs over (kernel
+// row, kernel column, channel) of NHWC inputs. Weights are packed by ../src/ops/product.rs: rows of K
+// bytes, padded with zeros to slices of 64, and the rows of each 32 channels permuted so that the eight
+// results that a lane holds of them are neighbours (`channel_of_row` there).
+#pragma once
+
+#include "epilogue.h"
+
+struct ProductParams {
+  const uint8_t* x;
+  const uint8_t* weights;      // [groups, padded channels, planes, slices * 64]
+  void* y;
+  const uint8_t* zero_points;  // one a sample, or null: then folded into the biases
+  int32_t* partial;            // zeros, [tiles, accumulators, threads]; split products only
+  uint32_t* tickets;           // zeros, one a tile
+  int32_t rows;                // output pixels
+  int32_t channels;            // output channels of a group
+  int32_t channels_padded;     // rows of packed weights of a group
+  int32_t channels_total;      // of all groups
+  int32_t slices;              // of K, in one plane
+  int32_t planes;
+  int32_t splits;              // blocks that share a tile, each a part of K
+  int32_t depth;               // K
+  int32_t in_channels;         // of all groups
+  int32_t group_channels;      // input channels of a group
+  int32_t in_h, in_w, out_h, out_w;
+  int32_t kernel_w;
+  int32_t stride_h, stride_w, dilation_h, dilation_w, top, left;
+  int32_t border;              // the byte that counts as an element outside the image
+  int32_t flip;                // 0x80808080 to read unsigned bytes as signed ones less 128
+  int32_t images_per_sample;
+  Epilogue epilogue;
+};
+
+enum Finish { FINISH_RHU, FINISH_F32, FINISH_ANY };
+enum Input { INPUT_U8, INPUT_I8, INPUT_ANY };
+
+// Bytes of K to which weights are padded.
+constexpr int kPadded = 64;
+
+// Byte offset of a 16-byte chunk in a tile of rows of `bytes`, so that eight rows below one another meet
+// all banks: for 128 bytes the pattern that wgmma calls the 128-byte swizzle.
+template <int bytes>
+DEVICE int32_t swizzled(int32_t row, int32_t chunk) {
+  static_assert(bytes == 64 || bytes == 128, "a row is one or two halves of all banks");
+  return row * bytes + ((chunk ^ (bytes == 64 ? (row >> 1) & 3 : row & 7)) << 4);
+}
+
+// Where an output pixel's window starts. An image has fewer than 2^31 bytes.
+struct Pixel {
+  int64_t image;  // offset of its image; negative for rows past the end
+  int32_t y, x;
+};
+
+DEVICE Pixel pixel_of(const ProductParams& p, int32_t row) {
+  Pixel pixel;
+  int32_t plane = p.out_h * p.out_w;
+  int32_t image = row / plane, at = row % plane;
+  pixel.image = row < p.rows ? static_cast<int64_t>(image) * p.in_h * p.in_w * p.in_channels : -1;
+  pixel.y = at / p.out_w * p.stride_h - p.top;
+  pixel.x = at % p.out_w * p.stride_w - p.left;
+  return pixel;
+}
+
+// The byte that stands for an element outside the image of an output row.
+DEVICE uint32_t border_of(const ProductParams& p, int32_t row) {
+  int32_t border = p.border;
+  if (p.zero_points && row < p.rows) border = p.zero_points[row / (p.out_h * p.out_w) / p.images_per_sample];
+  return static_cast<uint32_t>(border & 0xff) * 0x01010101u;
+}
+
+// Position of a byte of K: kernel row, kernel column, channel.
+struct Tap {
+  int32_t ky, kx, c;
+};
+
+DEVICE Tap tap_of(const ProductParams& p, int32_t k) {
+  int32_t at = k / p.group_channels;
+  return Tap{at / p.kernel_w, at % p.kernel_w, k % p.group_channels};
+}
+
+DEVICE void advance(const ProductParams& p, Tap& tap, int32_t by) {
+  tap.c += by;
+  while (tap.c >= p.group_channels) {
+    tap.c -= p.group_channels;
+    if (++tap.kx == p.kernel_w) {
+      tap.kx = 0;
+      tap.ky++;
+    }
+  }
+}
+
+DEVICE bool inside(const ProductParams& p, const Pixel& pixel, const Tap& tap, int64_t& offset) {
+  int32_t y = pixel.y + tap.ky * p.dilation_h, x = pixel.x + tap.kx * p.dilation_w;
+  offset = pixel.image + ((y * p.in_w + x) * p.in_channels + tap.c);
+  return static_cast<uint32_t>(y) < static_cast<uint32_t>(p.in_h) &&
+         static_cast<uint32_t>(x) < static_cast<uint32_t>(p.in_w);
+}
+
+// Copies slices of `bytes` of K of a block's pixels and weights; each thread copies one chunk of several
+// rows of both.
+template <int input, int tile_m, int tile_n, int bytes, int threads>
+struct Loader {
+  static constexpr int kRowStep = threads / (bytes / 16);
+  static constexpr int kRowsA = tile_m / kRowStep, kRowsB = tile_n / kRowStep;
+
+  const ProductParams& p;
+  const uint8_t* x;
+  const uint8_t* weights;
+  int64_t weight_row;
+  Pixel pixels[kRowsA];
+  Tap tap;
+  int32_t row0, column0, chunk, copy_row, next_k;
+
+  MEMBER Loader(const ProductParams& params, int32_t group, int32_t first_row, int32_t first_column)
+      : p(params), row0(first_row), column0(first_column) {
+    chunk = threadIdx.x % (bytes / 16);
+    copy_row = threadIdx.x / (bytes / 16);
+    x = p.x + static_cast<int64_t>(group) * p.group_channels;
+    weight_row = static_cast<int64_t>(p.slices) * p.planes * kPadded;
+    weights = p.weights + (static_cast<int64_t>(group) * p.channels_padded + column0 + copy_row) * weight_row +
+              chunk * 16;
+#pragma unroll
+    for (int i = 0; i < kRowsA; i++) pixels[i] = pixel_of(p, row0 + copy_row + i * kRowStep);
+  }
+
+  // Goes to a byte of K of a plane.
+  MEMBER void seek(int32_t k) {
+    next_k = k + chunk * 16;
+    tap = tap_of(p, next_k);
+  }
+
+  // Copies the slice where the loader stands, of the plane that starts at byte `plane` of a packed row,
+  // and steps to the next.
+  MEMBER void load(uint8_t* to_a, uint8_t* to_b, int64_t plane) {
+#pragma unroll
+    for (int i = 0; i < kRowsA; i++) {
+      const int32_t row = copy_row + i * kRowStep;
+      void* to = to_a + swizzled<bytes>(row, chunk);
+      const bool used = pixels[i].image >= 0 && next_k < p.depth;
+      if constexpr (input == INPUT_ANY) {
+        uint32_t border = border_of(p, row0 + row);
+        Bytes16 value;
+        Tap at = tap;
+#pragma unroll
+        for (int word = 0; word < 4; word++) {
+          uint32_t four = 0;
+#pragma unroll 1
+          for (int byte = 0; byte < 4; byte++) {
+            int64_t offset;
+            uint32_t one = border & 0xff;
+            if (used && next_k + word * 4 + byte < p.depth) {
+              if (inside(p, pixels[i], at, offset)) one = x[offset];
+              advance(p, at, 1);
+            }
+            four |= one << (8 * byte);
+          }
+          value.word[word] = four ^ static_cast<uint32_t>(p.flip);
+        }
+        *static_cast<Bytes16*>(to) = value;
+      } else {
+        int64_t offset;
+        const bool in = used && inside(p, pixels[i], tap, offset);
+        if (!in && used && (p.border || p.zero_points)) {
+          uint32_t border = border_of(p, row0 + row);
+          *static_cast<Bytes16*>(to) = Bytes16{{border, border, border, border}};
+        } else {
+          copy16_async(to, in ? x + offset : x, in);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kRowsB; i++) {
+      const int32_t row = copy_row + i * kRowStep;
+      const bool used = column0 + row < p.channels_padded && next_k < p.slices * kPadded;
+      const uint8_t* from = weights + i * kRowStep * weight_row + plane + (next_k - chunk * 16);
+      copy16_async(to_b + swizzled<bytes>(row, chunk), used ? from : p.weights, used);
+    }
+    next_k += bytes;
+    advance(p, tap, bytes);
+  }
+};
+
+// Sums the parts of a tile over the blocks that share it, and tells the last of them, which then has the
+// sum. Sums of integers do not depend on their order; whoever comes last leaves zeros for the next launch.
+template <int threads, int kM, int kN>
+DEVICE bool sum_of_splits(const ProductParams& p, uint8_t* smem, int32_t (&acc)[kM][kN][4], int32_t group) {
+  const int32_t tid = threadIdx.x;
+  const int64_t tile = (static_cast<int64_t>(group) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+  int32_t* partial = p.partial + tile * (kM * kN * 4 * threads) + tid;
+#pragma unroll
+  for (int m = 0; m < kM; m++)
+#pragma unroll
+    for (int n = 0; n < kN; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) atomicAdd(partial + ((m * kN + n) * 4 + i) * threads, acc[m][n][i]);
+  thread_fence();
+  block_sync();
+  uint32_t* ticket = reinterpret_cast<uint32_t*>(smem);
+  if (tid == 0) *ticket = atomicAdd(p.tickets + tile, 1u);
+  block_sync();
+  const bool is_last = *ticket == static_cast<uint32_t>(p.splits - 1);
+  block_sync();
+  if (!is_last) return false;
+  thread_fence();
+#pragma unroll
+  for (int m = 0; m < kM; m++)
+#pragma unroll
+    for (int n = 0; n < kN; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) acc[m][n][i] = atomicExch(partial + ((m * kN + n) * 4 + i) * threads, 0);
+  if (tid == 0) p.tickets[tile] = 0;
+  return true;
+}
+
+// The eight neighbouring results of one row, from their accumulators, before any join or table.
+template <int finish_kind>
+DEVICE Bytes8 round8(const Epilogue& e, const int32_t (&acc)[8], const Channel* channels) {
+  uint32_t value[8];
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    if constexpr (finish_kind == FINISH_RHU) {
+      int64_t v = static_cast<int64_t>(acc[i]) * channels[i].m + channels[i].addend;
+      value[i] = clamp(static_cast<int32_t>(v >> 32) >> (channels[i].s - 32), e.lo, e.hi);
+    } else {
+      value[i] = f32_rne(wrapping_add(acc[i], channels[i].bias), channels[i].f,
+                         static_cast<float>(e.lo - e.zero_point), static_cast<float>(e.hi - e.zero_point)) +
+                 e.zero_point;
+    }
+  }
+  Bytes8 out;
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    out.word[i] = (value[4 * i] & 0xff) | (value[4 * i + 1] & 0xff) << 8 | (value[4 * i + 2] & 0xff) << 16 |
+                  value[4 * i + 3] << 24;
+  }
+  return out;
+}
+
+// Sums and tables over `count` results of 8 bits, where a plan has fused them behind the product. The
+// integer epilogue takes integer sums alone.
+template <int finish_kind>
+DEVICE void join_bytes(const Epilogue& e, uint8_t* own, int32_t count, int64_t index) {
+#pragma unroll 1
+  for (int32_t i = 0; i < count; i++) {
+    int32_t value = e.lo < 0 ? static_cast<int8_t>(own[i]) : own[i];
+    if (e.join != JOIN_NONE) {
+      int32_t other = load_int(e.other, e.other_type, index + i);
+      const int32_t a = e.join == JOIN_FIRST ? value : other, b = e.join == JOIN_FIRST ? other : value;
+      value = finish_kind == FINISH_RHU ? integer_sum_of(e.sum, a, b) : sum_of(e.sum, a, b);
+    }
+    own[i] = e.table ? e.table[static_cast<uint8_t>(value)] : static_cast<uint8_t>(value);
+  }
+}
+
+// Finishes a tile: this warp's accumulators are those of rows from `warp_m` and columns from `warp_n`, as
+// fragments of 16x8. Nobody reads the slices in `smem` any more.
+template <int finish_kind, int tile_m, int tile_n, int threads, int kM, int kN>
+DEVICE void finish_tile(const ProductParams& p, uint8_t* smem, const int32_t (&acc)[kM][kN][4], int32_t group,
+                        int32_t row0, int32_t column0, int32_t warp_m, int32_t warp_n) {
+  const int32_t tid = threadIdx.x, lane = tid % 32;
+  const Epilogue& e = p.epilogue;
+  const int32_t quad = lane / 4, within = lane % 4;
+  const int64_t y0 = static_cast<int64_t>(row0) * p.channels_total + group * p.channels + column0;
+  if constexpr (finish_kind != FINISH_ANY) {
+    // As bytes through shared memory, whose rows are apart so that 8-byte stores meet no bank twice.
+    constexpr int kPitch = tile_n + 32;
+    const Channel* channels = e.channels + group * p.channels_padded + column0 + warp_n + within * 8;
+#pragma unroll
+    for (int block = 0; block < kN / 4; block++)
+#pragma unroll
+      for (int m = 0; m < kM; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          int32_t values[8];
+#pragma unroll
+          for (int i = 0; i < 8; i++) values[i] = acc[m][block * 4 + i / 2][half * 2 + i % 2];
+          const int32_t row = warp_m + m * 16 + half * 8 + quad;
+          uint8_t* to = smem + row * kPitch + warp_n + block * 32 + within * 8;
+          *reinterpret_cast<Bytes8*>(to) = round8<finish_kind>(e, values, channels + block * 32);
+        }
+    block_sync();
+    const bool whole = p.channels % 16 == 0 && p.channels_total % 16 == 0;
+#pragma unroll 1
+    for (int32_t at = tid; at < tile_m * tile_n / 16; at += threads) {
+      const int32_t row = at / (tile_n / 16), column = at % (tile_n / 16) * 16;
+      const int32_t left = p.channels - column0 - column;
+      if (row0 + row >= p.rows || left <= 0) continue;
+      uint8_t* own = smem + row * kPitch + column;
+      const int64_t index = y0 + static_cast<int64_t>(row) * p.channels_total + column;
+      const int32_t count = left < 16 ? left : 16;
+      if (e.join != JOIN_NONE || e.table) join_bytes<finish_kind>(e, own, count, index);
+      uint8_t* y = static_cast<uint8_t*>(p.y) + index;
+      if (whole) {
+        *reinterpret_cast<Bytes16*>(y) = *reinterpret_cast<const Bytes16*>(own);
+      } else {
+#pragma unroll 1
+        for (int32_t i = 0; i < count; i++) y[i] = own[i];
+      }
+    }
+  } else {
+    // Through shared memory, one half of the tile's rows at a time, then element by element.
+    int32_t* tile = reinterpret_cast<int32_t*>(smem);
+#pragma unroll 1
+    for (int32_t turn = 0; turn < 2; turn++) {
+      block_sync();
+      if (warp_m / (tile_m / 2) == turn) {
+#pragma unroll
+        for (int m = 0; m < kM; m++)
+#pragma unroll
+          for (int n = 0; n < kN; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+              const int32_t column = warp_n + n / 4 * 32 + within * 8 + n % 4 * 2 + i % 2;
+              const int32_t row = warp_m % (tile_m / 2) + m * 16 + i / 2 * 8 + quad;
+              tile[row * tile_n + column] = acc[m][n][i];
+            }
+      }
+      block_sync();
+#pragma unroll 1
+      for (int32_t at = tid; at < (tile_m / 2) * tile_n; at += threads) {
+        const int32_t row = row0 + turn * (tile_m / 2) + at / tile_n, column = column0 + at % tile_n;
+        if (row >= p.rows || column >= p.channels) continue;
+        const int32_t channel = group * p.channels_padded + column;
+        int32_t sum = wrapping_add(tile[at], e.channels[channel].bias);
+        if (p.zero_points) {
+          int32_t zero_point = p.zero_points[row / (p.out_h * p.out_w) / p.images_per_sample];
+          if (p.flip) zero_point -= 128;
+          sum = wrapping_add(sum, -wrapping_mul(zero_point, e.channels[channel].weight_sum));
+        }
+        const int64_t index = y0 + static_cast<int64_t>(row - row0) * p.channels_total + column - column0;
+        store_int(p.y, e.out_type, index, finish(e, sum, channel, index));
+      }
+    }
+  }
+}

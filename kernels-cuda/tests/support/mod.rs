@@ -1,0 +1,317 @@
+//! Random convolutions on a device against plain loops; shared by the tests and `gpucheck`.
+
+use std::sync::Arc;
+
+use requant_conformance::Rng;
+use requant_kernels_cuda::epilogue::{Finish, Join};
+use requant_kernels_cuda::ops::Window;
+use requant_kernels_cuda::ops::conv::{Conv, ConvIo, ConvSpec, ZeroPoint};
+use requant_kernels_cuda::{Command, Context, Session};
+use requant_numerics::elementwise::{AddParams, AddScheme};
+use requant_numerics::{DType, Requantize, Residual, Scheme};
+
+/// A convolution: images, height, width, input channels of a group, output channels of a group, groups,
+/// kernel, stride, border, dilation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape(
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+);
+
+/// Shapes with tails on every side, whole tiles, and little to do but depth.
+pub(crate) const SHAPES: &[Shape] = &[
+    // Tails on every side; the smallest.
+    Shape(1, 1, 1, 1, 1, 1, 1, 1, 0, 1),
+    Shape(1, 5, 7, 3, 10, 1, 3, 2, 1, 1),
+    Shape(2, 9, 9, 16, 40, 1, 3, 1, 1, 1),
+    Shape(1, 8, 8, 32, 33, 2, 3, 1, 1, 2),
+    Shape(3, 6, 5, 48, 70, 1, 1, 1, 0, 1),
+    Shape(1, 7, 7, 17, 9, 3, 2, 1, 1, 1),
+    // Whole tiles of 128.
+    Shape(2, 16, 16, 64, 128, 1, 1, 1, 0, 1),
+    Shape(3, 13, 13, 80, 200, 1, 1, 1, 0, 1),
+    Shape(2, 16, 17, 16, 144, 1, 3, 1, 1, 1),
+    Shape(1, 24, 24, 64, 40, 1, 3, 1, 1, 1),
+    Shape(2, 15, 19, 48, 64, 1, 1, 1, 0, 1),
+    // Few tiles and much depth, which is split.
+    Shape(1, 1, 1, 2048, 10, 1, 1, 1, 0, 1),
+    Shape(1, 3, 3, 256, 64, 1, 3, 2, 1, 1),
+    Shape(1, 2, 2, 1001, 20, 1, 1, 1, 0, 1),
+];
+
+/// Shapes that fill a large GPU with large tiles; too much for an emulated one.
+#[allow(dead_code)]
+pub(crate) const LARGE: &[Shape] = &[
+    Shape(5, 65, 67, 64, 130, 1, 1, 1, 0, 1),
+    Shape(5, 65, 67, 16, 130, 1, 3, 1, 1, 1),
+    Shape(6, 71, 53, 208, 61, 1, 1, 1, 0, 1),
+    Shape(5, 66, 67, 32, 64, 1, 3, 1, 1, 1),
+];
+
+/// What follows the accumulators of a case.
+fn finish(rng: &mut Rng, kind: usize, channels: usize, dtype: DType) -> Finish {
+    let many = |rng: &mut Rng, lo: i64, hi: i64| -> Vec<i64> {
+        (0..channels).map(|_| rng.range(lo, hi)).collect()
+    };
+    let scheme = match kind {
+        0 | 4 => Scheme::Rhu {
+            m: many(rng, 1 << 18, 1 << 26)
+                .into_iter()
+                .map(|m| m as i32)
+                .collect(),
+            s: many(rng, 34, 40).into_iter().map(|s| s as u8).collect(),
+        },
+        1 | 5 => Scheme::F32Rne {
+            scale: (0..channels).map(|_| rng.log(1e-4, 1e-2) as f32).collect(),
+        },
+        2 => Scheme::TfliteDouble {
+            m: many(rng, 1 << 30, i64::from(i32::MAX))
+                .into_iter()
+                .map(|m| m as i32)
+                .collect(),
+            e: many(rng, -12, -6).into_iter().map(|e| e as i8).collect(),
+        },
+        // A shift below 32 is the long epilogue's.
+        _ => Scheme::Rhu {
+            m: vec![3],
+            s: vec![9],
+        },
+    };
+    let (lo, hi) = dtype.range().unwrap();
+    let zero_point = rng.range(lo.max(-20), hi.min(100)) as i32;
+    let requantize = Requantize {
+        scheme,
+        zero_point,
+        lo: lo as i32,
+        hi: hi as i32,
+    };
+    let (scale_a, scale_b) = (rng.log(0.1, 2.0) as f32, rng.log(0.1, 2.0) as f32);
+    let join = match kind {
+        3 => Join::Residual {
+            residual: Residual {
+                m: vec![5],
+                zero_point: 3,
+            },
+            dtype: DType::U8,
+        },
+        4 => Join::Add {
+            params: AddParams {
+                scheme: AddScheme::Rhu {
+                    m_a: rng.range(1 << 20, 1 << 24) as i32,
+                    m_b: -(rng.range(1 << 20, 1 << 24) as i32),
+                    s: 31,
+                },
+                zero_point_a: zero_point,
+                zero_point_b: 7,
+                zero_point: 3,
+                lo: lo as i32,
+                hi: hi as i32,
+            },
+            dtype: DType::U8,
+            first: true,
+        },
+        5 => Join::Add {
+            params: AddParams::f32_fma(
+                (scale_a, zero_point),
+                (scale_b, 7),
+                (1.0, 3),
+                (lo as i32, hi as i32),
+            ),
+            dtype: DType::U8,
+            first: false,
+        },
+        _ => Join::None,
+    };
+    let table = (kind == 5).then(|| Arc::new(std::array::from_fn(|i| (i * 37 + 11) as u8)));
+    Finish {
+        requantize: (kind != 6).then_some(requantize),
+        join,
+        table,
+        dtype: if kind == 6 { DType::I32 } else { dtype },
+    }
+}
+
+fn expected(spec: &ConvSpec<'_>, samples: usize, x: &[i32], other: &[u8]) -> Vec<i32> {
+    let [images, in_h, in_w, in_c] = spec.input;
+    let [_, out_h, out_w, out_c] = spec.output;
+    let (group_in, group_out) = (in_c / spec.groups, out_c / spec.groups);
+    let ZeroPoint::Static(zero_point) = spec.zero_point else {
+        panic!("a static zero point")
+    };
+    let Window {
+        kernel: [kh, kw],
+        strides: [sh, sw],
+        pads: [top, left, ..],
+        dilations: [dh, dw],
+    } = spec.window;
+    let mut out = Vec::new();
+    for pixel in 0..samples * images * out_h * out_w {
+        let (image, y, x0) = (
+            pixel / (out_h * out_w),
+            pixel / out_w % out_h,
+            pixel % out_w,
+        );
+        for o in 0..out_c {
+            let mut acc = i64::from(spec.bias[o]);
+            for (ky, kx) in (0..kh).flat_map(|ky| (0..kw).map(move |kx| (ky, kx))) {
+                let row = (y * sh + ky * dh).wrapping_sub(top);
+                let column = (x0 * sw + kx * dw).wrapping_sub(left);
+                if row >= in_h || column >= in_w {
+                    continue;
+                }
+                for c in 0..group_in {
+                    let at =
+                        ((image * in_h + row) * in_w + column) * in_c + o / group_out * group_in;
+                    let weight = spec.weights[((o * kh + ky) * kw + kx) * group_in + c];
+                    acc += i64::from(x[at + c] - zero_point) * i64::from(weight);
+                }
+            }
+            let acc = i32::try_from(acc).unwrap();
+            let other = i32::from(other[out.len()]);
+            let value = match (&spec.finish.requantize, &spec.finish.join) {
+                (None, _) => acc,
+                (Some(r), Join::None) => r.apply(acc, o),
+                (Some(r), Join::Residual { residual, .. }) => {
+                    r.apply_residual(acc, other, residual, o)
+                }
+                (Some(r), Join::Add { params, first, .. }) => {
+                    let own = r.apply(acc, o);
+                    if *first {
+                        params.apply(own, other)
+                    } else {
+                        params.apply(other, own)
+                    }
+                }
+            };
+            let table = spec.finish.table.as_ref();
+            out.push(table.map_or(value, |table| {
+                let byte = table[usize::from(value as u8)];
+                if spec.finish.dtype == DType::I8 {
+                    i32::from(byte as i8)
+                } else {
+                    i32::from(byte)
+                }
+            }));
+        }
+    }
+    out
+}
+
+/// Runs a case three times in one session and gives the kernel's name and whether it was split.
+pub(crate) fn run(
+    context: &Arc<Context>,
+    shape: Shape,
+    kind: usize,
+    rng: &mut Rng,
+) -> (&'static str, bool) {
+    let Shape(images, h, w, group_in, group_out, groups, kernel, stride, pad, dilation) = shape;
+    let window = Window {
+        kernel: [kernel; 2],
+        strides: [stride, 1],
+        pads: [pad; 4],
+        dilations: [dilation; 2],
+    };
+    let extent =
+        |size: usize, step: usize| (size + 2 * pad - dilation * (kernel - 1) - 1) / step + 1;
+    let (out_h, out_w) = (extent(h, stride), extent(w, 1));
+    let (in_c, out_c) = (group_in * groups, group_out * groups);
+    let depth = kernel * kernel * group_in;
+    let dtype = rng.pick(&[DType::U8, DType::I8, DType::U8, DType::I8, DType::U4]);
+    let (lo, hi) = dtype.range().unwrap();
+    let most = if kind != 6 && rng.one_in(5) {
+        3000
+    } else {
+        127
+    };
+    let weights: Vec<i16> = (0..out_c * depth)
+        .map(|_| rng.range(-most, most) as i16)
+        .collect();
+    let bias: Vec<i32> = (0..out_c)
+        .map(|_| rng.range(-50_000, 50_000) as i32)
+        .collect();
+    let out_type = rng.pick(&[DType::U8, DType::I8]);
+    let spec = ConvSpec {
+        input: [images, h, w, in_c],
+        output: [images, out_h, out_w, out_c],
+        window,
+        groups,
+        weights: &weights,
+        computed: None,
+        dtype,
+        zero_point: ZeroPoint::Static(rng.range(lo, hi) as i32),
+        outside: 0,
+        bias: &bias,
+        finish: finish(rng, kind, out_c, out_type),
+    };
+    let conv = Conv::new(context, &spec).unwrap();
+    let samples = rng.size(1, 2);
+    let x: Vec<i32> = (0..samples * images * h * w * in_c)
+        .map(|_| rng.range(lo, hi) as i32)
+        .collect();
+    let elements = samples * spec.output.iter().product::<usize>();
+    let other: Vec<u8> = (0..elements).map(|_| rng.range(0, 255) as u8).collect();
+    let want = expected(&spec, samples, &x, &other);
+
+    // Input, second operand and output one after the other, guards behind the output, then scratch.
+    let guard = 64;
+    let size = spec.finish.dtype.size_in_memory();
+    let other_at = x.len().next_multiple_of(256);
+    let y_at = (other_at + other.len()).next_multiple_of(256);
+    let y_bytes = elements * size;
+    let end = (y_at + y_bytes + guard).next_multiple_of(256);
+    let mut session = Session::new(context, end + conv.scratch_bytes(samples), end).unwrap();
+    let at = |offset: usize| session.address() + offset as u64;
+    let io = ConvIo {
+        samples,
+        x: at(0),
+        y: at(y_at),
+        other: at(other_at),
+        scratch: at(end),
+        ..ConvIo::default()
+    };
+    let launch = conv.launch(&io).unwrap();
+    let split = launch.grid[2] as usize > groups;
+    let name = launch.kernel.name();
+    let commands = [
+        Command::Upload {
+            from: 0..end,
+            to: 0,
+        },
+        Command::Launch(launch),
+        Command::Download {
+            from: y_at..y_at + y_bytes + guard,
+            to: y_at,
+        },
+    ];
+    for turn in 0..3 {
+        let staging = session.staging_mut();
+        staging.fill(0xA5);
+        staging
+            .iter_mut()
+            .zip(&x)
+            .for_each(|(to, &x)| *to = x as u8);
+        staging[other_at..][..other.len()].copy_from_slice(&other);
+        session.run(&commands).unwrap();
+        let got = &session.staging()[y_at..];
+        for (index, (bytes, want)) in got.chunks_exact(size).zip(&want).enumerate() {
+            assert_eq!(
+                bytes,
+                &want.to_le_bytes()[..size],
+                "{name}, {shape:?}, finish {kind}, {dtype}, turn {turn}, split {split}: element {index}"
+            );
+        }
+        assert!(
+            got[y_bytes..][..guard].iter().all(|&b| b == 0xA5),
+            "{name}: past the end"
+        );
+    }
+    (name, split)
+}

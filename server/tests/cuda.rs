@@ -1,0 +1,109 @@
+//! The CUDA backend behind the server's engine, on an emulated device: the same answers, and what becomes
+//! of a model whose device is lost.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::Arc;
+
+use requant_conformance::{Rng, emulator};
+use requant_runtime::CpuOptions;
+use requant_server::engine::{self, ExecError, Form, Instance, Network};
+use requant_server::options::BackendChoice;
+
+/// Samples of a run.
+const SAMPLES: usize = 2;
+
+fn built_in(backend: BackendChoice) -> Arc<dyn Network> {
+    let engine = engine::open(backend, CpuOptions::default()).unwrap();
+    engine.built_in().unwrap()
+}
+
+/// Logits of random images.
+fn answer(network: &dyn Network, instance: &mut dyn Instance) -> Result<Vec<u8>, ExecError> {
+    let mut rng = Rng::new(3);
+    let signature = network.signature();
+    let values = signature.inputs[0].elements() * SAMPLES;
+    let images: Vec<u8> = (0..values)
+        .flat_map(|_| (rng.unit() as f32 * 4.0 - 2.0).to_le_bytes())
+        .collect();
+    instance.write_input(0, 0, SAMPLES, Form::Declared, &images)?;
+    instance.run(SAMPLES)?;
+    let mut logits = vec![0; signature.outputs[0].bytes(Form::Declared).unwrap() * SAMPLES];
+    instance.read_output(0, 0, SAMPLES, Form::Declared, &mut logits)?;
+    Ok(logits)
+}
+
+fn fresh(network: &dyn Network) -> Box<dyn Instance> {
+    network.instance(SAMPLES).unwrap()
+}
+
+fn reference() -> Vec<u8> {
+    let network = built_in(BackendChoice::Reference);
+    answer(&*network, &mut *fresh(&*network)).unwrap()
+}
+
+#[test]
+fn fashion_gives_the_same_answers() {
+    if emulator::is_emulated("fashion_gives_the_same_answers", "") {
+        let engine = engine::open(BackendChoice::Auto, CpuOptions::default()).unwrap();
+        assert_eq!(
+            (engine.info().backend, engine.info().isa),
+            ("cuda", "sm_90a")
+        );
+        let network = engine.built_in().unwrap();
+        let mut instance = fresh(&*network);
+        // The first run records the graph, the second replays it.
+        for _ in 0..2 {
+            assert_eq!(answer(&*network, &mut *instance).unwrap(), reference());
+        }
+    }
+}
+
+#[test]
+fn a_device_that_comes_back_is_used_again() {
+    if emulator::is_emulated(
+        "a_device_that_comes_back_is_used_again",
+        "fault=3,recover=1",
+    ) {
+        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default()).unwrap();
+        let (first, second) = (engine.built_in().unwrap(), engine.built_in().unwrap());
+        let mut instances = [fresh(&*first), fresh(&*second)];
+        let lost = answer(&*first, &mut *instances[0]).unwrap_err();
+        assert!(lost.is_device_lost(), "{lost}");
+        for (network, instance) in [&first, &second].into_iter().zip(&mut instances) {
+            // The other model's instance is lost too.
+            assert!(
+                answer(&**network, &mut **instance)
+                    .unwrap_err()
+                    .is_device_lost()
+            );
+            *instance = fresh(&**network);
+            assert_eq!(answer(&**network, &mut **instance).unwrap(), reference());
+        }
+        assert_eq!(engine.info().backend, "cuda");
+    }
+}
+
+#[test]
+fn a_device_lost_for_good_leaves_its_models_to_the_cpu() {
+    let name = "a_device_lost_for_good_leaves_its_models_to_the_cpu";
+    if emulator::is_emulated(name, "fault=3") {
+        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default()).unwrap();
+        let network = engine.built_in().unwrap();
+        let mut instance = fresh(&*network);
+        let lost = answer(&*network, &mut *instance).unwrap_err();
+        assert!(lost.is_device_lost(), "{lost}");
+        let mut instance = fresh(&*network);
+        assert_eq!(answer(&*network, &mut *instance).unwrap(), reference());
+        assert_eq!(engine.info().backend, "cpu");
+    }
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_refused_with_the_sizes() {
+    let name = "a_model_that_does_not_fit_is_refused_with_the_sizes";
+    if emulator::is_emulated(name, "memory=20000") {
+        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default()).unwrap();
+        let refused = engine.built_in().unwrap_err().to_string();
+        assert!(refused.contains("of 20000 bytes free"), "{refused}");
+    }
+}
