@@ -187,7 +187,8 @@ pub(crate) struct DepthwiseColumns {
 /// - `x` is readable for an interleaved group at each of `pixels` places, `pixel_step` bytes apart, plus
 ///   each of the byte offsets `taps`; there is at least one;
 /// - `rows` is 1 or 2;
-/// - `weights` is one packed chunk: for each of the kernel's vectors, each row and each tap, one vector;
+/// - `weights` is one packed chunk: for each of the kernel's vectors, each row and each tap, one vector
+///   (functions for finished pixels take another order);
 /// - `bias` is readable for `lanes` values;
 /// - `out` is writable for `pixels` times `lanes` values for each row, rows `row_step` values apart;
 /// - the machine has the kernel's ISA.
@@ -216,6 +217,35 @@ pub(crate) type InterleaveFn = unsafe fn(&DepthwiseColumns);
 /// # Safety
 /// The contract of [`DepthwiseTile`].
 pub(crate) type DepthwiseFn = unsafe fn(&DepthwiseTile<'_>);
+
+/// Where a depthwise kernel's function for finished pixels writes them.
+///
+/// # Contract
+/// All of this holds at the call, with a [`DepthwiseTile`]:
+/// - that of the tile, but for its `out`; its weights lie tap by tap, for each of the kernel's vectors and
+///   each row one vector; it has at least the pixels that the function was selected for;
+/// - the rounding has 64 packed columns from `column` on;
+/// - `out` is writable for `channels` bytes, 1 to 64, at `pixels` places, `step` bytes apart, in each of
+///   `rows` rows, `row_step` bytes apart; further rows are not written.
+#[derive(Debug)]
+pub(crate) struct DepthwiseFinished {
+    pub(crate) column: usize,
+    pub(crate) channels: usize,
+    pub(crate) out: *mut u8,
+    pub(crate) step: usize,
+    pub(crate) rows: usize,
+    pub(crate) row_step: usize,
+}
+
+/// Sums taps as [`DepthwiseFn`] does, rounds and narrows.
+///
+/// # Safety
+/// The contract of [`DepthwiseFinished`].
+pub(crate) type FinishedFn = unsafe fn(&Round, &Finish, &DepthwiseTile<'_>, &DepthwiseFinished);
+
+/// The function of a depthwise kernel for finished pixels, by rows and least pixels, where there is one for
+/// an output.
+pub(crate) type SelectFinishedFn = fn(&Round, &Finish, usize, usize) -> Option<FinishedFn>;
 
 /// Taps of a kernel row, and most kernel rows, of whole rows ([`DepthwiseRows`]).
 pub(crate) const ROWS_TAPS: usize = 3;
@@ -306,6 +336,8 @@ pub struct DepthwiseKernel {
     pub(crate) sums: DepthwiseFn,
     /// The order in which sums lie, if it is not that of the channels.
     pub(crate) order: Option<Order>,
+    /// The functions for finished pixels.
+    pub(crate) finished: Option<SelectFinishedFn>,
     /// The functions for whole rows.
     pub(crate) rows: Option<SelectRowsFn>,
 }

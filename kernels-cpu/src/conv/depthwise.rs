@@ -13,15 +13,21 @@ use crate::epilogue::{Epilogue, Place};
 use crate::error::product;
 use crate::memory::{Aligned, Carver, LINE, piece};
 use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
-use crate::table::{DepthwiseColumns, DepthwiseKernel, DepthwiseTile};
+use crate::table::{
+    DepthwiseColumns, DepthwiseFinished, DepthwiseKernel, DepthwiseTile, FinishedFn,
+};
 use crate::tiles;
 use crate::{Isa, KernelError, Parallel};
 
 use super::fold::Folded;
 use super::{ConvIo, ConvShape, ConvSpec};
 
-/// Most output pixels of a stretch: interleaved columns and sums stay in the L1 cache.
+/// Most output pixels of a stretch.
 const PIXELS: usize = 28;
+/// Bytes of an image that stays in an L2 cache of 512 KiB beside its output.
+const IMAGE_BYTES: usize = 224 << 10;
+/// Bytes of the columns of a stretch, about: they stay in the L1 cache.
+const COLUMN_BYTES: usize = 16 << 10;
 /// Multiply-accumulates below which a second thread costs more than it gives: a matrix product does about
 /// three in the time of one.
 pub(super) const MACS_PER_PART: usize = tiles::MACS_PER_PART / 3;
@@ -55,12 +61,13 @@ impl Layout {
         let groups = |rows: usize| seen(rows).div_ceil(kernel.group);
         let two = shape.dilations[0] == 1 && shape.out_h > 1 && groups(2) == groups(1);
         let rows = if two { 2 } else { 1 };
-        let pixels = shape.out_w.min(PIXELS);
+        let column_step = product(&[groups(rows), kernel.group_bytes()])?;
+        let each = product(&[column_step, kernel_w.min(shape.strides[1])])?;
+        let pixels = shape.out_w.min((COLUMN_BYTES / each).clamp(4, PIXELS));
         let reach = (kernel_w - 1) * shape.dilations[1] + 1;
         let (apart, together) = (pixels * kernel_w, (pixels - 1) * shape.strides[1] + reach);
         let shared = together <= apart;
         let groups = groups(rows);
-        let column_step = product(&[groups, kernel.group_bytes()])?;
         product(&[apart.min(together), column_step])?;
         let (columns_of_pixel, columns_of_tap) = if shared {
             (shape.strides[1], shape.dilations[1])
@@ -102,6 +109,8 @@ pub(super) struct Depthwise {
     chunk_bytes: usize,
     bias: Folded,
     epilogue: Epilogue,
+    /// Sums and finishes a stretch, where the kernel has a function for the output.
+    finished: Option<FinishedFn>,
 }
 
 impl Depthwise {
@@ -118,6 +127,20 @@ impl Depthwise {
             .map(|column| (column < shape.out_c).then_some(column))
             .collect();
         let weight = |channel, tap| spec.weights.get(channel, tap, depth);
+        let epilogue = Epilogue::new(
+            isa,
+            &spec.output,
+            shape.out_c,
+            &channels,
+            kernel.lanes,
+            kernel.order,
+        )?;
+        // Stretches are nearly equal: none is shorter than this.
+        let least = shape.out_w / shape.out_w.div_ceil(layout.pixels);
+        let finished = kernel
+            .finished
+            .zip(epilogue.alone())
+            .and_then(|(select, (round, finish))| select(round, finish, layout.rows, least));
         let chunk_bytes = product(&[layout.rows, layout.taps.len(), kernel.group_bytes()])?;
         let chunks = columns / kernel.lanes;
         let mut weights = Aligned::zeroed(product(&[chunks, chunk_bytes])?);
@@ -128,7 +151,7 @@ impl Depthwise {
                 kernel,
                 &shape,
                 &layout,
-                channel % kernel.lanes,
+                (channel % kernel.lanes, finished.is_some()),
                 chunk,
                 |tap| weight(channel, tap),
             );
@@ -143,14 +166,6 @@ impl Depthwise {
             let bias = spec.bias.get(channel).copied().unwrap_or(0);
             Some((bias, (0..depth).map(move |tap| weight(channel, tap))))
         });
-        let epilogue = Epilogue::new(
-            isa,
-            &spec.output,
-            shape.out_c,
-            &channels,
-            kernel.lanes,
-            kernel.order,
-        )?;
         Ok(Depthwise {
             shape,
             kernel,
@@ -159,6 +174,7 @@ impl Depthwise {
             chunk_bytes,
             bias,
             epilogue,
+            finished,
         })
     }
 
@@ -198,6 +214,7 @@ impl Depthwise {
             chunks: self.bias.columns() / self.kernel.lanes,
             stretches: shape.out_w.div_ceil(self.layout.pixels),
             rows: shape.out_h.div_ceil(self.layout.rows),
+            by_chunks: shape.input_elements() <= IMAGE_BYTES,
         };
         let count = io.batch * units.rows * units.stretches * units.chunks;
         let macs = io.batch.saturating_mul(shape.macs());
@@ -225,12 +242,13 @@ impl Depthwise {
     }
 }
 
-/// Writes the weights of one channel into its chunk: for each vector, output row and tap, one vector.
+/// Writes the weights of one channel into its chunk: for each vector, output row and tap, one vector, or
+/// for each tap, vector and row.
 fn pack(
     kernel: &DepthwiseKernel,
     shape: &ConvShape,
     layout: &Layout,
-    channel: usize,
+    (channel, by_taps): (usize, bool),
     chunk: &mut [u8],
     weight: impl Fn(usize) -> i16,
 ) {
@@ -246,7 +264,12 @@ fn pack(
                 };
                 let place = (kernel.place)(channel, lane);
                 let (vector, within) = (place / vector_weights, place % vector_weights);
-                let at = ((vector * layout.rows + row) * taps + tap) * vector_weights + within;
+                let index = if by_taps {
+                    (tap * kernel.vectors + vector) * layout.rows + row
+                } else {
+                    (vector * layout.rows + row) * taps + tap
+                };
+                let at = index * vector_weights + within;
                 let value = weight(ky * shape.kernel[1] + kx);
                 chunk[at * bytes..(at + 1) * bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
             }
@@ -259,6 +282,28 @@ struct Units {
     chunks: usize,
     stretches: usize,
     rows: usize,
+    /// Whether a chunk's rows follow one another, so that its weights stay at hand, and not the chunks of a
+    /// row, so that the rows of the image do.
+    by_chunks: bool,
+}
+
+impl Units {
+    /// Chunk, stretch, row and image.
+    fn at(&self, unit: usize) -> (usize, usize, usize, usize) {
+        let (fast, slow) = if self.by_chunks {
+            (self.stretches * self.rows, self.chunks)
+        } else {
+            (self.chunks, self.stretches * self.rows)
+        };
+        let (inner, outer) = (unit % fast, unit / fast % slow);
+        let (chunk, place) = if self.by_chunks {
+            (outer, inner)
+        } else {
+            (inner, outer)
+        };
+        let image = unit / (fast * slow);
+        (chunk, place % self.stretches, place / self.stretches, image)
+    }
 }
 
 /// One run: what all parts share.
@@ -278,6 +323,8 @@ struct Buffers<'a> {
     tile: &'a mut [i32],
     columns: &'a mut [u8],
     rows: &'a mut [*const u8],
+    /// Channels whose columns outside the image are in place, where there is one stretch.
+    border: usize,
 }
 
 impl Job<'_> {
@@ -289,11 +336,10 @@ impl Job<'_> {
             tile: carver.words(depthwise.tile_values()),
             columns: carver.bytes(layout.columns * layout.column_step),
             rows: carver.pointers(layout.groups * kernel.group),
+            border: 0,
         };
         for unit in units {
-            let (chunk, rest) = (unit % self.units.chunks, unit / self.units.chunks);
-            let (stretch, rest) = (rest % self.units.stretches, rest / self.units.stretches);
-            let (row, image) = (rest % self.units.rows, rest / self.units.rows);
+            let (chunk, stretch, row, image) = self.units.at(unit);
             let pixels = share(depthwise.shape.out_w, self.units.stretches, stretch);
             let channel = chunk * kernel.lanes;
             self.interleave(
@@ -336,14 +382,18 @@ impl Job<'_> {
             let columns = (pixels.len() - 1) * shape.strides[1] + reach;
             let first = (-left).clamp(0, columns as isize) as usize;
             let end = (shape.in_w as isize - left).clamp(first as isize, columns as isize) as usize;
-            self.columns(channel, 0..first, None, buffers);
+            let channels = depthwise.kernel.lanes.min(shape.out_c - channel);
+            if self.units.stretches > 1 || channels > buffers.border {
+                self.columns(channel, 0..first, None, buffers);
+                self.columns(channel, end..columns, None, buffers);
+                buffers.border = channels;
+            }
             self.columns(
                 channel,
                 first..end,
                 Some((left + first as isize) as usize),
                 buffers,
             );
-            self.columns(channel, end..columns, None, buffers);
             return;
         }
         for pixel in 0..pixels.len() {
@@ -424,20 +474,44 @@ impl Job<'_> {
             out: buffers.tile.as_mut_ptr(),
             row_step,
         };
+        let kept = layout.rows.min(shape.out_h - row);
+        let first = (image * shape.out_h + row) * shape.out_w + pixels.start;
+        let channels = kernel.lanes.min(shape.out_c - channel);
+        if let Some((finished, (round, finish))) =
+            depthwise.finished.zip(depthwise.epilogue.alone())
+        {
+            let place = DepthwiseFinished {
+                column: channel,
+                channels,
+                out: self
+                    .output
+                    .start()
+                    .wrapping_add(first * shape.out_c + channel),
+                step: shape.out_c,
+                rows: kept,
+                row_step: shape.out_w * shape.out_c,
+            };
+            // SAFETY: the contract of `DepthwiseFinished`: the stretch's columns were interleaved for this
+            // layout, the weights packed for it and this function, which was selected for stretches as short
+            // as any; units of different parts are disjoint, and lengths were checked for the whole batch;
+            // the ISA was checked when the layer was prepared.
+            unsafe { finished(round, finish, &call, &place) };
+            return;
+        }
         // SAFETY: the contract of `DepthwiseTile`: the stretch's columns were interleaved for this layout,
         // the weights packed for it; the tile holds all rows and pixels; the ISA was checked when the
         // layer was prepared.
         unsafe { (kernel.sums)(&call) };
-        for r in 0..layout.rows.min(shape.out_h - row) {
+        for r in 0..kept {
             let place = Place {
                 tile: buffers.tile[r * row_step..].as_mut_ptr(),
                 stride: kernel.lanes,
                 rows: pixels.len(),
-                columns: kernel.lanes.min(shape.out_c - channel),
+                columns: channels,
                 column: channel,
                 channel,
                 width: shape.out_c,
-                row: (image * shape.out_h + row + r) * shape.out_w + pixels.start,
+                row: first + r * shape.out_w,
                 output: self.output.start(),
                 other: self.other.as_ptr(),
             };

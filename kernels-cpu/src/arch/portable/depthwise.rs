@@ -28,6 +28,7 @@ const fn kernel(
         interleave,
         sums,
         order: None,
+        finished: None,
         rows: None,
     }
 }

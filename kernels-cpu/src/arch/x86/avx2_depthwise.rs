@@ -40,6 +40,7 @@ const fn kernel(
         place,
         interleave,
         sums,
+        finished: None,
         rows: None,
         order: Some(Order {
             column: |position| position % 8 / 4 * 8 + position / 8 * 4 + position % 4,

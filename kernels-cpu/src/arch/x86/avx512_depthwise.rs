@@ -13,7 +13,7 @@ use crate::Isa;
 use crate::epilogue::Order;
 use crate::table::{DepthwiseColumns, DepthwiseKernel, DepthwiseTile};
 
-use super::avx512_depthwise_rows;
+use super::{avx512_depthwise_rows, avx512_depthwise_taps};
 
 const LANES: usize = 64;
 const GROUP: usize = 4;
@@ -42,6 +42,7 @@ const fn kernel(
         place,
         interleave,
         sums,
+        finished: Some(avx512_depthwise_taps::select),
         rows: Some(if signed {
             avx512_depthwise_rows::select::<true>
         } else {

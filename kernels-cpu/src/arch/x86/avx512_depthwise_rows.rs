@@ -13,10 +13,8 @@ use crate::epilogue::round::Round;
 use crate::table::{DepthwiseRows, ROWS_TAPS, RowsFn, RowsForm};
 
 use super::avx512_depthwise::unpacked;
-use super::avx512_epilogue::{Narrow, bounded};
-use super::avx512_round::{
-    Bounded, Double, Float, High, Rounding, Word, double, high_words, products, shifted,
-};
+use super::avx512_epilogue::Narrow;
+use super::avx512_registers::{InRegisters, in_registers};
 
 const LANES: usize = 64;
 /// Vectors of 16 sums.
@@ -38,18 +36,7 @@ pub(super) fn select<const SIGNED: bool>(
     if !finish.unpacked {
         return None;
     }
-    match round {
-        Round::Word { .. } => forms::<Word, SIGNED>(form),
-        Round::High { .. } => forms::<High, SIGNED>(form),
-        Round::Float { scale, .. } if bounded(scale) => forms::<Bounded, SIGNED>(form),
-        Round::Float { .. } => forms::<Float, SIGNED>(form),
-        Round::Double { .. } => forms::<Double, SIGNED>(form),
-        Round::Wide { .. }
-        | Round::Residual { .. }
-        | Round::Shift { .. }
-        | Round::Away { .. }
-        | Round::Steps { .. } => None,
-    }
+    in_registers!(round, R => forms::<R, SIGNED>(form))
 }
 
 fn forms<R: InRegisters, const SIGNED: bool>(form: RowsForm) -> Option<RowsFn> {
@@ -69,73 +56,6 @@ fn widths<R: InRegisters, const SIGNED: bool, const ROWS: usize, const STRIDE: u
         32 => rows::<R, SIGNED, ROWS, STRIDE, 32>,
         16 => rows::<R, SIGNED, ROWS, STRIDE, 16>,
         _ => rows::<R, SIGNED, ROWS, STRIDE, 0>,
-    }
-}
-
-/// A rounding of sums that are in registers.
-pub(super) trait InRegisters: Rounding {
-    /// Whether it is so short that the compiler writes it out for a whole tile. If not, sums that it takes
-    /// from registers in a loop are kept in memory from the start.
-    const SHORT: bool = false;
-
-    /// # Safety
-    /// - The machine has AVX-512 F and DQ.
-    unsafe fn rounded(sums: __m512i, parameters: Self::Parameters) -> __m512i;
-}
-
-impl InRegisters for Word {
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn rounded(sums: __m512i, [even, odd, constant]: Self::Parameters) -> __m512i {
-        let (even, odd) = (
-            products(sums, even),
-            products(_mm512_srli_epi64::<32>(sums), odd),
-        );
-        high_words(
-            _mm512_add_epi64(even, constant),
-            _mm512_add_epi64(odd, constant),
-        )
-    }
-}
-
-impl InRegisters for High {
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn rounded(sums: __m512i, [even, odd, constant, shift]: Self::Parameters) -> __m512i {
-        let (even, odd) = (
-            products(sums, even),
-            products(_mm512_srli_epi64::<32>(sums), odd),
-        );
-        shifted(_mm512_add_epi32(high_words(even, odd), constant), shift)
-    }
-}
-
-impl InRegisters for Float {
-    const SHORT: bool = true;
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn rounded(sums: __m512i, [scale, lo, hi]: Self::Parameters) -> __m512i {
-        let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale);
-        _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(scaled, lo), hi))
-    }
-}
-
-impl InRegisters for Bounded {
-    const SHORT: bool = true;
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn rounded(sums: __m512i, scale: Self::Parameters) -> __m512i {
-        _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale))
-    }
-}
-
-impl InRegisters for Double {
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn rounded(sums: __m512i, parameters: Self::Parameters) -> __m512i {
-        double(sums, parameters)
     }
 }
 

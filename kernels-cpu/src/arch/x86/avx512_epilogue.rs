@@ -559,7 +559,7 @@ impl Narrow {
 /// - They are writable.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn store_bytes(output: *mut u8, bytes: __m512i, columns: usize) {
+pub(super) unsafe fn store_bytes(output: *mut u8, bytes: __m512i, columns: usize) {
     // SAFETY: the caller's promise; the mask leaves out what lies past the columns.
     unsafe {
         match columns {

@@ -11,9 +11,8 @@ use crate::epilogue::finish::{Finish, FinishJoin};
 use crate::epilogue::round::Round;
 use crate::table::{StemFn, StemRow};
 
-use super::avx512_depthwise_rows::InRegisters;
-use super::avx512_epilogue::{Narrow, bounded, is_byte};
-use super::avx512_round::{Bounded, Double, Float, High, Word};
+use super::avx512_epilogue::{Narrow, is_byte};
+use super::avx512_registers::{InRegisters, in_registers};
 
 const LANES: usize = 16;
 /// Bytes of a vector.
@@ -36,18 +35,7 @@ pub(super) fn select(
     if !is_byte(finish) {
         return None;
     }
-    match round {
-        Round::Word { .. } => tiles::<Word>(vectors, pixels),
-        Round::High { .. } => tiles::<High>(vectors, pixels),
-        Round::Float { scale, .. } if bounded(scale) => tiles::<Bounded>(vectors, pixels),
-        Round::Float { .. } => tiles::<Float>(vectors, pixels),
-        Round::Double { .. } => tiles::<Double>(vectors, pixels),
-        Round::Wide { .. }
-        | Round::Residual { .. }
-        | Round::Shift { .. }
-        | Round::Away { .. }
-        | Round::Steps { .. } => None,
-    }
+    in_registers!(round, R => tiles::<R>(vectors, pixels))
 }
 
 fn tiles<R: InRegisters>(vectors: usize, pixels: usize) -> Option<StemFn> {
