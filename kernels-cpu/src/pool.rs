@@ -96,6 +96,7 @@ impl PoolShape {
     }
 
     /// The taps of a window along one axis that lie in the image, as coordinates.
+    #[inline(always)]
     fn taps(&self, axis: usize, out: usize) -> impl Iterator<Item = usize> + Clone {
         let limit = [self.in_h, self.in_w][axis];
         let (start, pad, step) = (
@@ -112,12 +113,26 @@ impl PoolShape {
         (first..last).map(move |tap| start + tap * step - pad)
     }
 
-    /// The offsets of the pixels in the window of output pixel `pixel`, counted over the batch.
-    fn window(&self, pixel: usize) -> impl Iterator<Item = usize> + '_ {
+    /// Where the image of output pixel `pixel`, counted over the batch, starts, and the rows and columns of
+    /// the pixel's window.
+    #[inline(always)]
+    fn extent(
+        &self,
+        pixel: usize,
+    ) -> (
+        usize,
+        impl Iterator<Item = usize> + Clone,
+        impl Iterator<Item = usize> + Clone,
+    ) {
         let (oy, ox) = (pixel / self.out_w % self.out_h, pixel % self.out_w);
         let image = pixel / (self.out_h * self.out_w) * self.input_elements();
-        let columns = self.taps(1, ox);
-        self.taps(0, oy).flat_map(move |y| {
+        (image, self.taps(0, oy), self.taps(1, ox))
+    }
+
+    /// The offsets of the pixels in the window of output pixel `pixel`, counted over the batch.
+    fn window(&self, pixel: usize) -> impl Iterator<Item = usize> + '_ {
+        let (image, rows, columns) = self.extent(pixel);
+        rows.flat_map(move |y| {
             columns
                 .clone()
                 .map(move |x| image + (y * self.in_w + x) * self.channels)
@@ -141,7 +156,7 @@ const GRAIN: usize = 64 << 10;
 pub struct MaxPool {
     shape: PoolShape,
     lowest: u8,
-    maximum: fn(&mut [u8], &[u8]),
+    pixels: fn(&PoolShape, u8, usize, &[u8], &mut [u8]),
 }
 
 impl MaxPool {
@@ -157,7 +172,7 @@ impl MaxPool {
         shape.validate()?;
         let signed = crate::error::byte_sign(Buffer::Input, dtype)?;
         let lowest = dtype.range().map_or(0, |(lo, _)| lo as u8);
-        let maximum = if signed {
+        let pixels = if signed {
             maximum_signed(isa)
         } else {
             maximum_unsigned(isa)
@@ -165,7 +180,7 @@ impl MaxPool {
         Ok(MaxPool {
             shape,
             lowest,
-            maximum,
+            pixels,
         })
     }
 
@@ -194,42 +209,82 @@ impl MaxPool {
             output,
             shape.channels,
             shape.grain(),
-            |first, output| {
-                for (index, pixel) in output.chunks_exact_mut(shape.channels).enumerate() {
-                    let mut window = shape.window(first + index);
-                    match window.next() {
-                        Some(at) => pixel.copy_from_slice(&input[at..at + shape.channels]),
-                        None => pixel.fill(self.lowest),
-                    }
-                    for at in window {
-                        (self.maximum)(pixel, &input[at..at + shape.channels]);
-                    }
-                }
-            },
+            |first, output| (self.pixels)(shape, self.lowest, first, input, output),
         );
         Ok(())
     }
 }
 
 versions! {
-    fn maximum_signed(pixel: &mut [u8], other: &[u8]) = maximum_signed_all
+    fn maximum_signed(
+        shape: &PoolShape,
+        lowest: u8,
+        first: usize,
+        input: &[u8],
+        output: &mut [u8],
+    ) = maxima::<true>
 }
 
 versions! {
-    fn maximum_unsigned(pixel: &mut [u8], other: &[u8]) = maximum_unsigned_all
+    fn maximum_unsigned(
+        shape: &PoolShape,
+        lowest: u8,
+        first: usize,
+        input: &[u8],
+        output: &mut [u8],
+    ) = maxima::<false>
 }
 
+/// Channels whose maximum is taken at a time.
+const BLOCK: usize = 64;
+
+/// The output pixels from `first` on, counted over the batch, as many as the output takes.
 #[inline(always)]
-fn maximum_signed_all(pixel: &mut [u8], other: &[u8]) {
-    for (value, other) in pixel.iter_mut().zip(other) {
-        *value = (*value as i8).max(*other as i8) as u8;
+fn maxima<const SIGNED: bool>(
+    shape: &PoolShape,
+    lowest: u8,
+    first: usize,
+    input: &[u8],
+    output: &mut [u8],
+) {
+    let channels = shape.channels;
+    for (index, pixel) in output.chunks_exact_mut(channels).enumerate() {
+        let (image, rows, columns) = shape.extent(first + index);
+        let (blocks, rest) = pixel.as_chunks_mut::<BLOCK>();
+        let full = blocks.len() * BLOCK;
+        for (index, block) in blocks.iter_mut().enumerate() {
+            let mut most = [lowest; BLOCK];
+            for y in rows.clone() {
+                for x in columns.clone() {
+                    let at = image + (y * shape.in_w + x) * channels + index * BLOCK;
+                    if let Some(other) = input[at..].first_chunk::<BLOCK>() {
+                        larger::<SIGNED>(&mut most, other);
+                    }
+                }
+            }
+            *block = most;
+        }
+        if rest.is_empty() {
+            continue;
+        }
+        rest.fill(lowest);
+        for y in rows {
+            for x in columns.clone() {
+                let at = image + (y * shape.in_w + x) * channels + full;
+                larger::<SIGNED>(rest, &input[at..at + channels - full]);
+            }
+        }
     }
 }
 
 #[inline(always)]
-fn maximum_unsigned_all(pixel: &mut [u8], other: &[u8]) {
-    for (value, other) in pixel.iter_mut().zip(other) {
-        *value = (*value).max(*other);
+fn larger<const SIGNED: bool>(most: &mut [u8], other: &[u8]) {
+    for (value, other) in most.iter_mut().zip(other) {
+        *value = if SIGNED {
+            (*value as i8).max(*other as i8) as u8
+        } else {
+            (*value).max(*other)
+        };
     }
 }
 
