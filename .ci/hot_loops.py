@@ -17,6 +17,7 @@ import sys
 # functions there must be at least.
 HOT = [
     (r"requant_kernels_cpu::arch::x86::avx512::tile", r"\bvpdpbusd\b", 24),
+    (r"requant_kernels_cpu::arch::x86::avx_vnni::tile", r"\bvpdpbusd\b", 24),
     (r"requant_kernels_cpu::arch::x86::avx2::tile", r"\bvpmaddwd\b", 6),
     (r"requant_kernels_cpu::arch::x86::avx512_stem::row", r"\bvpdpbusd\b", 20),
     (r"requant_kernels_cpu::arch::x86::avx512_depthwise::sums", r"\bvpdpbusd\b", 1),

@@ -13,28 +13,41 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2 and FMA.
     Avx2,
+    /// x86-64 with AVX2 and AVX-VNNI.
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
     Avx512Vnni,
     /// AArch64 with the dot product extension.
     NeonDot,
+    /// AArch64 with the dot product and the matrix multiplication extensions.
+    NeonI8mm,
 }
 
 /// A name that is no instruction set.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("unknown instruction set {0:?}, expected scalar, avx2, avx512-vnni or neon-dotprod")]
+#[error("unknown instruction set {0:?}, expected {list}", list = Isa::ALL.map(Isa::name).join(", "))]
 pub struct UnknownIsa(pub String);
 
 impl Isa {
     /// Every instruction set, worst to best on its architecture.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni, Isa::NeonDot];
+    pub const ALL: [Isa; 6] = [
+        Isa::Scalar,
+        Isa::Avx2,
+        Isa::AvxVnni,
+        Isa::Avx512Vnni,
+        Isa::NeonDot,
+        Isa::NeonI8mm,
+    ];
 
     /// The name used in flags, metrics and kernel names.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avx-vnni",
             Isa::Avx512Vnni => "avx512-vnni",
             Isa::NeonDot => "neon-dotprod",
+            Isa::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -57,13 +70,15 @@ impl Isa {
 
     /// Whether this machine can execute it. Detected once.
     pub fn is_available(self) -> bool {
-        static DETECTED: OnceLock<[bool; 4]> = OnceLock::new();
+        static DETECTED: OnceLock<[bool; 6]> = OnceLock::new();
         let detected = DETECTED.get_or_init(|| Isa::ALL.map(detect));
         match self {
             Isa::Scalar => detected[0],
             Isa::Avx2 => detected[1],
-            Isa::Avx512Vnni => detected[2],
-            Isa::NeonDot => detected[3],
+            Isa::AvxVnni => detected[2],
+            Isa::Avx512Vnni => detected[3],
+            Isa::NeonDot => detected[4],
+            Isa::NeonI8mm => detected[5],
         }
     }
 }
@@ -74,6 +89,7 @@ fn detect(isa: Isa) -> bool {
     match isa {
         Isa::Scalar => true,
         Isa::Avx2 => avx2(),
+        Isa::AvxVnni => avx2() && is_x86_feature_detected!("avxvnni"),
         Isa::Avx512Vnni => {
             avx2()
                 && is_x86_feature_detected!("avx512f")
@@ -82,7 +98,7 @@ fn detect(isa: Isa) -> bool {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni")
         }
-        Isa::NeonDot => false,
+        Isa::NeonDot | Isa::NeonI8mm => false,
     }
 }
 
@@ -90,8 +106,12 @@ fn detect(isa: Isa) -> bool {
 fn detect(isa: Isa) -> bool {
     match isa {
         Isa::Scalar => true,
-        Isa::Avx2 | Isa::Avx512Vnni => false,
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => false,
         Isa::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
+        Isa::NeonI8mm => {
+            std::arch::is_aarch64_feature_detected!("dotprod")
+                && std::arch::is_aarch64_feature_detected!("i8mm")
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Aligned memory for packed weights, and the cutting of a caller's scratch buffer into typed pieces.
 
-use core::mem::{align_of, size_of, size_of_val};
+use core::mem::{align_of, size_of};
 
 /// Alignment of packed weights and of every piece of scratch: one cache line.
 pub(crate) const LINE: usize = 64;
@@ -40,7 +40,7 @@ impl Aligned {
 #[inline]
 pub(crate) fn prefetch<T>(values: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for at in (0..size_of_val(values)).step_by(LINE) {
+    for at in (0..core::mem::size_of_val(values)).step_by(LINE) {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a hint, which reads nothing; every x86-64 has SSE.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_byte_add(at).cast()) };

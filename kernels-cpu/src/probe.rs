@@ -39,7 +39,7 @@ pub fn dot_loop(isa: Isa) -> Option<(fn(usize), f64)> {
         return None;
     }
     match isa {
-        Isa::Scalar | Isa::NeonDot => None,
+        Isa::Scalar | Isa::AvxVnni | Isa::NeonDot | Isa::NeonI8mm => None,
         Isa::Avx2 => Some((x86::avx2, 12.0 * 16.0 * 2.0)),
         Isa::Avx512Vnni => Some((x86::avx512, 24.0 * 64.0 * 2.0)),
     }
@@ -73,7 +73,9 @@ impl Memory {
 fn read(isa: Isa, bytes: &[u8]) {
     match isa {
         Isa::Avx512Vnni if isa.is_available() => x86::read_avx512(bytes),
-        Isa::Avx512Vnni | Isa::Avx2 | Isa::Scalar | Isa::NeonDot => sum(bytes),
+        Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2 | Isa::Scalar | Isa::NeonDot | Isa::NeonI8mm => {
+            sum(bytes)
+        }
     }
 }
 

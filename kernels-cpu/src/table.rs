@@ -288,6 +288,7 @@ impl RowsForm {
 ///   bytes at `pixels` places, `out_step` bytes apart;
 /// - the machine has the kernel's ISA.
 #[derive(Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) struct DepthwiseRows {
     pub(crate) bands: usize,
     pub(crate) rows: *const *const u8,
@@ -383,6 +384,7 @@ impl DepthwiseKernel {
 /// - `out` is writable for `16·v` bytes at `pixels` places, `out_step` bytes apart;
 /// - the machine has the function's ISA.
 #[derive(Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) struct StemRow {
     pub(crate) rows: *const *const u8,
     pub(crate) kernel_rows: usize,
@@ -443,8 +445,10 @@ pub(crate) fn ladder(isa: Isa) -> &'static [Isa] {
     match isa {
         Isa::Scalar => &[Isa::Scalar],
         Isa::Avx2 => &[Isa::Avx2, Isa::Scalar],
+        Isa::AvxVnni => &[Isa::AvxVnni, Isa::Avx2, Isa::Scalar],
         Isa::Avx512Vnni => &[Isa::Avx512Vnni, Isa::Avx2, Isa::Scalar],
         Isa::NeonDot => &[Isa::NeonDot, Isa::Scalar],
+        Isa::NeonI8mm => &[Isa::NeonI8mm, Isa::NeonDot, Isa::Scalar],
     }
 }
 

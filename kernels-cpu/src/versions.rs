@@ -36,13 +36,13 @@ macro_rules! versions {
                 return scalar;
             }
             match isa {
-                $crate::Isa::Scalar | $crate::Isa::NeonDot => scalar,
+                $crate::Isa::Scalar | $crate::Isa::NeonDot | $crate::Isa::NeonI8mm => scalar,
                 #[cfg(target_arch = "x86_64")]
-                $crate::Isa::Avx2 => avx2,
+                $crate::Isa::Avx2 | $crate::Isa::AvxVnni => avx2,
                 #[cfg(target_arch = "x86_64")]
                 $crate::Isa::Avx512Vnni => avx512,
                 #[cfg(not(target_arch = "x86_64"))]
-                $crate::Isa::Avx2 | $crate::Isa::Avx512Vnni => scalar,
+                $crate::Isa::Avx2 | $crate::Isa::AvxVnni | $crate::Isa::Avx512Vnni => scalar,
             }
         }
     };

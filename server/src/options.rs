@@ -72,8 +72,8 @@ pub struct Options {
     #[arg(long, env = "REQUANT_PIN_THREADS")]
     pub pin_threads: bool,
 
-    /// Instruction set of the CPU backend: scalar, avx2, avx512-vnni or neon-dotprod [default: the
-    /// best one that this machine has]. Answers are the same bytes on each.
+    /// Instruction set of the CPU backend: scalar, avx2, avx-vnni, avx512-vnni, neon-dotprod or
+    /// neon-i8mm [default: the best one that this machine has]. Answers are the same bytes on each.
     #[arg(long, env = "REQUANT_ISA", value_name = "NAME", value_parser = available_isa)]
     pub isa: Option<Isa>,
 

@@ -1,4 +1,4 @@
-//! AArch64: NEON with the dot product extension. Depthwise convolutions, epilogues and lookups are the
+//! AArch64: NEON with the dot product and the matrix multiplication extensions. Depthwise convolutions, epilogues and lookups are the
 //! portable ones, which the compiler vectorises for NEON.
 
 use super::{LookupFn, LookupInPlaceFn};
@@ -10,8 +10,9 @@ use crate::epilogue::round::Round;
 use crate::table::{DepthwiseKernel, Kernel, StemFn};
 
 mod dotprod;
+mod i8mm;
 
-pub(super) const KERNELS: &[&[Kernel]] = &[dotprod::KERNELS];
+pub(super) const KERNELS: &[&[Kernel]] = &[dotprod::KERNELS, i8mm::KERNELS];
 pub(super) const DEPTHWISE: &[&[DepthwiseKernel]] = &[];
 
 pub(super) fn epilogue(_isa: Isa, _round: &Round, _finish: &Finish) -> Option<BlockFn> {

@@ -1,4 +1,4 @@
-//! x86-64: AVX2 and AVX-512 with VNNI.
+//! x86-64: AVX2, alone and with VNNI, and AVX-512 with VNNI.
 
 use super::{LookupFn, LookupInPlaceFn};
 use crate::Isa;
@@ -22,24 +22,30 @@ mod avx512_registers;
 mod avx512_round;
 mod avx512_stem;
 mod avx512_words;
+mod avx_vnni;
 mod vbmi;
 
-pub(super) const KERNELS: &[&[Kernel]] = &[avx2::KERNELS, avx512::KERNELS, avx512_words::KERNELS];
+pub(super) const KERNELS: &[&[Kernel]] = &[
+    avx2::KERNELS,
+    avx_vnni::KERNELS,
+    avx512::KERNELS,
+    avx512_words::KERNELS,
+];
 pub(super) const DEPTHWISE: &[&[DepthwiseKernel]] =
     &[avx2_depthwise::KERNELS, avx512_depthwise::KERNELS];
 
 pub(super) fn epilogue(isa: Isa, round: &Round, finish: &Finish) -> Option<BlockFn> {
     match isa {
         Isa::Avx512Vnni => avx512_epilogue::select(round, finish),
-        Isa::Avx2 => avx2_epilogue::select(round, finish),
-        Isa::Scalar | Isa::NeonDot => None,
+        Isa::Avx2 | Isa::AvxVnni => avx2_epilogue::select(round, finish),
+        Isa::Scalar | Isa::NeonDot | Isa::NeonI8mm => None,
     }
 }
 
 pub(super) fn beside(kernel: &Kernel, step: Step, groups: usize) -> Option<BesideTable> {
     match kernel.isa {
         Isa::Avx512Vnni => avx512_beside::functions(kernel, step, groups),
-        Isa::Scalar | Isa::Avx2 | Isa::NeonDot => None,
+        Isa::Scalar | Isa::Avx2 | Isa::AvxVnni | Isa::NeonDot | Isa::NeonI8mm => None,
     }
 }
 
@@ -52,15 +58,15 @@ pub(super) fn stem(
 ) -> Option<StemFn> {
     match isa {
         Isa::Avx512Vnni => avx512_stem::select(round, finish, vectors, pixels),
-        Isa::Scalar | Isa::Avx2 | Isa::NeonDot => None,
+        Isa::Scalar | Isa::Avx2 | Isa::AvxVnni | Isa::NeonDot | Isa::NeonI8mm => None,
     }
 }
 
 pub(super) fn takes_unpacked(isa: Isa, finish: &Finish, width: usize) -> bool {
     match isa {
         Isa::Avx512Vnni => width == 64 && avx512_epilogue::takes_unpacked(finish),
-        Isa::Avx2 => width == 16 && avx2_epilogue::takes_unpacked(finish),
-        Isa::Scalar | Isa::NeonDot => false,
+        Isa::Avx2 | Isa::AvxVnni => width == 16 && avx2_epilogue::takes_unpacked(finish),
+        Isa::Scalar | Isa::NeonDot | Isa::NeonI8mm => false,
     }
 }
 
@@ -75,6 +81,6 @@ pub(super) fn lookup_in_place(isa: Isa) -> Option<LookupInPlaceFn> {
 fn has_vbmi(isa: Isa) -> bool {
     match isa {
         Isa::Avx512Vnni => vbmi::is_available(),
-        Isa::Scalar | Isa::Avx2 | Isa::NeonDot => false,
+        Isa::Scalar | Isa::Avx2 | Isa::AvxVnni | Isa::NeonDot | Isa::NeonI8mm => false,
     }
 }
