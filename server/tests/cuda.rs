@@ -2,11 +2,13 @@
 //! of a model whose device is lost.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::path::Path;
 use std::sync::Arc;
 
 use requant_conformance::{Rng, emulator};
+use requant_numerics::DType;
 use requant_runtime::CpuOptions;
-use requant_server::engine::{self, ExecError, Form, Instance, Network};
+use requant_server::engine::{self, ExecError, Form, Instance, Network, Reading};
 use requant_server::options::BackendChoice;
 
 /// Samples of a run.
@@ -106,4 +108,57 @@ fn a_model_that_does_not_fit_is_refused_with_the_sizes() {
         let refused = engine.built_in().unwrap_err().to_string();
         assert!(refused.contains("of 20000 bytes free"), "{refused}");
     }
+}
+
+/// The first output of one sample of random inputs.
+fn first_output(backend: BackendChoice, file: &Path) -> Vec<u8> {
+    let engine = engine::open(backend, CpuOptions::default()).unwrap();
+    let network = engine.load(file, &Reading::default()).unwrap();
+    let mut instance = network.instance(1).unwrap();
+    let signature = network.signature();
+    let mut rng = Rng::new(3);
+    for (index, input) in signature.inputs.iter().enumerate() {
+        let bytes: Vec<u8> = if input.dtype == DType::F32 {
+            let values = (0..input.elements()).map(|_| rng.unit() as f32 * 4.0 - 2.0);
+            values.flat_map(f32::to_le_bytes).collect()
+        } else {
+            (0..input.elements()).map(|_| rng.bits() as u8).collect()
+        };
+        let written = instance.write_input(index, 0, 1, Form::Declared, &bytes);
+        written.unwrap();
+    }
+    instance.run(1).unwrap();
+    let mut output = vec![0; signature.outputs[0].bytes(Form::Declared).unwrap()];
+    let read = instance.read_output(0, 0, 1, Form::Declared, &mut output);
+    read.map(|()| output).unwrap()
+}
+
+#[test]
+fn real_networks_give_the_cpus_bytes() {
+    let data =
+        std::env::var("REQUANT_TEST_DATA").unwrap_or_else(|_| "../../shared/data".to_owned());
+    let data = Path::new(&data).join("quantized");
+    if !data.is_dir() {
+        println!("skipped: no models in {}", data.display());
+        return;
+    }
+    if !emulator::is_emulated("real_networks_give_the_cpus_bytes", "") {
+        return;
+    }
+    let mut compared = 0;
+    for folder in ["onnx", "tflite", "qonnx"] {
+        for entry in std::fs::read_dir(data.join(folder)).unwrap() {
+            let file = entry.unwrap().path();
+            let kind = file.extension().and_then(|kind| kind.to_str());
+            if !matches!(kind, Some("onnx" | "tflite")) {
+                continue;
+            }
+            let [cpu, cuda] =
+                [BackendChoice::Cpu, BackendChoice::Cuda].map(|b| first_output(b, &file));
+            assert_eq!(cpu, cuda, "{}", file.display());
+            compared += 1;
+        }
+    }
+    assert!(compared > 0);
+    println!("{compared} networks");
 }
