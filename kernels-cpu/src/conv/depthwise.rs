@@ -25,7 +25,7 @@ use super::{ConvIo, ConvShape, ConvSpec};
 /// Most output pixels of a stretch.
 const PIXELS: usize = 28;
 /// Bytes of an image that stays in an L2 cache of 512 KiB beside its output.
-const IMAGE_BYTES: usize = 224 << 10;
+pub(super) const IMAGE_BYTES: usize = 224 << 10;
 /// Bytes of the columns of a stretch, about: they stay in the L1 cache.
 const COLUMN_BYTES: usize = 16 << 10;
 /// Multiply-accumulates below which a second thread costs more than it gives: a matrix product does about

@@ -13,7 +13,7 @@ use crate::parallel::{Shared, run_parts, share, usable_threads};
 use crate::table::{DepthwiseKernel, DepthwiseRows, ROWS_TAPS, RowsFn, RowsForm};
 use crate::{Isa, KernelError, Parallel};
 
-use super::depthwise::MACS_PER_PART;
+use super::depthwise::{IMAGE_BYTES, MACS_PER_PART};
 use super::fold::Folded;
 use super::{ConvIo, ConvShape, ConvSpec};
 
@@ -23,8 +23,11 @@ const COLUMN: usize = 4;
 const MOST_ROWS: usize = 2;
 /// Most pieces of a chunk.
 const MOST_PIECES: usize = 4;
-/// Most bands of a unit: its weights and parameters are loaded once.
+/// Most bands of a call: its weights and parameters are loaded once.
 const BANDS: usize = 4;
+
+/// Output rows of a large image whose chunks follow one another.
+const BLOCK_ROWS: usize = 16;
 
 /// A depthwise convolution, prepared.
 #[derive(Debug)]
@@ -50,7 +53,7 @@ struct Chunk {
     width: usize,
 }
 
-/// Some output rows of a chunk, a band after the other; all but the last have all their pieces.
+/// A band of output rows of a chunk.
 #[derive(Clone, Copy, Debug)]
 struct Unit {
     chunk: usize,
@@ -58,6 +61,17 @@ struct Unit {
     run: RowsFn,
     row: usize,
     rows: usize,
+}
+
+impl Unit {
+    /// Whether a unit goes on where this one ends, so that both may be computed by one call.
+    fn goes_on(&self, next: &Unit) -> bool {
+        let whole = self.rows == self.form.rows * self.form.pieces();
+        whole
+            && self.chunk == next.chunk
+            && self.form == next.form
+            && self.row + self.rows == next.row
+    }
 }
 
 impl DepthwiseByRows {
@@ -93,7 +107,7 @@ impl DepthwiseByRows {
                 stride: shape.strides[1],
                 width: chunk.width,
             };
-            for (row, rows, together) in groups(shape.out_h, most, form(1).pieces()) {
+            for (row, rows, together) in bands(shape.out_h, most, form(1).pieces()) {
                 let form = form(together);
                 let Some(run) = select(round, finish, form) else {
                     return Ok(None);
@@ -107,7 +121,13 @@ impl DepthwiseByRows {
                 });
             }
         }
-        units.sort_by_key(|unit| (unit.row, unit.chunk));
+        // A small image stays in the cache, and so a chunk's weights may; of a large one some rows do.
+        let rows = if shape.input_elements() <= IMAGE_BYTES {
+            shape.out_h
+        } else {
+            BLOCK_ROWS
+        };
+        units.sort_by_key(|unit| (unit.row / rows, unit.chunk, unit.row));
         let depth = shape.depth();
         let weight = |channel, tap| spec.weights.get(channel, tap, depth);
         let chunk_bytes = MOST_ROWS * ROWS_TAPS * kernel.group_bytes();
@@ -182,9 +202,16 @@ impl DepthwiseByRows {
             outside,
         };
         run_parts(pool, parts, |part| {
-            for index in share(count, parts, part) {
-                let (image, unit) = (index / self.units.len(), index % self.units.len());
-                job.unit(image, &self.units[unit]);
+            let mut left = share(count, parts, part);
+            while !left.is_empty() {
+                let (image, first) = (left.start / self.units.len(), left.start % self.units.len());
+                let units = &self.units[first..self.units.len().min(first + left.len())];
+                let together = units
+                    .windows(2)
+                    .take_while(|pair| pair[0].goes_on(&pair[1]));
+                let bands = 1 + together.take(BANDS - 1).count();
+                job.bands(image, &units[..bands]);
+                left.start += bands;
             }
         });
     }
@@ -201,7 +228,12 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn unit(&self, image: usize, unit: &Unit) {
+    /// Bands that go on one from the other.
+    fn bands(&self, image: usize, units: &[Unit]) {
+        let [unit, ..] = units else {
+            return;
+        };
+        let height: usize = units.iter().map(|unit| unit.rows).sum();
         let depthwise = self.depthwise;
         let Some((round, finish)) = depthwise.epilogue.alone() else {
             return;
@@ -213,13 +245,13 @@ impl Job<'_> {
         let mut rows = [self.outside[chunk.channel..].as_ptr(); BANDS * MOST_PIECES * COLUMN];
         let mut out = [core::ptr::null_mut(); BANDS * MOST_PIECES * MOST_ROWS];
         let (pieces, each) = (unit.form.pieces(), unit.form.rows);
-        let bands = unit.rows.div_ceil(pieces * each);
+        let bands = units.len();
         let pointers = rows.chunks_exact_mut(COLUMN);
         let places = pointers.zip(out.chunks_exact_mut(each));
         for (piece, (pointers, out)) in places.enumerate().take(bands * pieces) {
             let band = piece / pieces * pieces * each;
             let first = piece * each;
-            let row = unit.row + if first < unit.rows { first } else { band };
+            let row = unit.row + if first < height { first } else { band };
             let top = (row * shape.strides[0]) as isize - shape.pads[0] as isize;
             for (index, pointer) in pointers.iter_mut().enumerate() {
                 let y = top + index as isize;
@@ -289,20 +321,20 @@ fn chunks(channels: usize) -> Vec<Chunk> {
 }
 
 /// Rows for a number of pieces: first row, rows, and how many of them come from one column.
-fn groups(height: usize, most: usize, pieces: usize) -> Vec<(usize, usize, usize)> {
-    let mut groups = Vec::new();
+fn bands(height: usize, most: usize, pieces: usize) -> Vec<(usize, usize, usize)> {
+    let mut bands = Vec::new();
     let mut row = 0;
     while row < height {
         let left = height - row;
         let (rows, together) = if left >= most {
-            (left.min(most * pieces * BANDS) / most * most, most)
+            (left.min(most * pieces) / most * most, most)
         } else {
             (left, 1)
         };
-        groups.push((row, rows, together));
+        bands.push((row, rows, together));
         row += rows;
     }
-    groups
+    bands
 }
 
 #[cfg(test)]
@@ -310,14 +342,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_cover_every_row_once() {
+    fn bands_cover_every_row_once() {
         for height in 1..40 {
             for most in [1, 2] {
                 for pieces in [1, 2, 4] {
                     let mut next = 0;
-                    for (row, rows, together) in groups(height, most, pieces) {
+                    for (row, rows, together) in bands(height, most, pieces) {
                         assert_eq!(row, next);
-                        assert!(rows <= together * pieces * BANDS && rows.is_multiple_of(together));
+                        assert!(rows <= together * pieces && rows.is_multiple_of(together));
                         next += rows;
                     }
                     assert_eq!(next, height);
