@@ -1,4 +1,4 @@
-"""Times Requant's CPU backend beside onnxruntime and OpenVINO on the same models, inputs and threads.
+"""Times Requant's CPU backend beside onnxruntime and OpenVINO on the same models and threads, with random inputs of the same shapes.
 
 python loadtests/peers/cpu.py [--models FOLDER] [--model FILE.onnx …] [--batch 1 8] [--threads 1 2] [--rounds 15]
 

@@ -108,7 +108,7 @@ impl<R: Runner> Executable for HostExecutable<R> {
         let scratch = (0..self.schedule.threads()).map(|thread| self.scratch_bytes(thread));
         let activations = self.schedule.bytes(&self.plan, max_batch);
         Footprint {
-            weight_bytes: constants.chain(weights).sum(),
+            weight_bytes: constants.chain(weights).fold(0, usize::saturating_add),
             arena_bytes: scratch.fold(activations, usize::saturating_add),
         }
     }
@@ -199,6 +199,21 @@ impl<R: Runner> HostInstance<R> {
     /// Passes `samples` samples through a segment.
     fn segment(&mut self, segment: &Segment, samples: usize) -> Result<(), ExecError> {
         self.exchange(segment);
+        let passed = self.pass(segment, samples);
+        // Also after a fault: the instance must find its buffers in their places.
+        self.exchange(segment);
+        passed?;
+        for index in segment.steps.clone() {
+            let step = &self.plan.steps[index];
+            let batched = step.outputs.iter().any(|id| self.plan.buffer(*id).batched);
+            let operations = 2 * step.macs * if batched { samples as u64 } else { 1 };
+            self.stats.done(index, step.precision, operations);
+        }
+        Ok(())
+    }
+
+    /// Passes all slices through a segment whose outputs stand behind their locks.
+    fn pass(&mut self, segment: &Segment, samples: usize) -> Result<(), ExecError> {
         let (threads, each) = (
             self.workers.len(),
             segment.slice(samples, self.workers.len()),
@@ -234,15 +249,7 @@ impl<R: Runner> HostInstance<R> {
                 self.slice(&mut worker, segment, Crew::All, span(slice));
             }
         }
-        self.collect(segment, 1)?;
-        self.exchange(segment);
-        for index in segment.steps.clone() {
-            let step = &self.plan.steps[index];
-            let batched = step.outputs.iter().any(|id| self.plan.buffer(*id).batched);
-            let operations = 2 * step.macs * if batched { samples as u64 } else { 1 };
-            self.stats.done(index, step.precision, operations);
-        }
-        Ok(())
+        self.collect(segment, 1)
     }
 
     /// Swaps the buffers that a segment writes between those that all read and those behind locks.

@@ -19,7 +19,8 @@ pub struct LayerTime {
     pub precision: Option<LayerPrecision>,
     /// Operations (2 a multiply-accumulate) of all samples of a run.
     pub operations: u64,
-    /// Median wall time of one run.
+    /// Median time of one run: wall time, or where threads pass slices of the batch through the step apart,
+    /// the mean of theirs.
     pub time: Duration,
 }
 

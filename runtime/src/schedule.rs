@@ -17,7 +17,7 @@ use crate::plan::{ArenaLayout, BufferId, Plan, Step, Storage, arrange};
 pub(crate) const SLICES: [usize; 7] = [1, 2, 4, 8, 16, 32, WHOLE];
 
 /// The slice of a segment that takes the batch as it is.
-const WHOLE: usize = usize::MAX;
+pub(crate) const WHOLE: usize = usize::MAX;
 
 /// Samples that a whole batch is taken to have when its cost is estimated.
 const USUAL_BATCH: usize = 128;

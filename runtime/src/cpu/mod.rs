@@ -324,11 +324,13 @@ impl CpuRunner {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
     use requant_model::{artifact, builtin};
 
     use super::*;
-    use crate::schedule::SLICES;
-    use crate::{Form, PlanOptions, ReferenceBackend, profile};
+    use crate::schedule::{SLICES, WHOLE};
+    use crate::{Form, Instance, PlanOptions, ReferenceBackend, profile};
 
     const SAMPLES: usize = 23;
 
@@ -348,6 +350,116 @@ mod tests {
                 .unwrap();
         }
         output
+    }
+
+    /// Fails one step of one run.
+    struct Faulty {
+        runner: CpuRunner,
+        step: usize,
+        fails: AtomicBool,
+    }
+
+    impl Runner for Faulty {
+        fn seat(&self) -> Option<Seat<'_>> {
+            self.runner.seat()
+        }
+
+        fn share(&self, parts: usize, task: &(dyn Fn(usize) + Sync)) {
+            self.runner.share(parts, task);
+        }
+
+        fn step(
+            &self,
+            at: (usize, &Step, usize),
+            crew: Crew,
+            operands: Operands<'_>,
+            out: &mut [u8],
+            scratch: &mut [u8],
+        ) -> Result<(), ExecError> {
+            if at.0 == self.step && self.fails.swap(false, SeqCst) {
+                return Err(ExecError::Memory { bytes: 1 });
+            }
+            self.runner.step(at, crew, operands, out, scratch)
+        }
+
+        fn quantize(
+            &self,
+            input: usize,
+            edge: &Edge,
+            data: &[u8],
+            out: &mut [u8],
+        ) -> Result<(), KernelError> {
+            self.runner.quantize(input, edge, data, out)
+        }
+
+        fn copy_input(&self, input: usize, data: &[u8], out: &mut [u8]) -> Result<(), KernelError> {
+            self.runner.copy_input(input, data, out)
+        }
+
+        fn dequantize(&self, output: usize, edge: &Edge, data: &[u8], out: &mut [u8]) {
+            self.runner.dequantize(output, edge, data, out);
+        }
+
+        fn weight_bytes(&self, index: usize) -> usize {
+            self.runner.weight_bytes(index)
+        }
+
+        fn scratch_bytes(&self, crew: Crew) -> usize {
+            self.runner.scratch_bytes(crew)
+        }
+
+        fn kernels(&self) -> Vec<&'static str> {
+            self.runner.kernels()
+        }
+    }
+
+    #[test]
+    fn an_instance_goes_on_after_a_fault() {
+        let graph = artifact::read(builtin::FASHION).unwrap();
+        let given = Arc::new(Plan::new(graph, &PlanOptions::default()).unwrap());
+        let reference = ReferenceBackend.compile(Arc::clone(&given)).unwrap();
+        let (plan, planes) = given.interleaved();
+        let plan = Arc::new(plan);
+        let info = &plan.signature().inputs[0];
+        let input = profile::random_bytes(info.dtype, info.elements() * SAMPLES);
+        let expected = answer(&*reference, &input, SAMPLES);
+        for (threads, slice) in [(1, WHOLE), (1, 4), (2, WHOLE), (2, 4)] {
+            let options = CpuOptions {
+                threads,
+                ..CpuOptions::default()
+            };
+            let backend = CpuBackend::new(options).unwrap();
+            for step in [0, plan.steps.len() - 1] {
+                let executable = HostExecutable {
+                    plan: Arc::clone(&plan),
+                    schedule: Arc::new(Schedule::new(
+                        &plan,
+                        &vec![slice; plan.steps.len()],
+                        threads,
+                    )),
+                    runner: Arc::new(Faulty {
+                        runner: backend.prepare(&plan, planes.clone()).unwrap(),
+                        step,
+                        fails: AtomicBool::new(true),
+                    }),
+                };
+                let mut instance = executable.instance(SAMPLES).unwrap();
+                let mut output = vec![0; SAMPLES * 4 * 10];
+                let write = |instance: &mut Box<dyn Instance>| {
+                    instance.write_input(0, 0, SAMPLES, Form::Declared, &input)
+                };
+                write(&mut instance).unwrap();
+                let fault = instance.run(SAMPLES).map(|_| ());
+                assert_eq!(fault, Err(ExecError::Memory { bytes: 1 }));
+                let read = instance.read_output(0, 0, SAMPLES, Form::Declared, &mut output);
+                read.unwrap();
+                write(&mut instance).unwrap();
+                instance.run(SAMPLES).unwrap();
+                let read = instance.read_output(0, 0, SAMPLES, Form::Declared, &mut output);
+                read.unwrap();
+                assert!(output == expected, "{threads} {slice} {step}");
+            }
+        }
     }
 
     #[test]
