@@ -24,6 +24,7 @@ pub mod profile;
 mod reference;
 mod schedule;
 mod stats;
+pub mod verify;
 
 pub use backend::{Backend, BackendInfo, Executable, Footprint, Form, Instance};
 

@@ -2,14 +2,14 @@
 //!
 //! A GPU that faults takes everything with it that was compiled for it. The first model that notices
 //! has the device reset and opened anew, once for each fault; where that fails, and where a backend that
-//! was not asked for by name refuses a model, the CPU computes.
+//! was not asked for by name refuses a model or answers it with other bytes than the CPU, the CPU computes.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use requant_numerics::ModelPrecision;
 use requant_runtime::{
     Backend, BackendInfo, CompileError, CudaBackend, ExecError, Executable, Footprint, Instance,
-    Plan, Signature,
+    Plan, Signature, verify,
 };
 
 use crate::engine::{EngineError, Network};
@@ -95,12 +95,18 @@ impl Backends {
         let refused = match &cuda {
             None => None,
             Some(cuda) => match cuda.compile(Arc::clone(plan)) {
-                Ok(executable) => return Ok((executable, losses)),
+                Ok(executable) if !self.yields => return Ok((executable, losses)),
+                Ok(executable) => return Ok((self.trusted(executable, plan)?, losses)),
                 Err(error) if error.is_device_lost() => {
                     self.restore(losses);
                     let again = self.lock().cuda.clone();
                     let again = again.map(|cuda| cuda.compile(Arc::clone(plan)));
                     if let Some(Ok(executable)) = again {
+                        let executable = if self.yields {
+                            self.trusted(executable, plan)?
+                        } else {
+                            executable
+                        };
                         return Ok((executable, self.lock().losses));
                     }
                     None
@@ -116,6 +122,29 @@ impl Backends {
             None => {}
         }
         Ok((self.behind.compile(Arc::clone(plan))?, self.lock().losses))
+    }
+
+    /// What a device that nobody asked for by name has compiled, if it answers as the backend behind it;
+    /// that one's otherwise.
+    fn trusted(
+        &self,
+        executable: Arc<dyn Executable>,
+        plan: &Arc<Plan>,
+    ) -> Result<Arc<dyn Executable>, CompileError> {
+        let behind = self.behind.compile(Arc::clone(plan))?;
+        match verify::same_bytes(&*executable, &*behind) {
+            Ok(true) => return Ok(executable),
+            Ok(false) => tracing::error!(
+                model = plan.name(),
+                "the device answers with other bytes than the CPU: the CPU computes"
+            ),
+            Err(error) => tracing::error!(
+                model = plan.name(),
+                %error,
+                "the device fails a first run: the CPU computes"
+            ),
+        }
+        Ok(behind)
     }
 
     /// Opens the device anew, unless somebody has since the loss number `seen`.
