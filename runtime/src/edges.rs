@@ -1,10 +1,13 @@
-//! The ports of a plan on the host's kernels: floats to integers on the way in, integers to floats on
-//! the way out, planes to pixels where the plan does without that transposition.
+//! What crosses the ports of a plan, on the host: floats become integers on the way in and integers floats
+//! on the way out, planes become pixels where the plan does without that transposition, and values are
+//! checked.
+
+use std::ops::Range;
 
 use requant_kernels_cpu::{Dequantize, Isa, KernelError, Parallel, Planes, Quantize, Transpose};
 
-use crate::plan::signature::Edge;
-use crate::{CompileError, Plan, ports};
+use crate::plan::signature::{Edge, Port};
+use crate::{CompileError, ExecError, Form, Plan, ports};
 
 /// How an input is written.
 #[derive(Debug)]
@@ -54,8 +57,72 @@ impl Edges {
         })
     }
 
+    /// The ports of a plan in plain loops.
+    pub(crate) fn portable(plan: &Plan) -> Self {
+        Edges {
+            inputs: plan.inputs.iter().map(|_| Input::Portable).collect(),
+            outputs: plan.outputs.iter().map(|_| None).collect(),
+        }
+    }
+
+    /// Writes samples of input port `input` to their place in its buffer.
+    ///
+    /// # Errors
+    /// An integer outside its type.
+    pub(crate) fn write(
+        &self,
+        plan: &Plan,
+        (input, port): (usize, &Port),
+        form: Form,
+        data: &[u8],
+        out: &mut [u8],
+        pool: &dyn Parallel,
+    ) -> Result<(), ExecError> {
+        let failed = |source| ExecError::Kernel {
+            step: port.info.name.clone(),
+            source,
+        };
+        if let (Some(edge), Form::Declared) = (&port.edge, form) {
+            return self.quantize(input, edge, data, out, pool).map_err(failed);
+        }
+        let dtype = plan.buffer(port.buffer).dtype;
+        if let Some((index, value)) = ports::outside_range(dtype, data) {
+            return Err(ExecError::Range {
+                name: port.info.name.clone(),
+                dtype,
+                index,
+                value,
+            });
+        }
+        self.copy_input(input, data, out, pool).map_err(failed)
+    }
+
+    /// Reads samples of output port `output` from the bytes of its buffer, in which they lie at `range`; a
+    /// buffer that is the same for every sample is read again for each.
+    pub(crate) fn read(
+        &self,
+        plan: &Plan,
+        (output, port): (usize, &Port),
+        form: Form,
+        (bytes, range): (&[u8], Range<usize>),
+        data: &mut [u8],
+        pool: &dyn Parallel,
+    ) {
+        let read = |bytes: &[u8], data: &mut [u8]| match (&port.edge, form) {
+            (Some(edge), Form::Declared) => self.dequantize(output, edge, bytes, data, pool),
+            (_, _) => data.copy_from_slice(bytes),
+        };
+        if plan.buffer(plan.root(port.buffer)).batched {
+            read(&bytes[range], data);
+        } else {
+            let each = port.info.bytes(form).unwrap_or(0).max(1);
+            data.chunks_exact_mut(each)
+                .for_each(|data| read(bytes, data));
+        }
+    }
+
     /// Floats into input port `input`.
-    pub(crate) fn quantize(
+    fn quantize(
         &self,
         input: usize,
         edge: &Edge,
@@ -76,7 +143,7 @@ impl Edges {
     }
 
     /// Integers into input port `input`.
-    pub(crate) fn copy_input(
+    fn copy_input(
         &self,
         input: usize,
         data: &[u8],
@@ -95,7 +162,7 @@ impl Edges {
     }
 
     /// Output port `output` to floats.
-    pub(crate) fn dequantize(
+    fn dequantize(
         &self,
         output: usize,
         edge: &Edge,

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use requant_kernels_cpu::KernelError;
+use requant_kernels_cpu::Parallel;
 use requant_kernels_cpu::threads::Seat;
 use requant_numerics::DType;
 
 use crate::arena::{Memory, Operands, Slice};
-use crate::plan::signature::Edge;
+use crate::edges::Edges;
 use crate::plan::{Plan, Step, Storage};
 use crate::schedule::{Schedule, Segment};
 use crate::{ExecError, Executable, Footprint, Form, Instance, RunStats, ports};
@@ -42,23 +42,8 @@ pub(crate) trait Runner: Send + Sync + 'static {
         scratch: &mut [u8],
     ) -> Result<(), ExecError>;
 
-    /// The float edge of input port `input`.
-    fn quantize(
-        &self,
-        input: usize,
-        edge: &Edge,
-        data: &[u8],
-        out: &mut [u8],
-    ) -> Result<(), KernelError>;
-
-    /// Integers into input port `input`.
-    fn copy_input(&self, _input: usize, data: &[u8], out: &mut [u8]) -> Result<(), KernelError> {
-        out.copy_from_slice(data);
-        Ok(())
-    }
-
-    /// The float edge of output port `output`.
-    fn dequantize(&self, output: usize, edge: &Edge, data: &[u8], out: &mut [u8]);
+    /// What crosses the ports, and who computes it.
+    fn edges(&self) -> (&Edges, &dyn Parallel);
 
     /// Bytes of the packed weights of step `index`.
     fn weight_bytes(&self, index: usize) -> usize;
@@ -205,8 +190,7 @@ impl<R: Runner> HostInstance<R> {
         passed?;
         for index in segment.steps.clone() {
             let step = &self.plan.steps[index];
-            let batched = step.outputs.iter().any(|id| self.plan.buffer(*id).batched);
-            let operations = 2 * step.macs * if batched { samples as u64 } else { 1 };
+            let operations = self.plan.operations(step, samples);
             self.stats.done(index, step.precision, operations);
         }
         Ok(())
@@ -341,25 +325,8 @@ impl<R: Runner> Instance for HostInstance<R> {
                 index: input,
             });
         };
-        let failed = |source| ExecError::Kernel {
-            step: port.info.name.clone(),
-            source,
-        };
-        if let (Some(edge), Form::Declared) = (&port.edge, form) {
-            let done = self.runner.quantize(input, edge, data, out);
-            return done.map_err(failed);
-        }
-        let dtype = plan.buffer(port.buffer).dtype;
-        if let Some((index, value)) = ports::outside_range(dtype, data) {
-            let name = port.info.name.clone();
-            return Err(ExecError::Range {
-                name,
-                dtype,
-                index,
-                value,
-            });
-        }
-        self.runner.copy_input(input, data, out).map_err(failed)
+        let (edges, pool) = self.runner.edges();
+        edges.write(plan, (input, port), form, data, out, pool)
     }
 
     fn run(&mut self, samples: usize) -> Result<&RunStats, ExecError> {
@@ -399,17 +366,8 @@ impl<R: Runner> Instance for HostInstance<R> {
             (_, Some(place)) => self.wide[place].bytes(),
             (_, None) => &[],
         };
-        let read = |bytes: &[u8], data: &mut [u8]| match (&port.edge, form) {
-            (Some(edge), Form::Declared) => self.runner.dequantize(output, edge, bytes, data),
-            (_, _) => data.copy_from_slice(bytes),
-        };
-        if plan.buffer(root).batched {
-            read(&bytes[range], data);
-        } else {
-            let each = data.len() / samples;
-            data.chunks_exact_mut(each.max(1))
-                .for_each(|data| read(bytes, data));
-        }
+        let (edges, pool) = self.runner.edges();
+        edges.read(plan, (output, port), form, (bytes, range), data, pool);
         Ok(())
     }
 }

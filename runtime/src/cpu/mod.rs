@@ -14,7 +14,6 @@ use requant_kernels_cpu::{ConvIo, Isa, KernelError, MatMulIo, Parallel, Planes, 
 use crate::arena::Operands;
 use crate::edges::Edges;
 use crate::executor::{Crew, HostExecutable, Runner};
-use crate::plan::signature::Edge;
 use crate::plan::step::Operand;
 use crate::plan::{BufferId, Plan, Step};
 use crate::schedule::{Machine, Schedule};
@@ -165,22 +164,8 @@ impl Runner for CpuRunner {
             })
     }
 
-    fn quantize(
-        &self,
-        input: usize,
-        edge: &Edge,
-        data: &[u8],
-        out: &mut [u8],
-    ) -> Result<(), KernelError> {
-        self.edges.quantize(input, edge, data, out, &*self.pool)
-    }
-
-    fn copy_input(&self, input: usize, data: &[u8], out: &mut [u8]) -> Result<(), KernelError> {
-        self.edges.copy_input(input, data, out, &*self.pool)
-    }
-
-    fn dequantize(&self, output: usize, edge: &Edge, data: &[u8], out: &mut [u8]) {
-        self.edges.dequantize(output, edge, data, out, &*self.pool);
+    fn edges(&self) -> (&Edges, &dyn Parallel) {
+        (&self.edges, &*self.pool)
     }
 
     fn weight_bytes(&self, index: usize) -> usize {
@@ -382,22 +367,8 @@ mod tests {
             self.runner.step(at, crew, operands, out, scratch)
         }
 
-        fn quantize(
-            &self,
-            input: usize,
-            edge: &Edge,
-            data: &[u8],
-            out: &mut [u8],
-        ) -> Result<(), KernelError> {
-            self.runner.quantize(input, edge, data, out)
-        }
-
-        fn copy_input(&self, input: usize, data: &[u8], out: &mut [u8]) -> Result<(), KernelError> {
-            self.runner.copy_input(input, data, out)
-        }
-
-        fn dequantize(&self, output: usize, edge: &Edge, data: &[u8], out: &mut [u8]) {
-            self.runner.dequantize(output, edge, data, out);
+        fn edges(&self) -> (&Edges, &dyn Parallel) {
+            self.runner.edges()
         }
 
         fn weight_bytes(&self, index: usize) -> usize {

@@ -180,8 +180,7 @@ impl CudaInstance {
         let plan = &self.compiled.plan;
         let all = plan.macs().max(1) as f64;
         for (index, step) in plan.steps.iter().enumerate() {
-            let batched = step.outputs.iter().any(|id| plan.buffer(*id).batched);
-            let operations = 2 * step.macs * if batched { samples as u64 } else { 1 };
+            let operations = plan.operations(step, samples);
             self.stats.done(index, step.precision, operations);
             let share = total.mul_f64(step.macs as f64 / all);
             self.stats.took(index, step.precision, share);
@@ -221,25 +220,7 @@ impl Instance for CudaInstance {
         };
         let start = self.staged[place];
         let out = &mut self.session.staging_mut()[start + range.start..start + range.end];
-        let failed = |source| ExecError::Kernel {
-            step: port.info.name.clone(),
-            source,
-        };
-        if let (Some(edge), Form::Declared) = (&port.edge, form) {
-            let done = edges.quantize(input, edge, data, out, &Serial);
-            return done.map_err(failed);
-        }
-        let dtype = plan.buffer(port.buffer).dtype;
-        if let Some((index, value)) = ports::outside_range(dtype, data) {
-            let name = port.info.name.clone();
-            return Err(ExecError::Range {
-                name,
-                dtype,
-                index,
-                value,
-            });
-        }
-        edges.copy_input(input, data, out, &Serial).map_err(failed)
+        edges.write(plan, (input, port), form, data, out, &Serial)
     }
 
     fn run(&mut self, samples: usize) -> Result<&RunStats, ExecError> {
@@ -300,17 +281,7 @@ impl Instance for CudaInstance {
             }
             (_, None, _) => &[],
         };
-        let read = |bytes: &[u8], data: &mut [u8]| match (&port.edge, form) {
-            (Some(edge), Form::Declared) => edges.dequantize(output, edge, bytes, data, &Serial),
-            (_, _) => data.copy_from_slice(bytes),
-        };
-        if plan.buffer(root).batched {
-            read(&bytes[range], data);
-        } else {
-            let each = data.len() / samples;
-            data.chunks_exact_mut(each.max(1))
-                .for_each(|data| read(bytes, data));
-        }
+        edges.read(plan, (output, port), form, (bytes, range), data, &Serial);
         Ok(())
     }
 }

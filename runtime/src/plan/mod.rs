@@ -182,6 +182,12 @@ impl Plan {
         &self.layout
     }
 
+    /// Operations of a step in a run of `samples` samples: twice its multiply-accumulates.
+    pub(crate) fn operations(&self, step: &Step, samples: usize) -> u64 {
+        let batched = step.outputs.iter().any(|id| self.buffer(*id).batched);
+        2 * step.macs * if batched { samples as u64 } else { 1 }
+    }
+
     /// Multiply-accumulates of one sample.
     pub fn macs(&self) -> u64 {
         self.steps.iter().map(|step| step.macs).sum()

@@ -11,15 +11,15 @@ mod pools;
 
 use std::sync::Arc;
 
-use requant_kernels_cpu::KernelError;
 use requant_kernels_cpu::threads::Seat;
+use requant_kernels_cpu::{Parallel, Serial};
 
 use crate::arena::Operands;
+use crate::edges::Edges;
 use crate::executor::{Crew, HostExecutable, Runner};
-use crate::plan::signature::Edge;
 use crate::plan::{Plan, Step, StepOp};
 use crate::schedule::Schedule;
-use crate::{Backend, BackendInfo, CompileError, ExecError, Executable, ports};
+use crate::{Backend, BackendInfo, CompileError, ExecError, Executable};
 
 /// The reference backend.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,6 +49,7 @@ impl Backend for ReferenceBackend {
         };
         let runner = Arc::new(Reference {
             weight_bytes: plan.steps.iter().map(weights).collect(),
+            edges: Edges::portable(&plan),
         });
         Ok(Arc::new(HostExecutable {
             schedule: Arc::new(Schedule::whole(&plan)),
@@ -62,6 +63,7 @@ impl Backend for ReferenceBackend {
 struct Reference {
     /// Of each step.
     weight_bytes: Vec<usize>,
+    edges: Edges,
 }
 
 impl Runner for Reference {
@@ -85,19 +87,8 @@ impl Runner for Reference {
         Ok(())
     }
 
-    fn quantize(
-        &self,
-        _input: usize,
-        edge: &Edge,
-        data: &[u8],
-        out: &mut [u8],
-    ) -> Result<(), KernelError> {
-        ports::quantize(edge, data, out);
-        Ok(())
-    }
-
-    fn dequantize(&self, _output: usize, edge: &Edge, data: &[u8], out: &mut [u8]) {
-        ports::dequantize(edge, data, out);
+    fn edges(&self) -> (&Edges, &dyn Parallel) {
+        (&self.edges, &Serial)
     }
 
     fn weight_bytes(&self, index: usize) -> usize {
