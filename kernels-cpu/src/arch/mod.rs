@@ -12,6 +12,7 @@ use crate::epilogue::round::Round;
 use crate::table::{DepthwiseKernel, Kernel, StemFn};
 
 mod portable;
+mod walk;
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;

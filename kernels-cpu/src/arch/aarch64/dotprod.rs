@@ -13,6 +13,7 @@ use core::arch::aarch64::{
 use core::arch::asm;
 
 use crate::Isa;
+use crate::arch::walk::walk;
 use crate::table::{Activations, Kernel, Tile, TileFn, WeightFormat};
 
 const GROUP: usize = 4;
@@ -180,36 +181,18 @@ unsafe fn tile<const FLIP: bool, W: Format, const HEIGHT: usize, const VECTORS: 
 ) {
     let mut sums = [[vdupq_n_s32(0); VECTORS]; HEIGHT];
     let mut weights = tile.weights;
-    let mut table = tile.rows;
-    let end = tile.rows.wrapping_add(tile.segments * HEIGHT);
-    loop {
-        let mut rows = [core::ptr::null::<u8>(); HEIGHT];
-        for (r, row) in rows.iter_mut().enumerate() {
-            // SAFETY: `rows` holds `segments × height` pointers.
-            *row = unsafe { *table.add(r) };
-        }
-        let mut at = 0;
-        loop {
-            // SAFETY: `weights` is readable for all k-groups.
-            let panel = unsafe { W::load::<VECTORS>(weights) };
-            weights = weights.wrapping_add(VECTORS * W::BYTES);
-            for (sums, row) in sums.iter_mut().zip(rows) {
-                // SAFETY: each row is readable for `groups` k-groups of four bytes.
-                let x = unsafe { broadcast::<FLIP>(row.add(at)) };
-                for (sum, w) in sums.iter_mut().zip(panel) {
-                    *sum = dot(*sum, x, w);
-                }
-            }
-            at += GROUP;
-            if at == tile.groups * GROUP {
-                break;
+    walk!(tile, HEIGHT, u8, GROUP, |rows, at| {
+        // SAFETY: `weights` is readable for all k-groups.
+        let panel = unsafe { W::load::<VECTORS>(weights) };
+        weights = weights.wrapping_add(VECTORS * W::BYTES);
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            // SAFETY: each row is readable for `groups` k-groups of four bytes.
+            let x = unsafe { broadcast::<FLIP>(row.add(at)) };
+            for (sum, w) in sums.iter_mut().zip(panel) {
+                *sum = dot(*sum, x, w);
             }
         }
-        table = table.wrapping_add(HEIGHT);
-        if table == end {
-            break;
-        }
-    }
+    });
     for (r, sums) in sums.iter().enumerate() {
         for (vector, sum) in sums.iter().enumerate() {
             // SAFETY: `bias` holds `width` values and `out` `height` rows of them.

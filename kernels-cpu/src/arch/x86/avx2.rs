@@ -12,6 +12,7 @@ use core::arch::x86_64::{
 };
 
 use crate::Isa;
+use crate::arch::walk::walk;
 use crate::table::{Activations, Kernel, Tile, TileFn, WeightFormat};
 
 /// Columns of one vector of sums.
@@ -131,38 +132,19 @@ impl Format for Words {
 unsafe fn tile<W: Format, const HEIGHT: usize>(tile: &Tile) {
     let mut sums = [[_mm256_setzero_si256(); VECTORS]; HEIGHT];
     let mut weights = tile.weights;
-    let mut table = tile.rows;
-    let end = tile.rows.wrapping_add(tile.segments * HEIGHT);
-    // Both loops test at their end: a loop that may run zero times costs copies of all sums.
-    loop {
-        let mut rows = [core::ptr::null::<i32>(); HEIGHT];
-        for (r, row) in rows.iter_mut().enumerate() {
-            // SAFETY: `rows` holds `segments × height` pointers.
-            *row = unsafe { *table.add(r) }.cast();
-        }
-        let mut at = 0;
-        loop {
-            // SAFETY: `weights` is readable for all k-groups.
-            let panel = unsafe { W::load(weights) };
-            weights = weights.wrapping_add(W::BYTES);
-            for (sums, row) in sums.iter_mut().zip(rows) {
-                // SAFETY: each row is readable for `groups` k-groups of two words; the read needs no
-                // alignment.
-                let x = _mm256_set1_epi32(unsafe { row.add(at).read_unaligned() });
-                for (sum, w) in sums.iter_mut().zip(panel) {
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(x, w));
-                }
-            }
-            at += 1;
-            if at == tile.groups {
-                break;
+    walk!(tile, HEIGHT, i32, 1, |rows, at| {
+        // SAFETY: `weights` is readable for all k-groups.
+        let panel = unsafe { W::load(weights) };
+        weights = weights.wrapping_add(W::BYTES);
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            // SAFETY: each row is readable for `groups` k-groups of two words; the read needs no
+            // alignment.
+            let x = _mm256_set1_epi32(unsafe { row.add(at).read_unaligned() });
+            for (sum, w) in sums.iter_mut().zip(panel) {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(x, w));
             }
         }
-        table = table.wrapping_add(HEIGHT);
-        if table == end {
-            break;
-        }
-    }
+    });
     for (r, sums) in sums.iter().enumerate() {
         for (vector, sum) in sums.iter().enumerate() {
             // SAFETY: `bias` holds `width` values and `out` `height` rows of them.

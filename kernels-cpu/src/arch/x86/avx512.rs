@@ -21,6 +21,7 @@ use core::arch::x86_64::{
 };
 
 use crate::Isa;
+use crate::arch::walk::walk;
 use crate::table::{Activations, Kernel, Tile, TileFn, WeightFormat};
 
 const GROUP: usize = 4;
@@ -240,37 +241,18 @@ unsafe fn tile<A: Sign, W: Format, const HEIGHT: usize, const VECTORS: usize>(ti
     let mut sums = [start; HEIGHT];
     let flip = _mm512_set1_epi8(-128);
     let mut weights = tile.weights;
-    let mut table = tile.rows;
-    let end = tile.rows.wrapping_add(tile.segments * HEIGHT);
-    // Both loops test at their end: a loop that may run zero times costs copies of all sums.
-    loop {
-        let mut rows = [core::ptr::null::<u8>(); HEIGHT];
-        for (r, row) in rows.iter_mut().enumerate() {
-            // SAFETY: `rows` holds `segments × height` pointers.
-            *row = unsafe { *table.add(r) };
-        }
-        let mut at = 0;
-        loop {
-            // SAFETY: `weights` is readable for all k-groups.
-            let panel = unsafe { W::load::<VECTORS>(weights) };
-            weights = weights.wrapping_add(VECTORS * W::BYTES);
-            for (sums, row) in sums.iter_mut().zip(rows) {
-                // SAFETY: each row is readable for `groups` k-groups of four bytes.
-                let x = unsafe { A::broadcast(row.add(at), flip) };
-                for (sum, w) in sums.iter_mut().zip(panel) {
-                    *sum = _mm512_dpbusd_epi32(*sum, x, w);
-                }
-            }
-            at += GROUP;
-            if at == tile.groups * GROUP {
-                break;
+    walk!(tile, HEIGHT, u8, GROUP, |rows, at| {
+        // SAFETY: `weights` is readable for all k-groups.
+        let panel = unsafe { W::load::<VECTORS>(weights) };
+        weights = weights.wrapping_add(VECTORS * W::BYTES);
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            // SAFETY: each row is readable for `groups` k-groups of four bytes.
+            let x = unsafe { A::broadcast(row.add(at), flip) };
+            for (sum, w) in sums.iter_mut().zip(panel) {
+                *sum = _mm512_dpbusd_epi32(*sum, x, w);
             }
         }
-        table = table.wrapping_add(HEIGHT);
-        if table == end {
-            break;
-        }
-    }
+    });
     for (r, sums) in sums.iter().enumerate() {
         for (vector, sum) in sums.iter().enumerate() {
             let sum = if shifts {

@@ -11,6 +11,7 @@ use core::arch::x86_64::{
 };
 
 use crate::Isa;
+use crate::arch::walk::walk;
 use crate::table::{Activations, Kernel, Tile, TileFn, WeightFormat};
 
 /// Columns of one vector of sums.
@@ -61,38 +62,19 @@ unsafe fn tile<const HEIGHT: usize, const VECTORS: usize>(tile: &Tile) {
     }
     let mut sums = [bias; HEIGHT];
     let mut weights = tile.weights;
-    let mut table = tile.rows;
-    let end = tile.rows.wrapping_add(tile.segments * HEIGHT);
-    // Both loops test at their end: a loop that may run zero times costs copies of all sums.
-    loop {
-        let mut rows = [core::ptr::null::<i32>(); HEIGHT];
-        for (r, row) in rows.iter_mut().enumerate() {
-            // SAFETY: `rows` holds `segments × height` pointers.
-            *row = unsafe { *table.add(r) }.cast();
-        }
-        let mut at = 0;
-        loop {
-            // SAFETY: `weights` is readable for all k-groups.
-            let panel = unsafe { load::<VECTORS>(weights) };
-            weights = weights.wrapping_add(VECTORS * BYTES);
-            for (sums, row) in sums.iter_mut().zip(rows) {
-                // SAFETY: each row is readable for `groups` k-groups of two words; the read needs no
-                // alignment.
-                let x = _mm512_set1_epi32(unsafe { row.add(at).read_unaligned() });
-                for (sum, w) in sums.iter_mut().zip(panel) {
-                    *sum = _mm512_dpwssd_epi32(*sum, x, w);
-                }
-            }
-            at += 1;
-            if at == tile.groups {
-                break;
+    walk!(tile, HEIGHT, i32, 1, |rows, at| {
+        // SAFETY: `weights` is readable for all k-groups.
+        let panel = unsafe { load::<VECTORS>(weights) };
+        weights = weights.wrapping_add(VECTORS * BYTES);
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            // SAFETY: each row is readable for `groups` k-groups of two words; the read needs no
+            // alignment.
+            let x = _mm512_set1_epi32(unsafe { row.add(at).read_unaligned() });
+            for (sum, w) in sums.iter_mut().zip(panel) {
+                *sum = _mm512_dpwssd_epi32(*sum, x, w);
             }
         }
-        table = table.wrapping_add(HEIGHT);
-        if table == end {
-            break;
-        }
-    }
+    });
     for (r, sums) in sums.iter().enumerate() {
         for (vector, sum) in sums.iter().enumerate() {
             // SAFETY: `out` holds `height` rows of `width` values.
