@@ -38,6 +38,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("requant-client", &["requant-proto"]),
+    (
+        "requant-quantize",
+        &[
+            "requant-import",
+            "requant-runtime",
+            "requant-model",
+            "requant-numerics",
+        ],
+    ),
 ];
 
 /// Who depends directly on what the project is built on. Nobody else may.

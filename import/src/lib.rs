@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod file;
+pub mod float;
 mod names;
 pub mod onnx;
 pub mod tflite;
