@@ -20,7 +20,7 @@ pub struct Graph {
     pub name: String,
     /// Whether the leading dimension of inputs and outputs is the batch.
     pub batched: bool,
-    /// Inputs and results of nodes; constants live in the nodes.
+    /// Inputs and results of nodes; constants live in the nodes ([`Op::Constant`] is one of them).
     pub values: Vec<Value>,
     /// Nodes in topological order.
     pub nodes: Vec<Node>,
@@ -96,6 +96,19 @@ impl Clamp {
         lo: f32::NEG_INFINITY,
         hi: f32::INFINITY,
     };
+    /// What Relu leaves.
+    pub const RELU: Clamp = Clamp {
+        lo: 0.0,
+        hi: f32::INFINITY,
+    };
+
+    /// This clamp followed by another.
+    pub fn then(self, next: Clamp) -> Clamp {
+        Clamp {
+            lo: next.apply(self.lo),
+            hi: next.apply(self.hi),
+        }
+    }
 
     /// The nearest real inside the limits.
     pub fn apply(self, x: f32) -> f32 {
@@ -106,6 +119,9 @@ impl Clamp {
 /// An operator and its constants.
 #[derive(Clone, Debug)]
 pub enum Op {
+    /// A tensor that is no weight of a layer, as a value of no operands and the same for every sample:
+    /// priors that a product of two values takes, say.
+    Constant(Arc<Tensor>),
     /// Convolution: operands `x` and, where [`Conv::residual`] is set, a value of the result's shape.
     Conv(Conv),
     /// Product with a weight matrix: operands as of [`Op::Conv`].
@@ -255,7 +271,8 @@ impl Op {
         match self {
             Op::Conv(conv) => Some(&conv.weights),
             Op::Gemm(gemm) => Some(&gemm.weights),
-            Op::MatMul(_)
+            Op::Constant(_)
+            | Op::MatMul(_)
             | Op::Binary(_)
             | Op::Map(_)
             | Op::MaxPool(_)
@@ -284,7 +301,8 @@ impl Op {
             | Op::Reshape
             | Op::Transpose(_) => true,
             Op::Resize(resize) => resize.interpolation == Interpolation::Nearest,
-            Op::Conv(_)
+            Op::Constant(_)
+            | Op::Conv(_)
             | Op::Gemm(_)
             | Op::MatMul(_)
             | Op::Binary(_)

@@ -9,5 +9,5 @@ pub use graph::{
     AveragePool, Binary, BinaryKind, Clamp, Conv, Gemm, Graph, Interpolation, Node, Op, Port,
     Resampling, Tensor, Value, ValueId,
 };
-pub use map::{Expr, Map, Unary};
+pub use map::{Expr, Function, Map, Unary};
 pub use quantized::{ActivationQuant, CodebookWeights, GroupScales, LayerQuant, Quantized};

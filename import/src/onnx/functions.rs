@@ -11,12 +11,39 @@ use super::error::Reason;
 use super::model::{Domain, Node};
 
 /// A function of one real number.
-pub(crate) type Function = Box<dyn Fn(f64) -> f64>;
+pub(crate) type Function = Box<dyn Fn(f64) -> f64 + Send + Sync>;
+
+/// Where the attributes of a function come from.
+pub(crate) trait Attributes {
+    /// A float, or `None` where it is absent.
+    fn float(&self, name: &'static str) -> Result<Option<f32>, Reason>;
+    /// A text, `default` where it is absent.
+    fn text<'a>(&'a self, name: &'static str, default: &'a str) -> Result<&'a str, Reason>;
+}
+
+impl Attributes for Node {
+    fn float(&self, name: &'static str) -> Result<Option<f32>, Reason> {
+        Node::float(self, name)
+    }
+
+    fn text<'a>(&'a self, name: &'static str, default: &'a str) -> Result<&'a str, Reason> {
+        Node::text(self, name, default)
+    }
+}
 
 /// The function of a node with one data operand and attributes only; `None` for another operator.
 pub(crate) fn unary(node: &Node) -> Result<Option<Function>, Reason> {
-    let attribute = |name, default: f32| Ok(f64::from(node.float(name)?.unwrap_or(default)));
-    let function: Function = match (node.domain, node.op.as_str()) {
+    function(node.domain, &node.op, node)
+}
+
+/// The function of an operator; `None` for one that is no function of one number.
+pub(crate) fn function(
+    domain: Domain,
+    op: &str,
+    attributes: &impl Attributes,
+) -> Result<Option<Function>, Reason> {
+    let attribute = |name, default: f32| Ok(f64::from(attributes.float(name)?.unwrap_or(default)));
+    let function: Function = match (domain, op) {
         (Domain::Onnx, "Relu") => Box::new(|x: f64| x.max(0.0)),
         (Domain::Onnx, "LeakyRelu") => {
             let alpha = attribute("alpha", 0.01)?;
@@ -49,7 +76,7 @@ pub(crate) fn unary(node: &Node) -> Result<Option<Function>, Reason> {
             );
             Box::new(move |x| gamma * if x > 0.0 { x } else { alpha * libm::expm1(x) })
         }
-        (Domain::Onnx, "Gelu") => match node.text("approximate", "none")? {
+        (Domain::Onnx, "Gelu") => match attributes.text("approximate", "none")? {
             "tanh" => Box::new(gelu_tanh),
             _ => Box::new(gelu),
         },
@@ -81,29 +108,30 @@ pub(crate) fn unary(node: &Node) -> Result<Option<Function>, Reason> {
 
 /// A function of two real numbers, comparisons as 0 or 1; `None` for another operator.
 pub(crate) fn binary(op: &str, a: f64, b: f64) -> Option<f64> {
-    let truth = |v: bool| f64::from(u8::from(v));
+    binary_function(op).map(|function| function(a, b))
+}
+
+/// See [`binary`].
+pub(crate) fn binary_function(op: &str) -> Option<fn(f64, f64) -> f64> {
+    fn truth(v: bool) -> f64 {
+        f64::from(u8::from(v))
+    }
     Some(match op {
-        "Add" | "Sum" => a + b,
-        "Sub" => a - b,
-        "Mul" => a * b,
-        "Div" => a / b,
-        "Pow" => pow(a, b),
-        "Min" => a.min(b),
-        "Max" => a.max(b),
-        "PRelu" => {
-            if a < 0.0 {
-                a * b
-            } else {
-                a
-            }
-        }
-        "Equal" => truth(a == b),
-        "Less" => truth(a < b),
-        "Greater" => truth(a > b),
-        "LessOrEqual" => truth(a <= b),
-        "GreaterOrEqual" => truth(a >= b),
-        "And" => truth(a != 0.0 && b != 0.0),
-        "Or" => truth(a != 0.0 || b != 0.0),
+        "Add" | "Sum" => |a, b| a + b,
+        "Sub" => |a, b| a - b,
+        "Mul" => |a, b| a * b,
+        "Div" => |a, b| a / b,
+        "Pow" => pow,
+        "Min" => f64::min,
+        "Max" => f64::max,
+        "PRelu" => |a, b| if a < 0.0 { a * b } else { a },
+        "Equal" => |a, b| truth(a == b),
+        "Less" => |a, b| truth(a < b),
+        "Greater" => |a, b| truth(a > b),
+        "LessOrEqual" => |a, b| truth(a <= b),
+        "GreaterOrEqual" => |a, b| truth(a >= b),
+        "And" => |a, b| truth(a != 0.0 && b != 0.0),
+        "Or" => |a, b| truth(a != 0.0 || b != 0.0),
         _ => return None,
     })
 }

@@ -5,13 +5,13 @@
 //! reason, all of it at once.
 
 mod census;
-mod constant;
-mod elem;
-mod error;
-mod fold;
-mod functions;
+pub(crate) mod constant;
+pub(crate) mod elem;
+pub(crate) mod error;
+pub(crate) mod fold;
+pub(crate) mod functions;
 mod lower;
-mod model;
+pub(crate) mod model;
 mod proto;
 mod tensor;
 

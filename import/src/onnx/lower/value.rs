@@ -9,6 +9,8 @@ use requant_model::{Affine, ValueId};
 use crate::onnx::constant::{Constant, QuantConstant, ScaleLayout};
 use crate::onnx::error::Reason;
 
+pub(crate) use crate::float::Clamp;
+
 /// A value of the graph with its axes in another order: `value.dims[i]` is the extent of the ONNX
 /// tensor's axis `perm[i]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -122,36 +124,6 @@ pub(crate) struct Scales {
     pub(crate) layout: ScaleLayout,
     pub(crate) scales: Vec<f32>,
     pub(crate) zero_points: Vec<i32>,
-}
-
-/// An interval of reals; what Relu and Clip leave.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Clamp {
-    pub(crate) lo: f32,
-    pub(crate) hi: f32,
-}
-
-impl Clamp {
-    pub(crate) const NONE: Clamp = Clamp {
-        lo: f32::NEG_INFINITY,
-        hi: f32::INFINITY,
-    };
-    pub(crate) const RELU: Clamp = Clamp {
-        lo: 0.0,
-        hi: f32::INFINITY,
-    };
-
-    /// This clamp followed by another.
-    pub(crate) fn then(self, next: Clamp) -> Clamp {
-        Clamp {
-            lo: next.apply(self.lo),
-            hi: next.apply(self.hi),
-        }
-    }
-
-    pub(crate) fn apply(self, x: f32) -> f32 {
-        x.max(self.lo).min(self.hi)
-    }
 }
 
 /// A real-valued ONNX tensor.
