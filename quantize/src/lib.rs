@@ -1,2 +1,10 @@
 //! From a float ONNX model and a few hundred samples to a mixed-precision integer model.
 #![forbid(unsafe_code)]
+
+pub mod assemble;
+pub mod engine;
+pub mod judge;
+pub mod placement;
+pub mod precision;
+pub mod progress;
+pub mod work;
