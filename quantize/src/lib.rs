@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assemble;
+pub mod calibrate;
 pub mod engine;
 pub mod judge;
 pub mod placement;
