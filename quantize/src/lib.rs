@@ -8,4 +8,5 @@ pub mod judge;
 pub mod placement;
 pub mod precision;
 pub mod progress;
+pub mod search;
 pub mod work;
