@@ -1,9 +1,10 @@
 //! From a float ONNX model and a few hundred samples to a mixed-precision integer model.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod assemble;
 pub mod calibrate;
 pub mod engine;
+pub mod exec;
 pub mod judge;
 pub mod placement;
 pub mod precision;
