@@ -4,6 +4,7 @@
 mod graph;
 mod map;
 mod quantized;
+mod resample;
 
 pub use graph::{
     AveragePool, Binary, BinaryKind, Clamp, Conv, Gemm, Graph, Interpolation, Node, Op, Port,
@@ -11,3 +12,4 @@ pub use graph::{
 };
 pub use map::{Expr, Function, Map, Unary};
 pub use quantized::{ActivationQuant, CodebookWeights, GroupScales, LayerQuant, Quantized};
+pub use resample::Position;

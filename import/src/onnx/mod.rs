@@ -10,7 +10,7 @@ pub(crate) mod elem;
 pub(crate) mod error;
 pub(crate) mod fold;
 pub(crate) mod functions;
-mod lower;
+pub(crate) mod lower;
 pub(crate) mod model;
 mod proto;
 mod tensor;

@@ -22,7 +22,7 @@ mod qonnx;
 mod qoperator;
 mod reduce;
 mod reshape;
-mod resize;
+pub(crate) mod resize;
 mod thresholds;
 mod value;
 mod weights;

@@ -225,7 +225,13 @@ fn positions(
 }
 
 /// The source coordinate of output element `i`.
-fn source(mode: &str, i: usize, input: usize, output: usize, scale: f32) -> Result<f32, Reason> {
+pub(crate) fn source(
+    mode: &str,
+    i: usize,
+    input: usize,
+    output: usize,
+    scale: f32,
+) -> Result<f32, Reason> {
     let x = i as f32;
     Ok(match mode {
         "half_pixel" => (x + 0.5) / scale - 0.5,
@@ -252,7 +258,7 @@ fn source(mode: &str, i: usize, input: usize, output: usize, scale: f32) -> Resu
     })
 }
 
-fn nearest(mode: &str, x: f32) -> Result<f32, Reason> {
+pub(crate) fn nearest(mode: &str, x: f32) -> Result<f32, Reason> {
     Ok(match mode {
         // Halves go down; everything else to the nearest.
         "round_prefer_floor" => (x - 0.5).ceil(),

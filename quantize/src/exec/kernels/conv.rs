@@ -49,7 +49,9 @@ impl ConvShape {
         };
         let divides =
             groups > 0 && outputs % groups == 0 && depth.checked_mul(groups) == Some(channels);
-        if !divides || depth == 0 || window.kernel != [kh, kw] || window.strides.contains(&0) {
+        let positive = |extents: &[usize; 2]| !extents.contains(&0);
+        let moves = [&window.kernel, &window.strides, &window.dilations];
+        if !divides || depth == 0 || window.kernel != [kh, kw] || !moves.into_iter().all(positive) {
             return None;
         }
         let output = [window.output(0, input[0])?, window.output(1, input[1])?];
