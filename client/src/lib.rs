@@ -27,7 +27,7 @@ mod datatype;
 mod element;
 mod error;
 mod infer;
-pub mod npy;
+mod npy;
 mod retry;
 mod tensor;
 

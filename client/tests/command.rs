@@ -16,10 +16,8 @@ use std::{
 
 use bytes::Bytes;
 use mock::{Behaviour, Mock};
-use requant_client::{
-    Datatype, Tensor,
-    npy::{self, Array},
-};
+use requant_client::Tensor;
+use requant_npy::{Array, ElementType};
 use tempfile::TempDir;
 
 /// What a run left behind.
@@ -72,21 +70,7 @@ fn arrays() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_owned();
     let save = |name: &str, tensor: Tensor| {
-        let Tensor {
-            datatype,
-            shape,
-            data,
-            ..
-        } = tensor;
-        npy::write(
-            &path.join(name),
-            &Array {
-                datatype,
-                shape,
-                data,
-            },
-        )
-        .unwrap();
+        requant_npy::write(&path.join(name), &tensor.to_npy().unwrap()).unwrap();
     };
     save(
         "x.npy",
@@ -139,8 +123,8 @@ async fn inference_writes_outputs() {
     let line = "infer echo --input x=x.npy --output x=out.npy --server";
     let outcome = requant(&folder, None, &format!("{line} {}", mock.address)).await;
     assert_eq!(outcome, good("x FP32 [1, 3]: out.npy\n"));
-    let written = npy::read(&folder.join("out.npy")).unwrap();
-    assert_eq!(written, npy::read(&folder.join("x.npy")).unwrap());
+    let written = requant_npy::read(&folder.join("out.npy")).unwrap();
+    assert_eq!(written, requant_npy::read(&folder.join("x.npy")).unwrap());
     assert_eq!(mock.seen.lock().unwrap().requests[0].outputs[0].name, "x");
 }
 
@@ -403,11 +387,11 @@ async fn a_file_is_sent_as_it_is() {
     let (_guard, folder) = arrays();
     let data = Bytes::from_static(&[0, 1, 255]);
     let array = Array {
-        datatype: Datatype::Uint8,
+        element: ElementType::Uint8,
         shape: vec![1, 3],
         data: data.clone(),
     };
-    npy::write(&folder.join("bytes.npy"), &array).unwrap();
+    requant_npy::write(&folder.join("bytes.npy"), &array).unwrap();
     requant(
         &folder,
         Some(&mock.address),

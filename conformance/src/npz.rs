@@ -1,14 +1,11 @@
-//! Reads numpy's `.npz` and `.npy` files: the form of the committed test images and of the evaluation
-//! data beside a checkout.
-//!
-//! An `.npz` is a zip archive of `.npy` members, stored or deflated. Arrays of numbers only, in C
-//! order; members of other kinds (text) are passed over.
+//! NumPy's arrays as tests want them: the committed test images and the evaluation data beside a
+//! checkout, read whole, or a panic that says what is wrong.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use flate2::read::DeflateDecoder;
+use requant_npy::{HeaderError, NpyError, Npz, NpzError};
 
 /// An array of numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,139 +75,50 @@ pub fn read(path: &Path) -> BTreeMap<String, Array> {
 /// # Panics
 /// Where the bytes are not of this form.
 pub fn parse(archive: &[u8]) -> BTreeMap<String, Array> {
-    // The end record stands last, but for a comment that numpy does not write.
-    let end = archive.windows(4).rposition(|w| w == b"PK\x05\x06");
-    let end = end.expect("a zip archive");
-    let (count, mut at) = (short(archive, end + 10), long(archive, end + 16));
+    let mut archive = Npz::new(Cursor::new(archive)).expect("a zip archive");
     let mut arrays = BTreeMap::new();
-    for _ in 0..count {
-        assert_eq!(&archive[at..at + 4], b"PK\x01\x02", "a directory entry");
-        let (method, packed, size) = (
-            short(archive, at + 10),
-            long(archive, at + 20),
-            long(archive, at + 24),
-        );
-        let [name, extra, comment] = [28, 30, 32].map(|offset| short(archive, at + offset));
-        let header = long(archive, at + 42);
-        let member = String::from_utf8_lossy(&archive[at + 46..at + 46 + name]).into_owned();
-        at += 46 + name + extra + comment;
-        // The local header repeats the name and has an extra field of its own length.
-        let start = header + 30 + short(archive, header + 26) + short(archive, header + 28);
-        let data = inflate(method, &archive[start..start + packed], size);
-        if let Some(array) = parse_npy(&data) {
-            arrays.insert(member.trim_end_matches(".npy").to_owned(), array);
+    for name in archive.names() {
+        match archive.read(&name) {
+            Ok(array) => _ = arrays.insert(name, array.into()),
+            Err(NpzError::Array { source, .. }) if is_text(&source) => {}
+            Err(error) => panic!("{error}"),
         }
     }
     arrays
 }
 
-/// Reads an `.npy` file from memory; `None` for an array that does not hold numbers.
+fn is_text(error: &NpyError) -> bool {
+    matches!(error, NpyError::Header(HeaderError::ElementType { descr }) if descr[1..].starts_with(['U', 'S']))
+}
+
+/// Reads an `.npy` file from memory; `None` for an array of text.
 ///
 /// # Panics
-/// Where the bytes are not of this form, or in Fortran order.
+/// Where the bytes are not of this form, or hold neither numbers nor text.
 pub fn parse_npy(bytes: &[u8]) -> Option<Array> {
-    assert_eq!(&bytes[..6], b"\x93NUMPY");
-    let (length, start) = match bytes[6] {
-        1 => (short(bytes, 8), 10),
-        _ => (long(bytes, 8), 12),
-    };
-    let header = std::str::from_utf8(&bytes[start..start + length]).expect("a text header");
-    let descr = between(header, "'descr': '", "'")?;
-    if !descr[1..].starts_with(['u', 'i', 'f', 'b']) {
-        return None;
+    match requant_npy::parse(bytes.to_vec().into()) {
+        Ok(array) => Some(array.into()),
+        Err(error) if is_text(&error) => None,
+        Err(error) => panic!("{error}"),
     }
-    assert!(header.contains("'fortran_order': False"), "{header}");
-    let shape = between(header, "'shape': (", ")").expect("a shape");
-    let dims = shape.split(',').map(str::trim).filter(|d| !d.is_empty());
-    let dims: Vec<usize> = dims.map(|d| d.parse().expect("an extent")).collect();
-    let size: usize = descr[2..].parse().expect("a width");
-    let data = bytes[start + length..].to_vec();
-    assert_eq!(data.len(), dims.iter().product::<usize>() * size);
-    let descr = descr.to_owned();
-    Some(Array { descr, dims, data })
 }
 
-fn inflate(method: usize, packed: &[u8], size: usize) -> Vec<u8> {
-    let mut data = Vec::with_capacity(size);
-    match method {
-        0 => data.extend_from_slice(packed),
-        8 => {
-            let mut decoder = DeflateDecoder::new(packed);
-            decoder.read_to_end(&mut data).expect("a deflated member");
+impl From<requant_npy::Array> for Array {
+    fn from(array: requant_npy::Array) -> Self {
+        Array {
+            descr: array.element.descr().to_owned(),
+            dims: array.shape,
+            data: array.data.into(),
         }
-        _ => panic!("compression method {method}"),
     }
-    assert_eq!(data.len(), size, "a whole member");
-    data
-}
-
-fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
-    let (_, rest) = text.split_once(before)?;
-    rest.split_once(after).map(|(found, _)| found)
-}
-
-fn short(bytes: &[u8], at: usize) -> usize {
-    usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
-}
-
-fn long(bytes: &[u8], at: usize) -> usize {
-    let word = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
-    u32::from_le_bytes(word) as usize
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// `np.savez(f, a=np.arange(3, dtype="<f4"), t=np.array("x"))`, the headers trimmed.
-    fn stored(members: &[(&str, &[u8])]) -> Vec<u8> {
-        let (mut archive, mut directory) = (Vec::new(), Vec::new());
-        for (name, data) in members {
-            let offset = archive.len() as u32;
-            let length = (data.len() as u32).to_le_bytes();
-            let tail = [&length[..], &length, &(name.len() as u16).to_le_bytes()].concat();
-            archive.extend([&b"PK\x03\x04"[..], &[0; 14], &tail, &[0, 0]].concat());
-            archive.extend([name.as_bytes(), data].concat());
-            directory.extend([&b"PK\x01\x02"[..], &[0; 16], &tail, &[0; 12]].concat());
-            directory.extend([&offset.to_le_bytes()[..], name.as_bytes()].concat());
-        }
-        let (start, count) = (archive.len() as u32, (members.len() as u16).to_le_bytes());
-        archive.extend(&directory);
-        archive.extend([&b"PK\x05\x06"[..], &[0; 4], &count, &count].concat());
-        archive.extend((directory.len() as u32).to_le_bytes());
-        archive.extend([&start.to_le_bytes()[..], &[0, 0]].concat());
-        archive
-    }
-
-    fn npy(descr: &str, shape: &str, data: &[u8]) -> Vec<u8> {
-        let header =
-            format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
-        let length = (header.len() as u16).to_le_bytes();
-        let start = [&b"\x93NUMPY\x01\x00"[..], &length].concat();
-        [&start[..], header.as_bytes(), data].concat()
-    }
-
     #[test]
-    fn stored_members_are_read_and_text_is_passed_over() {
-        let values: Vec<u8> = [1.0f32, -2.5, 3.0]
-            .iter()
-            .flat_map(|v| v.to_le_bytes())
-            .collect();
-        let arrays = parse(&stored(&[
-            ("a.npy", &npy("<f4", "(3,)", &values)),
-            ("t.npy", &npy("<U1", "()", b"x\0\0\0")),
-            ("s.npy", &npy("|u1", "(1, 2)", &[7, 9])),
-        ]));
-        assert_eq!(arrays.keys().collect::<Vec<_>>(), ["a", "s"]);
-        assert_eq!(arrays["a"].f32s(), [1.0, -2.5, 3.0]);
-        assert_eq!(
-            (arrays["s"].u8s(), &arrays["s"].dims[..]),
-            (&[7, 9][..], &[1, 2][..])
-        );
-    }
-
-    #[test]
-    fn deflated_members_are_read() {
+    fn committed_images_are_read() {
         let path =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/builtin/fashion-sample.npz");
         let arrays = read(&path);

@@ -10,6 +10,7 @@ use serde_json::Value;
 const MAY_USE: &[(&str, &[&str])] = &[
     ("requant-proto", &[]),
     ("requant-numerics", &[]),
+    ("requant-npy", &[]),
     ("requant-model", &["requant-numerics"]),
     ("requant-import", &["requant-model", "requant-numerics"]),
     ("requant-kernels-cpu", &["requant-numerics"]),
@@ -25,7 +26,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "requant-conformance",
-        &["requant-runtime", "requant-model", "requant-numerics"],
+        &[
+            "requant-runtime",
+            "requant-model",
+            "requant-npy",
+            "requant-numerics",
+        ],
     ),
     (
         "requant-server",
@@ -37,13 +43,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "requant-numerics",
         ],
     ),
-    ("requant-client", &["requant-proto"]),
+    ("requant-client", &["requant-npy", "requant-proto"]),
     (
         "requant-quantize",
         &[
             "requant-import",
             "requant-runtime",
             "requant-model",
+            "requant-npy",
             "requant-numerics",
         ],
     ),

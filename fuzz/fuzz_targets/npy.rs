@@ -1,7 +1,7 @@
 //! Reads bytes as a .npy file; what is accepted must survive being written again.
 #![no_main]
 
-use requant_client::npy;
+use requant_npy as npy;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     if let Ok(array) = npy::parse(data.to_vec().into())

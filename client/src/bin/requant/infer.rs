@@ -4,9 +4,9 @@
 
 use requant_client::{
     Client, Code, Datatype, Error, InferRequest, InferResponse, Tensor,
-    npy::{self, Array},
     proto::{ModelMetadataResponse, model_metadata_response::TensorMetadata},
 };
+use requant_npy::ElementType;
 
 use crate::{
     args::{Infer, NamedFile},
@@ -75,9 +75,14 @@ fn unique(files: &[NamedFile], flag: &str) -> Result<(), Failure> {
 
 fn read_input(NamedFile { name, file }: &NamedFile) -> Result<Tensor, Failure> {
     let usage = |cause: String| Failure::Usage(format!("{}: {cause}", file.display()));
-    let array = npy::read(file).map_err(|error| usage(error.to_string()))?;
-    Tensor::new(name, array.datatype, &array.shape, array.data)
-        .map_err(|error| usage(error.to_string()))
+    let array = requant_npy::read(file).map_err(|error| usage(error.to_string()))?;
+    // NumPy's default, which is hardly ever what was meant for a model.
+    if array.element == ElementType::Float64 {
+        return Err(usage(
+            "the array holds float64; save array.astype(numpy.float32)".to_owned(),
+        ));
+    }
+    Tensor::from_npy(name, array).map_err(|error| usage(error.to_string()))
 }
 
 fn write_output(
@@ -87,19 +92,11 @@ fn write_output(
     let tensor = response
         .output(name)
         .ok_or_else(|| Failure::Server(format!("the server's answer lacks the output {name:?}")))?;
-    let Tensor {
-        datatype,
-        shape,
-        data,
-        ..
-    } = tensor;
-    let array = Array {
-        datatype: *datatype,
-        shape: shape.clone(),
-        data: data.clone(),
-    };
-    npy::write(file, &array)
-        .map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
+    let usage = |cause: String| Failure::Usage(format!("{}: {cause}", file.display()));
+    let array = tensor
+        .to_npy()
+        .ok_or_else(|| usage(format!("a .npy file cannot hold {}", tensor.datatype)))?;
+    requant_npy::write(file, &array).map_err(|error| usage(error.to_string()))?;
     Ok(format!("{}: {}\n", print::heading(tensor), file.display()))
 }
 

@@ -2,11 +2,10 @@
 //! the winning class of every row where the output looks like a classifier's.
 
 use bytes::Bytes;
-use requant_client::{Datatype, Element, Tensor, TensorError};
+use requant_client::{Datatype, Tensor, TensorError};
+use requant_npy::text::WHOLE;
 
-/// Longest tensor that is printed whole, in elements.
-const WHOLE: usize = 32;
-/// Elements printed of a longer one.
+/// Elements printed of a long tensor that NumPy has no type for.
 const HEAD: usize = 8;
 
 /// Name, datatype and shape.
@@ -16,18 +15,35 @@ pub(crate) fn heading(tensor: &Tensor) -> String {
 
 /// A tensor with its values, and the winner of every row when there are at most [`WHOLE`] rows.
 pub(crate) fn tensor(tensor: &Tensor) -> Result<String, TensorError> {
-    let total = tensor.elements()?;
-    let shown = if total <= WHOLE { total } else { HEAD };
-    let mut words = values(tensor, shown)?;
-    if shown < total {
-        words.push("...".to_owned());
-    }
+    let array = tensor.to_npy();
+    let words = match &array {
+        Some(array) => array.words(),
+        None => foreign(tensor)?,
+    };
     let mut text = format!("{}: {}\n", heading(tensor), words.join(" "));
-    if let Some(winners) = winners(tensor, total)? {
+    if let Some(winners) = array.and_then(|array| array.winners()) {
         let winners: Vec<String> = winners.iter().map(usize::to_string).collect();
         text.push_str(&format!("{} argmax: {}\n", tensor.name, winners.join(" ")));
     }
     Ok(text)
+}
+
+/// The elements of a type that NumPy lacks.
+fn foreign(tensor: &Tensor) -> Result<Vec<String>, TensorError> {
+    let total = tensor.elements()?;
+    let shown = if total <= WHOLE { total } else { HEAD };
+    let mut words: Vec<String> = if tensor.datatype == Datatype::Bytes {
+        let strings = tensor.to_strings()?;
+        strings.iter().take(shown).map(quoted).collect()
+    } else {
+        let (elements, _) = tensor.data.as_chunks();
+        let elements = elements.iter().take(shown);
+        elements.map(|&bytes| brain(bytes).to_string()).collect()
+    };
+    if shown < total {
+        words.push("...".to_owned());
+    }
+    Ok(words)
 }
 
 /// Rows as columns of equal width, two spaces apart.
@@ -50,119 +66,9 @@ pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-/// The first `count` elements as words.
-fn values(tensor: &Tensor, count: usize) -> Result<Vec<String>, TensorError> {
-    fn words<T: Element + ToString>(
-        tensor: &Tensor,
-        count: usize,
-    ) -> Result<Vec<String>, TensorError> {
-        Ok(tensor
-            .to_vec::<T>()?
-            .iter()
-            .take(count)
-            .map(T::to_string)
-            .collect())
-    }
-    let halves = |widen: fn([u8; 2]) -> f32| {
-        let (elements, _) = tensor.data.as_chunks();
-        elements
-            .iter()
-            .take(count)
-            .map(|&bytes| widen(bytes).to_string())
-            .collect()
-    };
-    Ok(match tensor.datatype {
-        Datatype::Bool => words::<bool>(tensor, count)?,
-        Datatype::Uint8 => words::<u8>(tensor, count)?,
-        Datatype::Uint16 => words::<u16>(tensor, count)?,
-        Datatype::Uint32 => words::<u32>(tensor, count)?,
-        Datatype::Uint64 => words::<u64>(tensor, count)?,
-        Datatype::Int8 => words::<i8>(tensor, count)?,
-        Datatype::Int16 => words::<i16>(tensor, count)?,
-        Datatype::Int32 => words::<i32>(tensor, count)?,
-        Datatype::Int64 => words::<i64>(tensor, count)?,
-        Datatype::Fp32 => words::<f32>(tensor, count)?,
-        Datatype::Fp64 => words::<f64>(tensor, count)?,
-        Datatype::Fp16 => halves(half),
-        Datatype::Bf16 => halves(brain),
-        Datatype::Bytes => tensor
-            .to_strings()?
-            .iter()
-            .take(count)
-            .map(quoted)
-            .collect(),
-    })
-}
-
-/// The place of the greatest value in each row of a matrix, the first one of equals.
-fn winners(tensor: &Tensor, total: usize) -> Result<Option<Vec<usize>>, TensorError> {
-    let columns = tensor
-        .shape
-        .last()
-        .and_then(|&extent| usize::try_from(extent).ok());
-    let Some(columns) = columns.filter(|&columns| columns > 1 && total > 0) else {
-        return Ok(None);
-    };
-    if tensor.shape.len() > 2 || total / columns > WHOLE {
-        return Ok(None);
-    }
-    fn places<T: Element + PartialOrd>(
-        tensor: &Tensor,
-        columns: usize,
-    ) -> Result<Vec<usize>, TensorError> {
-        let place = |row: &[T]| {
-            let mut best = None;
-            for (index, value) in row.iter().enumerate() {
-                if best.is_none_or(|(_, greatest)| *value > greatest) {
-                    best = Some((index, *value));
-                }
-            }
-            best.map(|(index, _)| index)
-        };
-        Ok(tensor
-            .to_vec::<T>()?
-            .chunks(columns)
-            .filter_map(place)
-            .collect())
-    }
-    Ok(match tensor.datatype {
-        Datatype::Uint8 => Some(places::<u8>(tensor, columns)?),
-        Datatype::Int8 => Some(places::<i8>(tensor, columns)?),
-        Datatype::Int32 => Some(places::<i32>(tensor, columns)?),
-        Datatype::Fp32 => Some(places::<f32>(tensor, columns)?),
-        Datatype::Fp64 => Some(places::<f64>(tensor, columns)?),
-        Datatype::Bool
-        | Datatype::Uint16
-        | Datatype::Uint32
-        | Datatype::Uint64
-        | Datatype::Int16
-        | Datatype::Int64
-        | Datatype::Fp16
-        | Datatype::Bf16
-        | Datatype::Bytes => None,
-    })
-}
-
 /// A byte string in quotes, with escapes for what is no text.
 fn quoted(string: &Bytes) -> String {
     format!("\"{}\"", string.escape_ascii())
-}
-
-/// IEEE 754 binary16: one sign bit, five of exponent, ten of fraction.
-fn half(bytes: [u8; 2]) -> f32 {
-    let bits = u16::from_le_bytes(bytes);
-    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
-    let magnitude = match exponent {
-        0 => fraction * 2f32.powi(-24),
-        31 if fraction == 0.0 => f32::INFINITY,
-        31 => f32::NAN,
-        _ => (1024.0 + fraction) * 2f32.powi(exponent - 25),
-    };
-    if bits >> 15 == 0 {
-        magnitude
-    } else {
-        -magnitude
-    }
 }
 
 /// The upper half of a binary32.
@@ -172,6 +78,8 @@ fn brain([low, high]: [u8; 2]) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use requant_client::Element;
+
     use super::*;
 
     fn text<T: Element>(shape: &[i64], values: &[T]) -> String {

@@ -1,9 +1,14 @@
-//! NumPy's `.npy` files, the form in which the command takes and gives tensors. Little-endian
-//! arrays in C order are read and written; everything else is refused with the way out, because a
-//! silent conversion here would hide what the server is really sent. A file is untrusted: every
-//! number in it is checked before it is used, and reading never costs more memory than the file.
+//! NumPy's `.npy` files and `.npz` archives of them, the form in which the commands take and give
+//! tensors. Little-endian arrays in C order are read and written; everything else is refused with the
+//! way out, because a silent conversion here would hide what a model is really given. A file is
+//! untrusted: every number in it is checked before it is used, and reading a `.npy` file never costs
+//! more memory than the file.
+#![forbid(unsafe_code)]
 
+mod element;
 mod header;
+mod npz;
+pub mod text;
 
 use std::{
     fs::File,
@@ -14,11 +19,11 @@ use std::{
 use bytes::Bytes;
 use thiserror::Error;
 
-use crate::Datatype;
-
+pub use element::ElementType;
 pub use header::HeaderError;
+pub use npz::{MAX_MEMBER, Npz, NpzError};
 
-/// Largest file that is read, in bytes: what one protobuf message can hold.
+/// Largest `.npy` file that is read, in bytes: what one protobuf message can hold.
 pub const MAX_FILE: u64 = (1 << 31) - 1;
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
@@ -29,9 +34,9 @@ const ALIGNMENT: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Array {
     /// Element type.
-    pub datatype: Datatype,
+    pub element: ElementType,
     /// Extents; none for a single number.
-    pub shape: Vec<i64>,
+    pub shape: Vec<usize>,
     /// The elements.
     pub data: Bytes,
 }
@@ -71,25 +76,19 @@ pub enum NpyError {
     #[error("shape {shape:?} is too large")]
     TooLarge {
         /// The shape.
-        shape: Vec<i64>,
+        shape: Vec<usize>,
     },
     /// The elements do not fill the shape, or exceed it.
-    #[error("{datatype} with shape {shape:?} takes {expected} bytes, the file holds {got}")]
+    #[error("{element} with shape {shape:?} takes {expected} bytes, the file holds {got}")]
     Size {
         /// Element type.
-        datatype: Datatype,
+        element: ElementType,
         /// The shape.
-        shape: Vec<i64>,
+        shape: Vec<usize>,
         /// Bytes that the shape takes.
         expected: usize,
         /// Bytes behind the header.
         got: usize,
-    },
-    /// The format has no such element type.
-    #[error("a .npy file cannot hold {datatype}")]
-    Unwritable {
-        /// Element type.
-        datatype: Datatype,
     },
 }
 
@@ -111,7 +110,7 @@ pub fn read(path: &Path) -> Result<Array, NpyError> {
 /// Writes a file, replacing what is there.
 ///
 /// # Errors
-/// When it cannot be written or the format has no such element type.
+/// When it cannot be written or has more dimensions than a header can name.
 pub fn write(path: &Path, array: &Array) -> Result<(), NpyError> {
     let header = render_header(array)?;
     let mut file = File::create(path)?;
@@ -147,43 +146,41 @@ pub fn parse(file: Bytes) -> Result<Array, NpyError> {
     let text = file.get(start..end).ok_or_else(|| cut(end))?;
     let header = header::parse(text)?;
 
-    let (datatype, shape) = (header.datatype, header.shape);
-    let size = datatype.size().ok_or(NpyError::Unwritable { datatype })?;
-    let expected = byte_count(size, &shape);
+    let (element, shape) = (header.element, header.shape);
+    let expected = byte_count(element.size(), &shape);
     let Some(expected) = expected else {
         return Err(NpyError::TooLarge { shape });
     };
     let data = file.slice(end..);
     if data.len() != expected {
         return Err(NpyError::Size {
-            datatype,
+            element,
             shape,
             expected,
             got: data.len(),
         });
     }
     Ok(Array {
-        datatype,
+        element,
         shape,
         data,
     })
 }
 
 /// Bytes of an array; `None` when they cannot be counted.
-fn byte_count(size: usize, shape: &[i64]) -> Option<usize> {
+fn byte_count(size: usize, shape: &[usize]) -> Option<usize> {
     if shape.contains(&0) {
         return Some(0);
     }
-    shape.iter().try_fold(size, |product, &extent| {
-        product.checked_mul(usize::try_from(extent).ok()?)
-    })
+    shape
+        .iter()
+        .try_fold(size, |product, &extent| product.checked_mul(extent))
 }
 
 /// Everything before the elements, in version 1.0 of the format.
 fn render_header(array: &Array) -> Result<Vec<u8>, NpyError> {
-    let datatype = array.datatype;
-    let descr = header::descr(datatype).ok_or(NpyError::Unwritable { datatype })?;
-    let extents: Vec<String> = array.shape.iter().map(i64::to_string).collect();
+    let descr = array.element.descr();
+    let extents: Vec<String> = array.shape.iter().map(usize::to_string).collect();
     // Python tells a tuple of one from a number by the comma.
     let comma = if extents.len() == 1 { "," } else { "" };
     let shape = extents.join(", ") + comma;
@@ -210,7 +207,7 @@ fn render_header(array: &Array) -> Result<Vec<u8>, NpyError> {
 /// The content of a file that holds `array`.
 ///
 /// # Errors
-/// When the format has no such element type.
+/// When it has more dimensions than a header can name.
 pub fn render(array: &Array) -> Result<Vec<u8>, NpyError> {
     let mut file = render_header(array)?;
     file.extend_from_slice(&array.data);

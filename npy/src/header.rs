@@ -4,7 +4,7 @@
 
 use thiserror::Error;
 
-use crate::Datatype;
+use crate::ElementType;
 
 /// Longest header text that is read, in bytes. NumPy itself refuses more than 10,000.
 const MAX_LENGTH: usize = 1 << 16;
@@ -14,8 +14,8 @@ const MAX_RANK: usize = 64;
 /// What a header says.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Header {
-    pub(crate) datatype: Datatype,
-    pub(crate) shape: Vec<i64>,
+    pub(crate) element: ElementType,
+    pub(crate) shape: Vec<usize>,
 }
 
 /// Why a header is refused.
@@ -73,9 +73,6 @@ pub enum HeaderError {
         /// The element type as the header has it.
         descr: String,
     },
-    /// Double precision, NumPy's default, which models do not take.
-    #[error("the array holds float64; save array.astype(numpy.float32)")]
-    Float64,
     /// Strings, dates, complex numbers and the like.
     #[error("elements of type {descr:?} are not supported")]
     ElementType {
@@ -85,7 +82,7 @@ pub enum HeaderError {
     /// Too many dimensions.
     #[error("the array has more than {MAX_RANK} dimensions")]
     Rank,
-    /// A dimension that is too large for the protocol.
+    /// A dimension that is too large for NumPy.
     #[error("dimension {digits} is too large")]
     Dimension {
         /// The first digits of the number.
@@ -93,53 +90,27 @@ pub enum HeaderError {
     },
 }
 
-/// Element types with their codes in a header. Single bytes have no order.
-const TYPES: [(&str, Datatype); 11] = [
-    ("|b1", Datatype::Bool),
-    ("|i1", Datatype::Int8),
-    ("|u1", Datatype::Uint8),
-    ("<i2", Datatype::Int16),
-    ("<u2", Datatype::Uint16),
-    ("<i4", Datatype::Int32),
-    ("<u4", Datatype::Uint32),
-    ("<i8", Datatype::Int64),
-    ("<u8", Datatype::Uint64),
-    ("<f2", Datatype::Fp16),
-    ("<f4", Datatype::Fp32),
-];
-
-/// The code of an element type in a header; `None` when the format has none for it.
-pub(crate) fn descr(datatype: Datatype) -> Option<&'static str> {
-    if datatype == Datatype::Fp64 {
-        return Some("<f8");
+/// The type of a code such as `<f4`. Single bytes have no order, so any mark before them will do.
+fn element_type(descr: &str) -> Result<ElementType, HeaderError> {
+    let other = || HeaderError::ElementType {
+        descr: descr.to_owned(),
+    };
+    let (Some(order), Some(code)) = (descr.get(..1), descr.get(1..)) else {
+        return Err(other());
+    };
+    if code == "O" {
+        return Err(HeaderError::Object);
     }
-    TYPES
-        .iter()
-        .find(|(_, known)| *known == datatype)
-        .map(|(code, _)| *code)
-}
-
-fn element_type(descr: &str) -> Result<Datatype, HeaderError> {
-    if let Some((_, datatype)) = TYPES.iter().find(|(code, _)| *code == descr) {
-        return Ok(*datatype);
-    }
-    let known = |code: &str| TYPES.iter().find(|(known, _)| known.get(1..) == Some(code));
-    match (descr.get(..1), descr.get(1..)) {
-        (_, Some("O")) => Err(HeaderError::Object),
-        (_, Some(code @ ("b1" | "i1" | "u1"))) => known(code)
-            .map(|(_, datatype)| *datatype)
-            .ok_or_else(|| HeaderError::ElementType {
-                descr: descr.to_owned(),
-            }),
-        (Some("<"), Some("f8")) => Err(HeaderError::Float64),
-        (Some(">"), Some(code)) if code == "f8" || known(code).is_some() => {
-            Err(HeaderError::BigEndian {
-                descr: descr.to_owned(),
-            })
-        }
-        _ => Err(HeaderError::ElementType {
+    let known = ElementType::ALL
+        .into_iter()
+        .find(|element| element.descr().get(1..) == Some(code))
+        .ok_or_else(other)?;
+    match order {
+        _ if known.size() == 1 || descr == known.descr() => Ok(known),
+        ">" => Err(HeaderError::BigEndian {
             descr: descr.to_owned(),
         }),
+        _ => Err(other()),
     }
 }
 
@@ -150,14 +121,14 @@ pub(crate) fn parse(text: &[u8]) -> Result<Header, HeaderError> {
     }
     let text = str::from_utf8(text).map_err(|_| HeaderError::Encoding)?;
     let mut cursor = Cursor { text, at: 0 };
-    let (mut datatype, mut fortran, mut shape) = (None, None, None);
+    let (mut element, mut fortran, mut shape) = (None, None, None);
 
     cursor.expect('{', "'{'")?;
     while !cursor.take('}') {
         let key = cursor.string("a key or '}'")?;
         cursor.expect(':', "':'")?;
         match key {
-            "descr" => set(&mut datatype, cursor.descr()?, "descr")?,
+            "descr" => set(&mut element, cursor.descr()?, "descr")?,
             "fortran_order" => set(&mut fortran, cursor.boolean()?, "fortran_order")?,
             "shape" => set(&mut shape, cursor.tuple()?, "shape")?,
             _ => {
@@ -176,13 +147,13 @@ pub(crate) fn parse(text: &[u8]) -> Result<Header, HeaderError> {
     }
 
     let missing = |key| HeaderError::MissingKey { key };
-    let datatype = datatype.ok_or_else(|| missing("descr"))?;
+    let element = element.ok_or_else(|| missing("descr"))?;
     let fortran = fortran.ok_or_else(|| missing("fortran_order"))?;
     let shape = shape.ok_or_else(|| missing("shape"))?;
     if fortran {
         return Err(HeaderError::FortranOrder);
     }
-    Ok(Header { datatype, shape })
+    Ok(Header { element, shape })
 }
 
 fn set<T>(slot: &mut Option<T>, value: T, key: &'static str) -> Result<(), HeaderError> {
@@ -252,7 +223,7 @@ impl<'a> Cursor<'a> {
         Ok(content)
     }
 
-    fn descr(&mut self) -> Result<Datatype, HeaderError> {
+    fn descr(&mut self) -> Result<ElementType, HeaderError> {
         if self.peek() == Some('[') {
             return Err(HeaderError::Structured);
         }
@@ -271,7 +242,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// A tuple of numbers; one alone needs a comma, as in Python.
-    fn tuple(&mut self) -> Result<Vec<i64>, HeaderError> {
+    fn tuple(&mut self) -> Result<Vec<usize>, HeaderError> {
         self.expect('(', "'('")?;
         let mut extents = Vec::new();
         while !self.take(')') {
@@ -290,7 +261,7 @@ impl<'a> Cursor<'a> {
         Ok(extents)
     }
 
-    fn number(&mut self) -> Result<i64, HeaderError> {
+    fn number(&mut self) -> Result<usize, HeaderError> {
         self.peek();
         let rest = self.rest();
         let end = rest
@@ -301,8 +272,11 @@ impl<'a> Cursor<'a> {
             return Err(self.error("a number or ')'"));
         }
         self.at += end;
-        digits.parse().map_err(|_| HeaderError::Dimension {
-            digits: digits.to_owned(),
-        })
+        let extent = digits.parse().ok();
+        extent
+            .filter(|&extent| extent <= isize::MAX as usize)
+            .ok_or_else(|| HeaderError::Dimension {
+                digits: digits.to_owned(),
+            })
     }
 }

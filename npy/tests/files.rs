@@ -11,10 +11,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use requant_client::{
-    Datatype,
-    npy::{self, Array, NpyError},
-};
+use requant_npy::{self as npy, Array, ElementType, NpyError};
 
 /// A version 1.0 file with this header text and these elements.
 fn file(header: &str, data: &[u8]) -> Vec<u8> {
@@ -44,39 +41,24 @@ fn parse(file: Vec<u8>) -> Result<Array, NpyError> {
 }
 
 #[test]
-fn every_supported_type_round_trips() {
-    let shapes: [&[i64]; 6] = [&[], &[0], &[3], &[2, 3], &[1, 1, 2, 2], &[4, 0, 1 << 40]];
-    for datatype in Datatype::ALL {
+fn every_type_round_trips() {
+    let shapes: [&[usize]; 6] = [&[], &[0], &[3], &[2, 3], &[1, 1, 2, 2], &[4, 0, 1 << 40]];
+    for element in ElementType::ALL {
         for shape in shapes {
-            let count: i64 = if shape.contains(&0) {
+            let count: usize = if shape.contains(&0) {
                 0
             } else {
                 shape.iter().product()
             };
-            let size = datatype.size().unwrap_or(1);
-            let data: Vec<u8> = (0..size * usize::try_from(count).unwrap())
-                .map(|i| i as u8)
-                .collect();
+            let data: Vec<u8> = (0..element.size() * count).map(|i| i as u8).collect();
             let array = Array {
-                datatype,
+                element,
                 shape: shape.to_vec(),
                 data: data.into(),
             };
-            let written = npy::render(&array);
-            match datatype {
-                Datatype::Bf16 | Datatype::Bytes => {
-                    assert!(matches!(written, Err(NpyError::Unwritable { .. })));
-                }
-                Datatype::Fp64 => {
-                    let error = parse(written.unwrap()).unwrap_err();
-                    assert!(error.to_string().contains("float64"), "{error}");
-                }
-                _ => {
-                    let written = written.unwrap();
-                    assert_eq!((written.len() - array.data.len()) % 64, 0);
-                    assert_eq!(parse(written).unwrap(), array);
-                }
-            }
+            let written = npy::render(&array).unwrap();
+            assert_eq!((written.len() - array.data.len()) % 64, 0);
+            assert_eq!(parse(written).unwrap(), array);
         }
     }
 }
@@ -90,7 +72,7 @@ fn the_writer_gives_the_bytes_that_numpy_gives() {
     expected.extend_from_slice(b"\n\x01\xfe");
     let data = Bytes::from_static(&[1, 254]);
     let array = Array {
-        datatype: Datatype::Int8,
+        element: ElementType::Int8,
         shape: vec![1, 2],
         data,
     };
@@ -116,14 +98,17 @@ fn headers_may_be_spelt_differently() {
             long_file(3, header, &data),
         ] {
             let array = parse(file).unwrap();
-            assert_eq!(array.datatype, Datatype::Uint8, "{header}");
+            assert_eq!(array.element, ElementType::Uint8, "{header}");
             assert_eq!((&array.shape[..], &array.data[..]), (&shape[..], &data[..]));
         }
     }
     let scalar = parse(file(&header("<f4", "()"), &[0, 0, 128, 63])).unwrap();
-    assert_eq!(scalar.shape, [] as [i64; 0]);
+    assert_eq!(scalar.shape, [] as [usize; 0]);
     let row = parse(file(&header("<i2", "(2,)"), &data)).unwrap();
-    assert_eq!((row.datatype, &row.shape[..]), (Datatype::Int16, &[2][..]));
+    assert_eq!(
+        (row.element, &row.shape[..]),
+        (ElementType::Int16, &[2][..])
+    );
 }
 
 #[test]
@@ -262,10 +247,6 @@ fn other_files_are_refused_with_the_reason() {
         ),
         (u1(&deep, &[0]), "the array has more than 64 dimensions"),
         // Element types.
-        (
-            typed("<f8"),
-            "the array holds float64; save array.astype(numpy.float32)",
-        ),
         (typed(">f4"), "the array is big-endian (\">f4\")"),
         (typed(">f8"), "the array is big-endian (\">f8\")"),
         (typed(">i2"), "the array is big-endian (\">i2\")"),
@@ -294,15 +275,15 @@ fn other_files_are_refused_with_the_reason() {
         // Contents.
         (
             u1("(3,)", &[0; 2]),
-            "UINT8 with shape [3] takes 3 bytes, the file holds 2",
+            "uint8 with shape [3] takes 3 bytes, the file holds 2",
         ),
         (
             u1("(3,)", &[0; 4]),
-            "UINT8 with shape [3] takes 3 bytes, the file holds 4",
+            "uint8 with shape [3] takes 3 bytes, the file holds 4",
         ),
         (
             u1("(0, 5)", &[0]),
-            "UINT8 with shape [0, 5] takes 0 bytes, the file holds 1",
+            "uint8 with shape [0, 5] takes 0 bytes, the file holds 1",
         ),
         (
             u1("(1099511627776,)", &[]),
@@ -340,7 +321,7 @@ fn files_are_written_and_read() {
     let path = folder.path().join("x.npy");
     let data = Bytes::from_static(&[0, 0, 128, 63]);
     let array = Array {
-        datatype: Datatype::Fp32,
+        element: ElementType::Float32,
         shape: vec![1],
         data,
     };
@@ -391,9 +372,8 @@ proptest! {
         }
         match parse(bytes) {
             Ok(array) => {
-                let elements: i64 = array.shape.iter().product();
-                let size = array.datatype.size().unwrap();
-                prop_assert_eq!(array.data.len(), size * usize::try_from(elements).unwrap());
+                let elements: usize = array.shape.iter().product();
+                prop_assert_eq!(array.data.len(), array.element.size() * elements);
             }
             Err(error) => prop_assert!(!error.to_string().contains('\n')),
         }
