@@ -14,7 +14,7 @@ use crate::memory::{Carver, LINE, piece};
 use crate::pack::{Matrix, Packed};
 use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
 use crate::table::{self, Kernel, WeightFormat};
-use crate::tiles::{Job, MACS_PER_PART, Split, Walk};
+use crate::tiles::{Job, MACS_PER_PART, Shifts, Split, Walk};
 use crate::{Buffer, Isa, KernelError, Parallel};
 
 /// A product of two activations to prepare.
@@ -323,7 +323,7 @@ impl Run<'_> {
             weights: Packed::new(self.matmul.walk.kernel(), packed),
             bias,
             padding: 0,
-            row_factor: self.matmul.b_shift - self.b_zero_point,
+            shifts: Shifts::Same(self.matmul.b_shift - self.b_zero_point),
         };
         // SAFETY: the contract of `Job`: lengths were checked for all products, the operand was packed
         // for this walk, and the outputs are this call's alone by the caller's promise.

@@ -15,6 +15,8 @@ use crate::table::{Kernel, WeightFormat};
 /// A panel of packed columns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Panel {
+    /// Its place in the list.
+    pub(crate) index: usize,
     /// Index of its width in the kernel's list.
     pub(crate) width_index: usize,
     /// Columns, some of them padding at the end of a group.
@@ -65,6 +67,7 @@ impl Panels {
                     .unwrap_or(0);
                 let width = kernel.widths[width_index];
                 list.push(Panel {
+                    index: list.len(),
                     width_index,
                     width,
                     used: left.min(width),
@@ -233,19 +236,19 @@ pub(crate) struct PackedWeights {
 }
 
 impl PackedWeights {
-    /// Packs `weight(channel, k)`, channels counted over all groups.
+    /// Packs `weight(panel, channel, k)`, channels counted over all groups.
     pub(crate) fn new(
         kernel: &'static Kernel,
         panels: &Panels,
         depth: usize,
-        weight: impl Fn(usize, usize) -> i16,
+        weight: impl Fn(&Panel, usize, usize) -> i16,
     ) -> Self {
         let mut data = Aligned::zeroed(panels.bytes);
         let bytes = data.bytes_mut();
         for (index, panel) in panels.list.iter().enumerate() {
             let packed = &mut bytes[panels.place(index)];
             pack_panel(kernel, panel, depth, packed, |channel, k| {
-                weight(panel.channel + channel, k)
+                weight(panel, panel.channel + channel, k)
             });
         }
         PackedWeights { kernel, data }

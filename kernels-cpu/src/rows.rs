@@ -22,6 +22,17 @@ enum Form {
     Gathered,
 }
 
+/// An activation as a kernel reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Element {
+    /// An unsigned byte.
+    U8,
+    /// A signed byte.
+    I8,
+    /// A word that a byte was widened to.
+    Word,
+}
+
 /// The plan by which rows of one layer become pointers.
 #[derive(Clone, Debug)]
 pub(crate) struct RowPlan {
@@ -40,7 +51,7 @@ pub(crate) struct RowPlan {
     /// Positions along K in packed weights and in the strip.
     pub(crate) padded: usize,
     /// Positions along K of a segment that hold weights.
-    segment: usize,
+    pub(crate) segment: usize,
     /// Whether row after row is pixel after pixel: a matrix product.
     dense: bool,
     /// Bytes of a gathered row.
@@ -117,9 +128,13 @@ impl RowPlan {
         (within < self.segment).then_some(index * self.segment + within)
     }
 
-    /// Whether activations have a sign.
-    pub(crate) fn signed(&self) -> bool {
-        self.signed
+    /// What segments consist of.
+    pub(crate) fn element(&self) -> Element {
+        match (self.widen, self.signed) {
+            (true, _) => Element::Word,
+            (false, true) => Element::I8,
+            (false, false) => Element::U8,
+        }
     }
 
     /// Bytes of a row as the kernel reads it, wherever it lies.

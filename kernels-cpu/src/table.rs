@@ -59,6 +59,14 @@ pub(crate) struct Tile {
 /// The contract of [`Tile`].
 pub(crate) type TileFn = unsafe fn(&Tile);
 
+/// Sums the activations of each row of a tile: the table's pointers are segment-major, as those of [`Tile`],
+/// for as many rows as there are sums.
+///
+/// # Safety
+/// - each pointer is readable for as many activations as are given, at least 1, and aligned for them;
+/// - the machine has the function's ISA.
+pub(crate) type RowSumsFn = unsafe fn(table: &[*const u8], count: usize, sums: &mut [i32]);
+
 /// One row of the table.
 #[derive(Debug)]
 pub struct Kernel {

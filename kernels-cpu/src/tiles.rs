@@ -17,8 +17,8 @@ use crate::memory::{Carver, LINE, piece, prefetch};
 use crate::pack::{Packed, Panel, Panels};
 use crate::parallel::{Shared, share};
 use crate::rows::RowPlan;
-use crate::table::{Kernel, Tile};
-use crate::{Isa, KernelError};
+use crate::table::{Kernel, RowSumsFn, Tile};
+use crate::{Isa, KernelError, arch};
 
 /// Bytes of activations in a block of rows: half of an L2 cache of 1 MiB, less the panel beside it.
 const BLOCK_BYTES: usize = 448 << 10;
@@ -42,6 +42,7 @@ pub(crate) struct Walk {
     panels: Panels,
     epilogue: Epilogue,
     beside: Option<Box<Beside>>,
+    row_sums: RowSumsFn,
     /// Channels of an output row.
     width: usize,
     block_rows: usize,
@@ -71,6 +72,7 @@ impl Walk {
         let beside = epilogue
             .beside(kernel, plan.groups, panels.columns)
             .map(Box::new);
+        let row_sums = arch::row_sums(isa, plan.element());
         let block_rows = (BLOCK_BYTES / plan.row_bytes()).clamp(kernel.tallest(), BLOCK_ROWS);
         Ok(Walk {
             kernel,
@@ -78,6 +80,7 @@ impl Walk {
             panels,
             epilogue,
             beside,
+            row_sums,
             width: shape.out_c,
             block_rows,
         })
@@ -206,9 +209,33 @@ pub(crate) struct Job<'a> {
     pub(crate) weights: Packed<'a>,
     pub(crate) bias: &'a [i32],
     pub(crate) padding: u8,
-    /// Times the sum of a row's activations, added to all its sums: the share of the weights' zero
-    /// point where that is not folded into the weights. Only for matrix products.
-    pub(crate) row_factor: i32,
+    pub(crate) shifts: Shifts<'a>,
+}
+
+/// What the weights of a panel lack: packed ones are `w - shift`. A row's sums then lack its activations'
+/// sum times the shift, which is added to them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Shifts<'a> {
+    /// Every panel the same.
+    Same(i32),
+    /// One for each panel.
+    Panels(&'a [i32]),
+}
+
+impl Shifts<'_> {
+    fn of(self, panel: &Panel) -> i32 {
+        match self {
+            Shifts::Same(shift) => shift,
+            Shifts::Panels(shifts) => shifts[panel.index],
+        }
+    }
+
+    fn any(self) -> bool {
+        match self {
+            Shifts::Same(shift) => shift != 0,
+            Shifts::Panels(shifts) => shifts.iter().any(|&shift| shift != 0),
+        }
+    }
 }
 
 impl<'a> Job<'a> {
@@ -224,7 +251,7 @@ impl<'a> Job<'a> {
         let tiles = [(); 2].map(|()| carver.words(walk.tile_bytes() / 4).as_mut_ptr());
         let table = carver.pointers(block_rows * walk.plan.segments);
         let strip = carver.bytes(walk.plan.strip_bytes(block_rows));
-        let terms = carver.words(block_rows);
+        let row_sums = carver.words(block_rows);
         let panels = &walk.panels.list[panels];
         let side = walk.beside.as_deref().map(|beside| {
             let (output, other) = (self.output.start(), self.other.as_ptr());
@@ -242,16 +269,19 @@ impl<'a> Job<'a> {
         for block in 0..blocks {
             let share = share(rows.len(), blocks, block);
             let block = rows.start + share.start..rows.start + share.end;
-            let terms = &mut terms[..block.len()];
-            self.row_terms(block.clone(), terms);
+            let row_sums = &mut row_sums[..block.len()];
             for group in panels.chunk_by(|left, right| left.group == right.group) {
                 self.fill(group[0].group, block.clone(), table, strip);
+                if self.shifts.any() {
+                    // SAFETY: `fill` has just pointed the table at the block.
+                    unsafe { self.row_sums(table, row_sums) };
+                }
                 for (index, panel) in group.iter().enumerate() {
                     if block.len() <= FEW_ROWS {
                         self.prefetch(&group[(index + 1).min(group.len() - 1)]);
                     }
                     // SAFETY: the caller's promise; `fill` has just pointed the table at the block.
-                    unsafe { self.panel(panel, block.clone(), table, terms, &mut flow) };
+                    unsafe { self.panel(panel, block.clone(), table, row_sums, &mut flow) };
                 }
             }
         }
@@ -268,19 +298,16 @@ impl<'a> Job<'a> {
         self.walk.epilogue.prefetch(columns);
     }
 
-    fn row_terms(&self, block: Range<usize>, terms: &mut [i32]) {
-        if self.row_factor == 0 {
-            return;
-        }
-        let (depth, signed) = (self.walk.plan.depth, self.walk.plan.signed());
-        for (row, term) in block.zip(terms) {
-            let row = &self.input[row * depth..(row + 1) * depth];
-            let sum: i32 = if signed {
-                row.iter().map(|&x| i32::from(x as i8)).sum()
-            } else {
-                row.iter().map(|&x| i32::from(x)).sum()
-            };
-            *term = sum.wrapping_mul(self.row_factor);
+    /// The sums of the activations of a block's rows.
+    ///
+    /// # Safety
+    /// - `table` points at the rows of a block of as many rows as there are `sums`.
+    unsafe fn row_sums(&self, table: &[*const u8], sums: &mut [i32]) {
+        let plan = &self.walk.plan;
+        for tile in self.tiles(sums.len()) {
+            let pointers = &table[tile.start * plan.segments..tile.end * plan.segments];
+            // SAFETY: the caller's promise, by which each pointer is readable for a segment.
+            unsafe { (self.walk.row_sums)(pointers, plan.segment, &mut sums[tile]) };
         }
     }
 
@@ -310,13 +337,14 @@ impl<'a> Job<'a> {
     /// Multiplies a block of rows by one panel.
     ///
     /// # Safety
-    /// - The contract of [`Job`]; `table` points at the rows of `block`.
+    /// - The contract of [`Job`]; `table` points at the rows of `block`, whose sums `row_sums` holds where
+    ///   any panel is shifted.
     unsafe fn panel(
         &self,
         panel: &'a Panel,
         block: Range<usize>,
         table: &[*const u8],
-        terms: &[i32],
+        row_sums: &[i32],
         flow: &mut Flow<'a>,
     ) {
         let walk = self.walk;
@@ -325,6 +353,7 @@ impl<'a> Job<'a> {
         let weights = &self.weights.bytes()[panel.offset..];
         let bias = &self.bias[panel.column..panel.column + panel.width];
         let filled = panel.used == panel.width;
+        let shift = self.shifts.of(panel);
         if let Some((_, side)) = &mut flow.side {
             side.turn(weights.as_ptr(), bias.as_ptr());
         }
@@ -372,13 +401,14 @@ impl<'a> Job<'a> {
                 let all = self.weights.bytes();
                 prefetch(&all[next.min(all.len())..(next + AHEAD).min(all.len())]);
             }
-            if self.row_factor != 0 {
+            if shift != 0 {
                 // SAFETY: the tile has just been written, and nothing else refers to it.
                 let tile = unsafe { core::slice::from_raw_parts_mut(out, height * panel.width) };
                 let sums = tile.chunks_exact_mut(panel.width);
-                for (sums, term) in sums.zip(&terms[rows.clone()]) {
+                for (sums, row) in sums.zip(&row_sums[rows.clone()]) {
+                    let term = row.wrapping_mul(shift);
                     sums.iter_mut()
-                        .for_each(|sum| *sum = sum.wrapping_add(*term));
+                        .for_each(|sum| *sum = sum.wrapping_add(term));
                 }
             }
             if let Some(left) = left {

@@ -52,6 +52,11 @@ impl Case {
         let (lo, hi) = match format {
             WeightFormat::I8 => (-128, 127),
             WeightFormat::I4 => (-8, 7),
+            // Every other layer has what 8 unsigned bits with a zero point can be.
+            WeightFormat::I16 if rng.chance(2) => {
+                let zero_point = rng.int(0, 255);
+                (-zero_point, 255 - zero_point)
+            }
             WeightFormat::I16 => (-limit, limit),
         };
         let (lo, hi) = match rng.bits() % 10 {

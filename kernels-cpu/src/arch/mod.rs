@@ -9,7 +9,8 @@ use crate::epilogue::BlockFn;
 use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
-use crate::table::{DepthwiseKernel, Kernel, StemFn};
+use crate::rows::Element;
+use crate::table::{DepthwiseKernel, Kernel, RowSumsFn, StemFn};
 
 mod portable;
 mod walk;
@@ -71,6 +72,11 @@ pub(crate) fn stem(
 /// Whether the epilogue of an ISA takes tiles of this width whose columns lie as that ISA unpacks bytes.
 pub(crate) fn takes_unpacked(isa: Isa, finish: &Finish, width: usize) -> bool {
     native::takes_unpacked(isa, finish, width)
+}
+
+/// The function of an ISA that sums rows of activations.
+pub(crate) fn row_sums(isa: Isa, element: Element) -> RowSumsFn {
+    native::row_sums(isa, element).unwrap_or(portable::row_sums::select(element))
 }
 
 /// The table lookup of an ISA.

@@ -16,7 +16,7 @@ use crate::memory::{Aligned, Carver, LINE, piece};
 use crate::pack::{Packed, PackedWeights, Panel};
 use crate::parallel::{MAX_PARTS, Shared, run_parts, usable_threads};
 use crate::table::{self, Kernel, WeightFormat};
-use crate::tiles::{Job, Split, Walk};
+use crate::tiles::{Job, Shifts, Split, Walk};
 use crate::{Buffer, Isa, KernelError, Parallel};
 
 use super::fold::Folded;
@@ -172,7 +172,7 @@ impl Coded {
                     weights: Packed::new(self.kernel, decoded),
                     bias,
                     padding: zero_point as u8,
-                    row_factor: 0,
+                    shifts: Shifts::Same(0),
                 };
                 // SAFETY: the contract of `Job`: lengths were checked for the whole batch, the panel
                 // was decoded into the form that the walk expects at the start of its weights, and
@@ -227,7 +227,7 @@ fn fields(
     weights: &[i8],
 ) -> Option<Codes> {
     let panels = walk.panels();
-    let packed = PackedWeights::new(kernel, panels, depth, |channel, k| {
+    let packed = PackedWeights::new(kernel, panels, depth, |_, channel, k| {
         i16::from(weights[channel * depth + k])
     });
     let packed = packed.get().bytes();

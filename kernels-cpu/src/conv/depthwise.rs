@@ -20,7 +20,7 @@ use crate::tiles;
 use crate::{Isa, KernelError, Parallel};
 
 use super::fold::Folded;
-use super::{ConvIo, ConvShape, ConvSpec};
+use super::{ConvIo, ConvShape, ConvSpec, shift};
 
 /// Most output pixels of a stretch.
 const PIXELS: usize = 28;
@@ -50,12 +50,15 @@ struct Layout {
     /// Bytes from one column to the next, and from one pixel's first column to the next one's.
     column_step: usize,
     pixel_step: usize,
-    /// Bytes from a pixel's first column to each tap: column by column, group by group.
+    /// Bytes from a pixel's first column to each tap: column by column, group by group; all of them again
+    /// for each further part of the weights.
     taps: Vec<usize>,
+    /// Parts of which each weight is the sum.
+    parts: usize,
 }
 
 impl Layout {
-    fn new(kernel: &DepthwiseKernel, shape: &ConvShape) -> Result<Self, KernelError> {
+    fn new(kernel: &DepthwiseKernel, shape: &ConvShape, parts: usize) -> Result<Self, KernelError> {
         let [kernel_h, kernel_w] = shape.kernel;
         let seen = |rows: usize| kernel_h + (rows - 1) * shape.strides[0];
         let groups = |rows: usize| seen(rows).div_ceil(kernel.group);
@@ -74,10 +77,11 @@ impl Layout {
         } else {
             (kernel_w, 1)
         };
-        let taps = (0..kernel_w).flat_map(|kx| {
+        let once = (0..kernel_w).flat_map(|kx| {
             let column = kx * columns_of_tap * column_step;
             (0..groups).map(move |group| column + group * kernel.group_bytes())
         });
+        let taps = (0..parts).flat_map(|_| once.clone());
         Ok(Layout {
             rows,
             seen: seen(rows),
@@ -88,6 +92,7 @@ impl Layout {
             column_step,
             pixel_step: columns_of_pixel * column_step,
             taps: taps.collect(),
+            parts,
         })
     }
 
@@ -120,7 +125,12 @@ impl Depthwise {
         spec: &ConvSpec<'_>,
     ) -> Result<Self, KernelError> {
         let shape = spec.shape;
-        let layout = Layout::new(kernel, &shape)?;
+        let parts = if spec.weights.are_wide() && !kernel.wide {
+            shift::PARTS
+        } else {
+            1
+        };
+        let layout = Layout::new(kernel, &shape, parts)?;
         let depth = shape.depth();
         let columns = shape.out_c.next_multiple_of(kernel.lanes);
         let channels: Vec<Option<usize>> = (0..columns)
@@ -256,7 +266,8 @@ fn pack(
     let vector_weights = kernel.lanes * kernel.group / kernel.vectors;
     for row in 0..layout.rows {
         for tap in 0..taps {
-            let (kx, group) = (tap / layout.groups, tap % layout.groups);
+            let (part, place) = (tap / (taps / layout.parts), tap % (taps / layout.parts));
+            let (kx, group) = (place / layout.groups, place % layout.groups);
             for lane in 0..kernel.group {
                 let input = group * kernel.group + lane;
                 let Some(ky) = layout.kernel_row(shape, row, input) else {
@@ -271,6 +282,11 @@ fn pack(
                 };
                 let at = index * vector_weights + within;
                 let value = weight(ky * shape.kernel[1] + kx);
+                let value = if layout.parts == 1 {
+                    value
+                } else {
+                    i16::from(shift::parts(value)[part])
+                };
                 chunk[at * bytes..(at + 1) * bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
             }
         }

@@ -85,6 +85,9 @@ impl DepthwiseByRows {
         let Some((select, order)) = kernel.rows.zip(kernel.order) else {
             return Ok(None);
         };
+        if spec.weights.are_wide() {
+            return Ok(None);
+        }
         if shape.kernel[0] > ROWS_TAPS || shape.kernel[1] != ROWS_TAPS || shape.dilations != [1, 1]
         {
             return Ok(None);

@@ -9,7 +9,7 @@ use requant_numerics::packing::packed_row_bytes;
 
 use crate::epilogue::Output;
 use crate::error::{at_least, byte_sign, exactly, product, zero_point_in_range};
-use crate::table::{self, DepthwiseKernel, Kernel, WeightFormat};
+use crate::table::{self, Activations, DepthwiseKernel, Kernel, WeightFormat};
 use crate::{Buffer, Isa, KernelError, Parallel};
 
 mod coded;
@@ -17,6 +17,7 @@ mod depthwise;
 mod depthwise_rows;
 mod fold;
 mod shape;
+mod shift;
 mod stem;
 mod tiled;
 
@@ -102,7 +103,8 @@ impl Conv {
     pub fn new(isa: Isa, spec: &ConvSpec<'_>) -> Result<Conv, KernelError> {
         let signed = check(spec)?;
         if spec.shape.is_depthwise() {
-            let kernel = table::select_depthwise(isa, signed, spec.weights.are_wide())?;
+            let wide = spec.weights.are_wide() && !shift::fits_parts(&spec.weights);
+            let kernel = table::select_depthwise(isa, signed, wide)?;
             return Conv::depthwise(isa, kernel, spec);
         }
         if let Some(stem) = Stem::new(isa, spec, signed)? {
@@ -114,7 +116,10 @@ impl Conv {
             Weights::I4(_) => WeightFormat::I8,
             Weights::I16(_) => WeightFormat::I16,
         };
-        let kernel = table::select(isa, signed, format)?;
+        let kernel = match wide_as_bytes(isa, spec, signed)? {
+            Some(kernel) => kernel,
+            None => table::select(isa, signed, format)?,
+        };
         let engine = Engine::Tiled(Tiled::new(isa, kernel, spec, signed)?);
         Ok(Conv::prepared(spec, engine))
     }
@@ -151,7 +156,11 @@ impl Conv {
                 WeightFormat::I4 => fits_sixteen_fold(spec),
                 WeightFormat::I16 => false,
             },
-            Weights::I16(_) => kernel.weights == WeightFormat::I16,
+            Weights::I16(_) => match kernel.weights {
+                WeightFormat::I16 => true,
+                WeightFormat::I8 => shift::fits(&spec.weights),
+                WeightFormat::I4 => false,
+            },
         };
         table::usable(kernel.isa, takes && kernel.takes(signed))?;
         let engine = Engine::Tiled(Tiled::new(kernel.isa, kernel, spec, signed)?);
@@ -167,7 +176,8 @@ impl Conv {
         spec: &ConvSpec<'_>,
     ) -> Result<Conv, KernelError> {
         let signed = check(spec)?;
-        let takes = kernel.takes(signed, spec.weights.are_wide()) && spec.shape.is_depthwise();
+        let wide = spec.weights.are_wide() && !shift::fits_parts(&spec.weights);
+        let takes = kernel.takes(signed, wide) && spec.shape.is_depthwise();
         table::usable(kernel.isa, takes)?;
         Conv::depthwise(kernel.isa, kernel, spec)
     }
@@ -281,6 +291,20 @@ fn check(spec: &ConvSpec<'_>) -> Result<bool, KernelError> {
         exactly(Buffer::Bias, shape.out_c, spec.bias.len())?;
     }
     Ok(signed)
+}
+
+/// The kernel for bytes that serves 16-bit weights, where they fit and it is faster: one that reads
+/// activations as bytes too.
+fn wide_as_bytes(
+    isa: Isa,
+    spec: &ConvSpec<'_>,
+    signed: bool,
+) -> Result<Option<&'static Kernel>, KernelError> {
+    if !shift::fits(&spec.weights) {
+        return Ok(None);
+    }
+    let kernel = table::select(isa, signed, WeightFormat::I8)?;
+    Ok((kernel.activations != Activations::Widened).then_some(kernel))
 }
 
 fn fits_sixteen_fold(spec: &ConvSpec<'_>) -> bool {

@@ -1,20 +1,22 @@
 //! A convolution on the tile engine: packed weights and biases with the zero points folded in.
 
 use crate::memory::{Carver, LINE, piece};
-use crate::pack::PackedWeights;
+use crate::pack::{PackedWeights, Panel};
 use crate::parallel::{MAX_PARTS, Shared, run_parts, usable_threads};
-use crate::table::Kernel;
-use crate::tiles::{Job, Split, Walk};
+use crate::table::{Kernel, WeightFormat};
+use crate::tiles::{Job, Shifts, Split, Walk};
 use crate::{Isa, KernelError, Parallel};
 
 use super::fold::Folded;
-use super::{ConvIo, ConvShape, ConvSpec};
+use super::{ConvIo, ConvShape, ConvSpec, Weights, shift};
 
 /// A convolution prepared for tiles.
 #[derive(Debug)]
 pub(super) struct Tiled {
     walk: Walk,
     weights: PackedWeights,
+    /// What each panel's bytes lack ([`super::shift`]); none where no panel lacks anything.
+    shifts: Vec<i32>,
     bias: Folded,
     /// Output pixels of an image.
     pixels: usize,
@@ -37,6 +39,17 @@ impl Tiled {
             k.map_or(0, |k| spec.weights.get(channel, k, own))
         };
         let channels = panels.channels();
+        let shifts = shifts(kernel, spec, &walk, weight);
+        let shift = |panel: &Panel| shifts.get(panel.index).copied().unwrap_or(0);
+        // The sum over a row is one of activations as they are, not of what a kernel makes of them.
+        let mut offsets = vec![0; panels.columns];
+        for panel in &panels.list {
+            let offset = kernel
+                .offset
+                .wrapping_mul(depth as i32)
+                .wrapping_mul(shift(panel));
+            offsets[panel.column..panel.column + panel.width].fill(offset);
+        }
         let bias = Folded::new(
             panels.columns,
             spec.input_zero_point,
@@ -44,15 +57,19 @@ impl Tiled {
             |column| {
                 let channel = channels[column]?;
                 let bias = spec.bias.get(channel).copied().unwrap_or(0);
+                let bias = bias.wrapping_add(offsets[column]);
                 Some((bias, (0..depth).map(move |k| weight(channel, k))))
             },
         );
-        let weights = PackedWeights::new(kernel, panels, walk.packed_depth(), |channel, k| {
-            walk.position(k).map_or(0, |k| weight(channel, k))
-        });
+        let weights =
+            PackedWeights::new(kernel, panels, walk.packed_depth(), |panel, channel, k| {
+                walk.position(k)
+                    .map_or(0, |k| (i32::from(weight(channel, k)) - shift(panel)) as i16)
+            });
         Ok(Tiled {
             walk,
             weights,
+            shifts,
             bias,
             pixels: spec.shape.out_h * spec.shape.out_w,
         })
@@ -89,7 +106,11 @@ impl Tiled {
             weights: self.weights.get(),
             bias,
             padding: zero_point as u8,
-            row_factor: 0,
+            shifts: if self.shifts.is_empty() {
+                Shifts::Same(0)
+            } else {
+                Shifts::Panels(&self.shifts)
+            },
         };
         run_parts(pool, split.parts, |part| {
             let (rows, panels) = split.part(part, rows, self.walk.panels().list.len());
@@ -100,6 +121,32 @@ impl Tiled {
             unsafe { job.run(rows, panels, scratch) };
         });
     }
+}
+
+/// The shift of each panel of 16-bit weights that a kernel takes as bytes.
+fn shifts(
+    kernel: &Kernel,
+    spec: &ConvSpec<'_>,
+    walk: &Walk,
+    weight: impl Fn(usize, usize) -> i16,
+) -> Vec<i32> {
+    if kernel.weights != WeightFormat::I8 || !matches!(spec.weights, Weights::I16(_)) {
+        return Vec::new();
+    }
+    let depth = walk.depth();
+    let of = |panel: &Panel| {
+        let channels = panel.channel..panel.channel + panel.used;
+        shift::of(
+            channels
+                .flat_map(|channel| (0..depth).map(move |k| (channel, k)))
+                .map(|(channel, k)| weight(channel, k)),
+        )
+    };
+    let shifts: Vec<i32> = walk.panels().list.iter().map(of).collect();
+    if shifts.iter().all(|&shift| shift == 0) {
+        return Vec::new();
+    }
+    shifts
 }
 
 /// Groups of few channels, several taken as one: their columns fill a panel together, and the weights

@@ -7,7 +7,8 @@ use crate::epilogue::BlockFn;
 use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
-use crate::table::{DepthwiseKernel, Kernel, StemFn};
+use crate::rows::Element;
+use crate::table::{DepthwiseKernel, Kernel, RowSumsFn, StemFn};
 
 mod dotprod;
 mod i8mm;
@@ -35,6 +36,10 @@ pub(super) fn stem(
 
 pub(super) fn takes_unpacked(_isa: Isa, _finish: &Finish, _width: usize) -> bool {
     false
+}
+
+pub(super) fn row_sums(_isa: Isa, _element: Element) -> Option<RowSumsFn> {
+    None
 }
 
 pub(super) fn lookup(_isa: Isa) -> Option<LookupFn> {

@@ -5,6 +5,7 @@ use requant_numerics::table::Table;
 use crate::table::{DepthwiseKernel, Kernel};
 
 mod depthwise;
+pub(super) mod row_sums;
 mod tile;
 
 pub(super) const KERNELS: &[Kernel] = tile::KERNELS;

@@ -6,7 +6,8 @@ use crate::epilogue::BlockFn;
 use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
-use crate::table::{DepthwiseKernel, Kernel, StemFn};
+use crate::rows::Element;
+use crate::table::{DepthwiseKernel, Kernel, RowSumsFn, StemFn};
 
 mod avx2;
 mod avx2_depthwise;
@@ -20,6 +21,7 @@ mod avx512_double_sum;
 mod avx512_epilogue;
 mod avx512_registers;
 mod avx512_round;
+mod avx512_row_sums;
 mod avx512_stem;
 mod avx512_words;
 mod avx_vnni;
@@ -67,6 +69,13 @@ pub(super) fn takes_unpacked(isa: Isa, finish: &Finish, width: usize) -> bool {
         Isa::Avx512Vnni => width == 64 && avx512_epilogue::takes_unpacked(finish),
         Isa::Avx2 | Isa::AvxVnni => width == 16 && avx2_epilogue::takes_unpacked(finish),
         Isa::Scalar | Isa::NeonDot | Isa::NeonI8mm => false,
+    }
+}
+
+pub(super) fn row_sums(isa: Isa, element: Element) -> Option<RowSumsFn> {
+    match isa {
+        Isa::Avx512Vnni => avx512_row_sums::select(element),
+        Isa::Scalar | Isa::Avx2 | Isa::AvxVnni | Isa::NeonDot | Isa::NeonI8mm => None,
     }
 }
 
