@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use requant_model::ModelError;
-use requant_numerics::DType;
+use requant_numerics::{DType, DyadicError};
 use thiserror::Error;
 
 use super::elem::Elem;
@@ -224,6 +224,9 @@ pub enum Reason {
         /// Index of the operand.
         index: usize,
     },
+    /// Scales whose quotient has no integer form.
+    #[error(transparent)]
+    Multiplier(#[from] DyadicError),
     /// An operand is float where integers are needed.
     #[error(
         "'{}' is float here: no QuantizeLinear and DequantizeLinear stand between",

@@ -12,7 +12,7 @@ pub(crate) mod fold;
 pub(crate) mod functions;
 pub(crate) mod lower;
 pub(crate) mod model;
-mod proto;
+pub(crate) mod proto;
 mod tensor;
 
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ use crate::file::{self, FileFault};
 pub use crate::wire::WireFault;
 pub use elem::Elem;
 pub use error::{ImportError, PortFault, Reason, Refusal, TensorFault};
-use lower::Failure;
+use lower::{Failure, Rounding};
 use model::Model;
 
 /// What an import may do.
@@ -90,7 +90,7 @@ fn import(bytes: Bytes, name: &str, options: &ImportOptions) -> Result<Graph, Im
     }
     census::check(&bytes)?;
     let model = Model::read(proto::ModelProto::decode(bytes)?, options)?;
-    let mut graph = graph_of(&model)?;
+    let mut graph = graph_of(&model, Rounding::OnnxRuntime)?;
     if !name.is_empty() {
         name.clone_into(&mut graph.name);
     }
@@ -104,16 +104,22 @@ fn import(bytes: Bytes, name: &str, options: &ImportOptions) -> Result<Graph, Im
     Ok(graph)
 }
 
+/// The native integer graph of a model of the quantizer, the provenance to be filled in.
+pub(crate) fn native(model: proto::ModelProto) -> Result<Graph, ImportError> {
+    let model = Model::read(model, &ImportOptions::default())?;
+    graph_of(&model, Rounding::Native)
+}
+
 /// Lowers with a symbolic batch where the model has one, and with a batch of one where samples would mix.
-fn graph_of(model: &Model) -> Result<Graph, ImportError> {
+fn graph_of(model: &Model, rounding: Rounding) -> Result<Graph, ImportError> {
     if model.symbolic_batch {
-        match validated(lower::lower(model, true)) {
+        match validated(lower::lower(model, true, rounding)) {
             Err(Failure::MixesSamples) => {}
             Err(Failure::Import(error)) => return Err(error),
             Ok(graph) => return Ok(graph),
         }
     }
-    match validated(lower::lower(model, false)) {
+    match validated(lower::lower(model, false, rounding)) {
         Ok(graph) => Ok(graph),
         Err(Failure::Import(error)) => Err(error),
         // Nothing is batched, so nothing can mix.

@@ -7,7 +7,10 @@ use requant_model::ops::broadcast;
 
 use super::Lowering;
 use super::elementwise::{FunctionOf, float_operand};
-use super::value::{BinaryOp, Clamp, Float, Kind, Linear, Lowered, Mapped, Operand, Shape, Stop};
+use super::rounding::Rounding;
+use super::value::{
+    BinaryOp, Clamp, Float, Kind, Linear, LinearKernel, Lowered, Mapped, Operand, Shape, Stop,
+};
 use crate::onnx::constant::{Constant, QuantConstant};
 use crate::onnx::error::Reason;
 use crate::onnx::functions;
@@ -98,9 +101,17 @@ impl<'m> Lowering<'m> {
 
     fn two_floats(&mut self, node: &Node, a: Float, b: Float) -> Lowered<Option<Float>> {
         let op = node.op.as_str();
+        if op == "Add" && self.rounding == Rounding::Native {
+            for (x, other, index) in [(&a, &b, 1), (&b, &a, 0)] {
+                if let Some(sum) = self.residual_sum(x, other, name(node, index))? {
+                    return Ok(Some(sum));
+                }
+            }
+        }
         if let Some(op) = binary_op(op)
             && matches!(a.kind, Kind::Activation { .. })
             && matches!(b.kind, Kind::Activation { .. })
+            && !self.one_function(&a, &b)
         {
             let bits = if op == BinaryOp::Product { 8 } else { 16 };
             let (source, _, a_shape) = self.activation_of(&a, name(node, 0), bits)?;
@@ -121,6 +132,39 @@ impl<'m> Lowering<'m> {
         }
         let kind = self.functions_joined(&f, &g, &a.shape, |x, y| functions::binary(op, x, y))?;
         Ok(kind.map(|kind| self.float_of(kind, a.shape)))
+    }
+
+    /// Whether two activations are the same bytes, which makes a native model's operator on them a
+    /// function of each byte.
+    fn one_function(&self, a: &Float, b: &Float) -> bool {
+        let same = |a: &FunctionOf, b: &FunctionOf| a.source == b.source;
+        let functions = (self.function_of(a), self.function_of(b));
+        self.rounding == Rounding::Native
+            && matches!(functions, (Some(a), Some(b)) if same(&a, &b))
+    }
+
+    /// A product with weights plus an activation of its result's shape, to be rounded once.
+    fn residual_sum(&mut self, x: &Float, other: &Float, name: &str) -> Lowered<Option<Float>> {
+        let Kind::Linear(linear) = &x.kind else {
+            return Ok(None);
+        };
+        let joins = linear.residual.is_none()
+            && !matches!(linear.kernel, LinearKernel::MatMul)
+            && matches!(other.kind, Kind::Activation { .. })
+            && x.clamp == Clamp::NONE
+            && x.shape == other.shape;
+        if !joins {
+            return Ok(None);
+        }
+        let (source, quant, _) = self.activation_of(other, name, 16)?;
+        let linear = Linear {
+            residual: Some((source, quant)),
+            ..Linear::clone(linear)
+        };
+        Ok(Some(Float {
+            kind: Kind::Linear(Arc::new(linear)),
+            ..x.clone()
+        }))
     }
 
     /// A sum or product of two operands with shapes.

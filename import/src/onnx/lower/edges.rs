@@ -241,6 +241,9 @@ impl Lowering<'_> {
                 let source = self.scaled_source(source, scales);
                 self.dequantize(&source, (Some(blocks), None), name)
             }
+            Kind::Linear(linear) if linear.residual.is_some() => {
+                Err(Stop::Blame(float.origin, Reason::FloatResult))
+            }
             Kind::Linear(linear) => {
                 let accumulator = self.emit_linear(float, linear, None, name)?;
                 let scales = self.accumulator_scales(linear)?;

@@ -7,6 +7,7 @@ use requant_model::Affine;
 use requant_numerics::{edge, table};
 
 use super::Lowering;
+use super::rounding::Rounding;
 use super::value::{Clamp, Float, Kind, Lowered, Mapped, Move, Part, Placed, Shape, Stop};
 use crate::onnx::constant::Constant;
 use crate::onnx::error::Reason;
@@ -231,6 +232,19 @@ impl<'m> Lowering<'m> {
 
     /// A float expression under a clamp.
     pub(super) fn clamped(&self, float: Float, clamp: Clamp, node: &Node) -> Lowered<Float> {
+        // Native models limit an activation as they compute any other function of it.
+        if self.rounding == Rounding::Native
+            && matches!(float.kind, Kind::Activation { .. })
+            && let Some(of) = self.function_of(&float)
+        {
+            self.folder.pay(&[of.values.len()])?;
+            let (lo, hi) = (f64::from(clamp.lo), f64::from(clamp.hi));
+            return Ok(Float {
+                kind: of.map(|v| v.max(lo).min(hi)),
+                clamp: Clamp::NONE,
+                ..float
+            });
+        }
         let kind = match float.kind {
             Kind::Function {
                 source,

@@ -68,6 +68,7 @@ impl<'m> Lowering<'m> {
             kernel,
             bias: Bias::default(),
             gain: 1.0,
+            residual: None,
         };
         Ok((
             linear,
@@ -143,6 +144,7 @@ impl<'m> Lowering<'m> {
             kernel,
             bias: Bias::default(),
             gain,
+            residual: None,
         };
         shape.dims[1] = n;
         Ok((linear, shape))
@@ -216,6 +218,7 @@ impl<'m> Lowering<'m> {
             kernel,
             bias: Bias::default(),
             gain: 1.0,
+            residual: None,
         };
         Ok((linear, Shape { dims, batched }))
     }
@@ -346,7 +349,6 @@ impl<'m> Lowering<'m> {
         };
         Some(Float {
             kind: Kind::Linear(Arc::new(linear)),
-            origin: self.current,
             ..float.clone()
         })
     }

@@ -1,5 +1,5 @@
 //! Convolutions and matrix products as nodes: layout of the operands, bias in accumulator steps, and the
-//! f32 scale of each output channel.
+//! multiplier of each output channel.
 
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use requant_model::spec::{Linear as LinearSpec, RequantizeSpec};
 use requant_model::{Tensor, ValueId};
 use requant_numerics::DType;
 
+use super::rounding::{Ratio, Rounding};
 use super::value::{Clamp, Float, Linear, LinearKernel, Lowered, Placed, Stop, Weights};
 use super::{Lowering, Target};
 use crate::onnx::error::Reason;
@@ -19,6 +20,9 @@ pub(super) struct Operands {
     pub(super) zero_point: Option<ValueId>,
     pub(super) batched: bool,
 }
+
+/// From accumulator to output, and the mantissas of a residual.
+type Rounded = (Option<RequantizeSpec>, Option<String>);
 
 impl Lowering<'_> {
     /// Emits a linear layer: to `target` under a clamp, or as its accumulator. What is refused here is
@@ -45,28 +49,36 @@ impl Lowering<'_> {
         name: &str,
     ) -> Lowered<Placed> {
         let node = self.origin(float);
-        let scales = self.accumulator_scales(linear)?;
-        let bias = self.bias_tensor(linear, &scales, &node)?;
-        let requantize = match target {
-            Some((target, clamp)) => {
-                let scales: Vec<f32> = scales.iter().map(|s| s / target.quant.scale).collect();
-                Some(self.requantize_spec(&scales, target.limits(clamp), &node)?)
-            }
-            None => None,
-        };
+        let bias = self.bias_tensor(linear, &node)?;
+        let x = linear.gain * linear.quant.scale;
+        let (mut requantize, mut residual) = (None, None);
+        if let Some((target, clamp)) = target {
+            let weights = self.weight_scales(linear)?;
+            let (y, limits) = (target.quant.scale, target.limits(clamp));
+            requantize = Some(if let Some((_, quant)) = &linear.residual {
+                let scales = (x, &weights[..], quant.scale);
+                let (spec, mantissas) = self.residual_spec(scales, y, limits, &node)?;
+                residual = Some(mantissas);
+                spec
+            } else {
+                let ratio = |&w: &f32| Ratio::product(x, w, y);
+                let ratios: Vec<Ratio> = weights.iter().map(ratio).collect();
+                self.requantize_spec(&ratios, limits, &node)?
+            });
+        }
         let operands = Operands {
             zero_point: None,
             batched: float.shape.batched,
         };
         let target = target.map(|(target, _)| target);
-        self.emit_product(linear, (bias, requantize), operands, target, &node, name)
+        let rounding = (requantize, residual);
+        self.emit_product(linear, (bias, rounding), operands, target, &node, name)
     }
 
     /// The bias in accumulator steps.
     pub(super) fn bias_tensor(
         &mut self,
         linear: &Linear,
-        scales: &[f32],
         node: &str,
     ) -> Lowered<Option<String>> {
         let bias = &linear.bias;
@@ -97,8 +109,9 @@ impl Lowering<'_> {
             }
             steps.push(value as i64);
         }
-        debug_assert!(scales.len() == 1 || scales.len() == channels);
-        self.leave_room(linear, &mut steps);
+        if self.rounding == Rounding::OnnxRuntime {
+            self.leave_room(linear, &mut steps);
+        }
         let tensor =
             Tensor::from_integers(DType::I32, vec![channels], &steps).ok_or(Reason::Fold)?;
         Ok(Some(self.builder.tensor(&format!("{node}.bias"), tensor)))
@@ -132,7 +145,7 @@ impl Lowering<'_> {
     pub(super) fn emit_product(
         &mut self,
         linear: &Linear,
-        (bias, requantize): (Option<String>, Option<RequantizeSpec>),
+        (bias, (requantize, residual)): (Option<String>, Rounded),
         operands: Operands,
         target: Option<Target>,
         node: &str,
@@ -148,7 +161,7 @@ impl Lowering<'_> {
             weights: None,
             bias,
             requantize,
-            residual: None,
+            residual,
             dynamic_zero_point: dynamic,
         };
         if let Weights::Constant(constant) = &linear.weights
@@ -167,6 +180,9 @@ impl Lowering<'_> {
                 let mut dims = self.pooled_dims(x, &pool.window)?;
                 dims[3] = channels;
                 let rank = linear.source.perm.len();
+                if let Some((residual, _)) = &linear.residual {
+                    inputs.push(self.image(residual, false)?);
+                }
                 // The border is what the file says, and that is zeros.
                 let border = if self.builder.get(x).dtype == DType::Binary {
                     Border::Zero
@@ -186,6 +202,9 @@ impl Lowering<'_> {
                 inputs.push(x);
                 if let Weights::Value { source, .. } = &linear.weights {
                     inputs.push(self.matrix(source, *transposed)?);
+                }
+                if let Some((residual, _)) = &linear.residual {
+                    inputs.push(self.builder.arranged(residual, &perm));
                 }
                 let mut dims = self.builder.get(x).dims.clone();
                 if let Some(last) = dims.last_mut() {

@@ -1,15 +1,15 @@
-//! Float expression plus quantization gives integers: one node with one rounding, by ONNX Runtime's
-//! formulas.
+//! Float expression plus quantization gives integers: one node with one rounding, as
+//! [`super::rounding`] has it.
 
 use requant_model::ops::{
-    Add, AddSpec, AveragePool, Concat, Interpolation, Mean, Mul, MulSpec, Op, QLinearSoftmax,
-    Quantize, Rescale, Resize, Table,
+    Add, AveragePool, Concat, Interpolation, Mean, Mul, Op, QLinearSoftmax, Quantize, Rescale,
+    Resize, Table, WEIGHT_BITS,
 };
-use requant_model::spec::{RequantizeSpec, SchemeSpec};
 use requant_model::{Affine, Tensor, ValueId};
 use requant_numerics::edge::{self, EdgeRounding};
-use requant_numerics::{DType, softmax, table};
+use requant_numerics::{DType, native, softmax};
 
+use super::rounding::Ratio;
 use super::value::{
     BinaryOp, Clamp, Float, Kind, Lowered, Operand, Part, Placed, Pool, Resampling, Stop,
 };
@@ -38,8 +38,8 @@ impl Target {
 
     /// The limits that a clamp leaves.
     pub(super) fn limits(&self, clamp: Clamp) -> (i32, i32) {
-        let (lo, hi) = (self.step(clamp.lo), self.step(clamp.hi));
-        (lo, hi.max(lo))
+        let quant = (self.quant.scale, self.quant.zero_point);
+        native::limits((clamp.lo, clamp.hi), quant, self.range())
     }
 }
 
@@ -167,16 +167,12 @@ impl Lowering<'_> {
             return Ok(source.clone());
         }
         if value.dtype.is_quantized() && target.dtype.is_quantized() {
-            let bytes = table::from_fn(value.dtype, |q| {
-                target
-                    .step(edge::dequantize(q, quant.scale, quant.zero_point))
-                    .clamp(lo, hi)
-            });
+            let bytes = self.requantizing_table((value.dtype, quant), target, (lo, hi))?;
             return self.map_bytes(source, target.dtype, target.quant, &bytes, name);
         }
         self.ensure_quant(source, quant)?;
-        let scale = quant.scale / target.quant.scale;
-        let requantize = self.requantize_spec(&[scale], (lo, hi), name)?;
+        let ratio = Ratio::new(quant.scale, target.quant.scale);
+        let requantize = self.requantize_spec(&[ratio], (lo, hi), name)?;
         let out = self.builder.value(
             name,
             target.dtype,
@@ -190,24 +186,6 @@ impl Lowering<'_> {
         Ok(Placed {
             id: out,
             perm: source.perm.clone(),
-        })
-    }
-
-    /// A requantization by f32 scales.
-    pub(super) fn requantize_spec(
-        &mut self,
-        scales: &[f32],
-        (lo, hi): (i32, i32),
-        base: &str,
-    ) -> Lowered<RequantizeSpec> {
-        self.folder.pay(&[scales.len()])?;
-        let tensor = Tensor::from_f32(vec![scales.len()], scales)
-            .ok_or_else(|| Reason::Shape(vec![scales.len() as i64]))?;
-        let scale = self.builder.tensor(&format!("{base}.scale"), tensor);
-        Ok(RequantizeSpec {
-            scheme: SchemeSpec::F32Rne { scale },
-            lo,
-            hi,
         })
     }
 
@@ -227,20 +205,18 @@ impl Lowering<'_> {
         };
         let (a, b) = (self.aligned(a, &perm)?, self.aligned(b, &perm)?);
         let (lo, hi) = target.limits(float.clamp);
+        let scale = |id| self.builder.get(id).quant.unwrap_or(super::edges::PLAIN).scale;
+        let (scales, scale) = ((scale(a), scale(b)), target.quant.scale);
         let op = match op {
             BinaryOp::Sum | BinaryOp::Difference => {
                 let subtract = op == BinaryOp::Difference;
-                Op::Add(Add {
-                    scheme: AddSpec::F32Fma { subtract },
-                    lo,
-                    hi,
-                })
+                let scheme = self.sum_scheme(scales, scale, subtract)?;
+                Op::Add(Add { scheme, lo, hi })
             }
-            BinaryOp::Product => Op::Mul(Mul {
-                scheme: MulSpec::F32,
-                lo,
-                hi,
-            }),
+            BinaryOp::Product => {
+                let scheme = self.product_scheme(scales, scale)?;
+                Op::Mul(Mul { scheme, lo, hi })
+            }
         };
         let dims = perm.iter().map(|&axis| float.shape.dims[axis]).collect();
         let out = self.result(dims, float.shape.batched, target, name);
@@ -294,8 +270,9 @@ impl Lowering<'_> {
             dims[axis] = 1;
         }
         let node = self.origin(float);
-        let scale = quant.scale / target.quant.scale / count as f32;
-        let requantize = self.requantize_spec(&[scale], target.limits(float.clamp), &node)?;
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let ratio = Ratio::mean(quant.scale, count, target.quant.scale);
+        let requantize = self.requantize_spec(&[ratio], target.limits(float.clamp), &node)?;
         let out = self.result(dims, float.shape.batched, target, name);
         self.builder.node(
             &node,
@@ -320,10 +297,11 @@ impl Lowering<'_> {
         let x = self.image(source, pool.channels_last)?;
         let [kh, kw] = pool.window.kernel;
         self.folder.pay(&[kh * kw])?;
-        let ratio = quant.scale / target.quant.scale;
-        let scales: Vec<f32> = (1..=kh * kw).map(|count| ratio / count as f32).collect();
+        let ratio = |count| Ratio::mean(quant.scale, count, target.quant.scale);
+        let counts = u32::try_from(kh * kw).unwrap_or(u32::MAX);
+        let ratios: Vec<Ratio> = (1..=counts).map(ratio).collect();
         let node = self.origin(float);
-        let requantize = self.requantize_spec(&scales, target.limits(float.clamp), &node)?;
+        let requantize = self.requantize_spec(&ratios, target.limits(float.clamp), &node)?;
         let dims = self.pooled_dims(x, &pool.window)?;
         let out = self.result(dims, float.shape.batched, target, name);
         let op = AveragePool {
@@ -346,8 +324,8 @@ impl Lowering<'_> {
     ) -> Lowered<Placed> {
         let x = self.image(source, resize.channels_last)?;
         let node = self.origin(float);
-        let scale = quant.scale / target.quant.scale / (1u32 << 20) as f32;
-        let requantize = self.requantize_spec(&[scale], target.limits(float.clamp), &node)?;
+        let ratio = Ratio::mean(quant.scale, 1 << (2 * WEIGHT_BITS), target.quant.scale);
+        let requantize = self.requantize_spec(&[ratio], target.limits(float.clamp), &node)?;
         let (rows, columns) = self.resampling_tables(resize, &node)?;
         let value = self.builder.get(x);
         let dims = vec![value.dims[0], resize.size[0], resize.size[1], value.dims[3]];

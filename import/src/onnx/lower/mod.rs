@@ -23,6 +23,7 @@ mod qoperator;
 mod reduce;
 mod reshape;
 pub(crate) mod resize;
+mod rounding;
 mod thresholds;
 mod value;
 mod weights;
@@ -39,6 +40,7 @@ use super::error::{ImportError, Reason, Refusal};
 use super::fold::{self, Folder};
 use super::model::{Domain, Model, Node};
 use builder::Builder;
+pub(crate) use rounding::Rounding;
 use value::{Clamp, Float, Kind, Lowered, Mapped, Placed, Shape, Stop};
 
 /// Why a lowering gave no graph.
@@ -90,6 +92,7 @@ pub(crate) struct Lowering<'m> {
     /// Nodes that read a tensor, each with the index of the operand.
     readers: HashMap<&'m str, Vec<(&'m Node, usize)>>,
     batched: bool,
+    rounding: Rounding,
     /// Whether the model has nodes of QONNX, and its arithmetic is exact where theirs is.
     is_qonnx: bool,
     builder: Builder,
@@ -107,7 +110,7 @@ pub(crate) struct Lowering<'m> {
 }
 
 /// Lowers a model, with a symbolic batch or a fixed one.
-pub(crate) fn lower(model: &Model, batched: bool) -> Result<Graph, Failure> {
+pub(crate) fn lower(model: &Model, batched: bool, rounding: Rounding) -> Result<Graph, Failure> {
     let reserved = model
         .inputs
         .iter()
@@ -116,6 +119,7 @@ pub(crate) fn lower(model: &Model, batched: bool) -> Result<Graph, Failure> {
     let mut lowering = Lowering {
         model,
         batched,
+        rounding,
         is_qonnx: model.nodes.iter().any(|node| node.domain == Domain::Qonnx),
         builder: Builder::new(&model.name, reserved),
         mapped: HashMap::new(),

@@ -383,8 +383,7 @@ impl<'m> Lowering<'m> {
         name: &str,
     ) -> Lowered<Placed> {
         let node = self.origin(&line.inner);
-        let scales = self.accumulator_scales(linear)?;
-        let bias = self.bias_tensor(linear, &scales, &node)?;
+        let bias = self.bias_tensor(linear, &node)?;
         let grid = quantizer.grid;
         let reals = self.exact_scales(linear)?;
         let rows = reals.len().max(line.gain.len());
@@ -428,7 +427,7 @@ impl<'m> Lowering<'m> {
             dtype: grid.dtype,
             quant: quantizer.quant,
         };
-        let parts = (bias, Some(requantize));
+        let parts = (bias, (Some(requantize), None));
         self.emit_product(linear, parts, operands, Some(target), &node, name)
     }
 

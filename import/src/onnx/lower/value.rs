@@ -343,6 +343,8 @@ pub(crate) struct Linear {
     pub(crate) bias: Bias,
     /// Multiplies the result.
     pub(crate) gain: f32,
+    /// A value of the result's shape that is added before the one rounding of native models.
+    pub(crate) residual: Option<(Placed, Affine)>,
 }
 
 /// What a linear layer does with its weights.
