@@ -225,8 +225,8 @@ pub enum Reason {
         index: usize,
     },
     /// Scales whose quotient has no integer form.
-    #[error(transparent)]
-    Multiplier(#[from] DyadicError),
+    #[error("{0}")]
+    Multiplier(DyadicError),
     /// An operand is float where integers are needed.
     #[error(
         "'{}' is float here: no QuantizeLinear and DequantizeLinear stand between",

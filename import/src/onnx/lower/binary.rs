@@ -139,8 +139,7 @@ impl<'m> Lowering<'m> {
     fn one_function(&self, a: &Float, b: &Float) -> bool {
         let same = |a: &FunctionOf, b: &FunctionOf| a.source == b.source;
         let functions = (self.function_of(a), self.function_of(b));
-        self.rounding == Rounding::Native
-            && matches!(functions, (Some(a), Some(b)) if same(&a, &b))
+        self.rounding == Rounding::Native && matches!(functions, (Some(a), Some(b)) if same(&a, &b))
     }
 
     /// A product with weights plus an activation of its result's shape, to be rounded once.

@@ -218,7 +218,14 @@ impl<'m> Lowering<'m> {
             bias: Bias::default(),
             ..linear.clone()
         };
-        let placed = self.emit_product(&linear, (None, (None, None)), operands, None, &node.name, name)?;
+        let placed = self.emit_product(
+            &linear,
+            (None, (None, None)),
+            operands,
+            None,
+            &node.name,
+            name,
+        )?;
         let scale = dynamic.map(|range| range.scale);
         self.define(node, 0, Mapped::Accumulator(placed, scale));
         Ok(())

@@ -76,11 +76,7 @@ impl Lowering<'_> {
     }
 
     /// The bias in accumulator steps.
-    pub(super) fn bias_tensor(
-        &mut self,
-        linear: &Linear,
-        node: &str,
-    ) -> Lowered<Option<String>> {
+    pub(super) fn bias_tensor(&mut self, linear: &Linear, node: &str) -> Lowered<Option<String>> {
         let bias = &linear.bias;
         if bias.steps.is_none() && bias.reals.is_none() {
             return Ok(None);

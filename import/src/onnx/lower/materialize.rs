@@ -205,7 +205,13 @@ impl Lowering<'_> {
         };
         let (a, b) = (self.aligned(a, &perm)?, self.aligned(b, &perm)?);
         let (lo, hi) = target.limits(float.clamp);
-        let scale = |id| self.builder.get(id).quant.unwrap_or(super::edges::PLAIN).scale;
+        let scale = |id| {
+            self.builder
+                .get(id)
+                .quant
+                .unwrap_or(super::edges::PLAIN)
+                .scale
+        };
         let (scales, scale) = ((scale(a), scale(b)), target.quant.scale);
         let op = match op {
             BinaryOp::Sum | BinaryOp::Difference => {

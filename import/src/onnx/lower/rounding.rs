@@ -7,7 +7,7 @@ use requant_model::{Affine, Tensor};
 use requant_numerics::edge;
 use requant_numerics::native::{self, Joined};
 use requant_numerics::rounding::rhu;
-use requant_numerics::{DType, Dyadic, DyadicError, table};
+use requant_numerics::{DType, Dyadic, table};
 
 use super::value::Lowered;
 use super::{Lowering, Target};
@@ -56,11 +56,12 @@ impl Ratio {
         self.x * self.w / self.y / self.count as f32
     }
 
-    fn native(self) -> Result<Dyadic, DyadicError> {
-        match self.count {
+    fn native(self) -> Result<Dyadic, Reason> {
+        let multiplier = match self.count {
             1 => native::requantize(self.x, self.w, self.y),
             count => native::mean(self.x, count, self.y),
-        }
+        };
+        multiplier.map_err(Reason::Multiplier)
     }
 }
 
@@ -82,11 +83,10 @@ impl Lowering<'_> {
                 SchemeSpec::F32Rne { scale }
             }
             Rounding::Native => {
-                let pairs = ratios
-                    .iter()
-                    .map(|ratio| Ok(ratio.native().map(|d| (d.m, d.s))?));
-                let (m, s): (Vec<i32>, Vec<u8>) =
-                    pairs.collect::<Result<Vec<_>, Reason>>()?.into_iter().unzip();
+                let dyadics = ratios.iter().map(|ratio| ratio.native());
+                let dyadics: Vec<Dyadic> = dyadics.collect::<Result<_, Reason>>()?;
+                let m: Vec<i32> = dyadics.iter().map(|d| d.m).collect();
+                let s: Vec<u8> = dyadics.iter().map(|d| d.s).collect();
                 self.rhu(&m, &s, base)?
             }
         };
@@ -105,7 +105,7 @@ impl Lowering<'_> {
         self.folder.pay(&[weights.len(), 2])?;
         let joined: Vec<Joined> = weights
             .iter()
-            .map(|&w| Ok(native::residual(x, w, residual, y)?))
+            .map(|&w| native::residual(x, w, residual, y).map_err(Reason::Multiplier))
             .collect::<Result<_, Reason>>()?;
         let m: Vec<i32> = joined.iter().map(|j| j.first).collect();
         let s: Vec<u8> = joined.iter().map(|j| j.s).collect();
@@ -140,7 +140,8 @@ impl Lowering<'_> {
         Ok(match self.rounding {
             Rounding::OnnxRuntime => AddSpec::F32Fma { subtract },
             Rounding::Native => {
-                let Joined { first, second, s } = native::sum(a, b, y)?;
+                let Joined { first, second, s } =
+                    native::sum(a, b, y).map_err(Reason::Multiplier)?;
                 AddSpec::Rhu {
                     m_a: first,
                     m_b: if subtract { -second } else { second },
@@ -155,7 +156,7 @@ impl Lowering<'_> {
         Ok(match self.rounding {
             Rounding::OnnxRuntime => MulSpec::F32,
             Rounding::Native => {
-                let Dyadic { m, s } = native::requantize(a, b, y)?;
+                let Dyadic { m, s } = native::requantize(a, b, y).map_err(Reason::Multiplier)?;
                 MulSpec::Rhu { m, s }
             }
         })
@@ -175,7 +176,8 @@ impl Lowering<'_> {
                     .clamp(lo, hi)
             }),
             Rounding::Native => {
-                let Dyadic { m, s } = native::rescale(quant.scale, target.quant.scale)?;
+                let Dyadic { m, s } =
+                    native::rescale(quant.scale, target.quant.scale).map_err(Reason::Multiplier)?;
                 table::from_fn(dtype, |q| {
                     rhu(q - quant.zero_point, m, s)
                         .saturating_add(target.quant.zero_point)
