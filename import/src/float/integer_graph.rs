@@ -87,10 +87,12 @@ fn store(
 }
 
 fn linear_of(op: &mut Op) -> Option<&mut Linear> {
-    match op {
-        Op::Conv(conv) => Some(&mut conv.linear),
-        Op::Gemm(gemm) => Some(&mut gemm.linear),
-        _ => None,
+    if let Op::Conv(conv) = op {
+        Some(&mut conv.linear)
+    } else if let Op::Gemm(gemm) = op {
+        Some(&mut gemm.linear)
+    } else {
+        None
     }
 }
 
@@ -103,9 +105,10 @@ struct Stored {
 
 impl Stored {
     fn of(op: &FloatOp, layer: &LayerQuant) -> Self {
-        let weights = match op {
-            FloatOp::Conv(conv) => channels_last(&conv.weights.dims, &layer.weights),
-            _ => layer.weights.clone(),
+        let weights = if let FloatOp::Conv(conv) = op {
+            channels_last(&conv.weights.dims, &layer.weights)
+        } else {
+            layer.weights.clone()
         };
         Stored { weights }
     }

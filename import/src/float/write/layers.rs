@@ -77,9 +77,10 @@ impl<'q> Writer<'q> {
         order: Order,
     ) -> Result<String, ExportError> {
         let name = self.node_names[index].clone();
-        let dtype = match layer.dtype {
-            DType::I8 => DType::I8,
-            _ => DType::I4,
+        let dtype = if layer.dtype == DType::I8 {
+            DType::I8
+        } else {
+            DType::I4
         };
         let channels = layer.scales.len();
         let k = layer.weights.len() / channels.max(1);

@@ -74,6 +74,7 @@ pub(super) fn model(
         edges: BTreeMap::new(),
         constants: BTreeMap::new(),
         published: HashSet::new(),
+        last: None,
     };
     let inputs = writer.inputs()?;
     for index in 0..graph.nodes.len() {
@@ -133,6 +134,8 @@ struct Writer<'q> {
     constants: BTreeMap<ValueId, &'q Tensor>,
     /// Output ports whose tensor is made.
     published: HashSet<String>,
+    /// The tensor of the last node that computes anything.
+    last: Option<String>,
 }
 
 impl<'q> Writer<'q> {
@@ -187,7 +190,7 @@ impl<'q> Writer<'q> {
             self.constants.insert(node.output, tensor);
             return Ok(());
         }
-        let before = self.nodes.len();
+        self.last = None;
         let mut real = self.operator(index, node)?;
         let quant = self.quant(node.output);
         // The last node gives the result, under its final name where no quantization follows.
@@ -199,7 +202,7 @@ impl<'q> Writer<'q> {
             Some(port) => port,
             None => self.names.unique(&name),
         };
-        if self.nodes.len() == before {
+        if self.last.as_ref() != Some(&real) {
             let identity = proto::node(
                 self.node_names[index].clone(),
                 "Identity",
@@ -397,6 +400,7 @@ impl<'q> Writer<'q> {
         let output = self.names.unique(&format!("{name}/result"));
         let node = proto::node(name.to_owned(), op, inputs, output.clone(), attributes);
         self.nodes.push(node);
+        self.last = Some(output.clone());
         output
     }
 
