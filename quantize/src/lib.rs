@@ -9,5 +9,6 @@ pub mod judge;
 pub mod placement;
 pub mod precision;
 pub mod progress;
+pub mod reconstruct;
 pub mod search;
 pub mod work;

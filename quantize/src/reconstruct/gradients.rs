@@ -1,0 +1,307 @@
+//! Gradients of a whole network's loss with respect to the weights of its layers: what sensitivities by the
+//! Fisher information and by the Hessian's trace are made of.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use requant_import::float::{Graph, Op, Tensor, ValueId};
+
+use super::error::ReconstructError;
+use super::network::{LayerVars, Step};
+use super::path::{Samples, real_bias};
+use super::tape::{Tape, Var};
+use crate::exec::{Executor, Reals, dims};
+use crate::search::sensitivity::add_squares;
+
+/// Samples that a layer's gradient is computed on at a time.
+const BATCH: usize = 16;
+
+/// What is differentiated. Of a network whose answer is no vector of classes, both are half the squared
+/// distance to the real network's answer, relative to its mean square.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Cross entropy with the class that the real network gives.
+    TopClass,
+    /// Kullback-Leibler divergence of the class probabilities from the real network's. At the real weights
+    /// it is at its minimum: its gradient is 0 and its Hessian the Fisher information matrix.
+    Divergence,
+}
+
+/// A network's loss on some samples, as a function of the weights of its layers.
+#[derive(Debug)]
+pub struct NetworkLoss<'a> {
+    graph: &'a Graph,
+    data: Samples<'a>,
+    /// What the loss is taken of: logits or an answer.
+    root: ValueId,
+    /// Nodes up to the one that makes it.
+    nodes: usize,
+    /// Class probabilities to compare with, or the answer itself.
+    target: Vec<f32>,
+    classes: Option<usize>,
+    /// What a squared error counts, where there are no classes.
+    unit: f32,
+}
+
+impl<'a> NetworkLoss<'a> {
+    /// The loss of a graph's first output on samples; runs the real network once.
+    ///
+    /// # Errors
+    /// An operator without a derivative, or a graph without outputs.
+    pub fn new(graph: &'a Graph, data: Samples<'a>, loss: Loss) -> Result<Self, ReconstructError> {
+        let (root, classes) = answer(graph).ok_or(ReconstructError::NoSamples)?;
+        let made = graph.nodes.iter().position(|node| node.output == root);
+        let nodes = made.map_or(0, |index| index + 1);
+        let executor = Executor::new(graph)?;
+        let arithmetic = Reals::default();
+        let mut target = Vec::new();
+        for sample in 0..data.count {
+            let inputs = graph.inputs.iter().zip(&data.inputs).map(|(port, data)| {
+                let value = graph.value(port.value);
+                let elements = value.elements();
+                let first = if value.batched { sample * elements } else { 0 };
+                Tensor {
+                    dims: dims(value, 1),
+                    data: data[first..first + elements].to_vec(),
+                }
+            });
+            let mut values = executor.start(inputs.collect(), &arithmetic)?;
+            executor.compute(&mut values, &[root], &arithmetic, &mut |_, _| ())?;
+            target.extend_from_slice(values.get(root).map_or(&[], |t| &t.data[..]));
+        }
+        let square: f64 = target.iter().map(|&t| f64::from(t) * f64::from(t)).sum();
+        if let Some(classes) = classes {
+            for row in target.chunks_exact_mut(classes.max(1)) {
+                distribution(row, loss);
+            }
+        }
+        Ok(Self {
+            graph,
+            data,
+            root,
+            nodes,
+            target,
+            classes,
+            unit: (0.5 / square.max(f64::from(f32::MIN_POSITIVE))) as f32,
+        })
+    }
+
+    /// Number of samples.
+    pub fn samples(&self) -> usize {
+        self.data.count
+    }
+
+    /// Gradients of the mean loss of `samples` with respect to the weights of each layer, in the order of
+    /// [`Graph::layers`]. Layers in `weights`, by node, have those weights instead of their own; a layer that
+    /// the answer does not depend on has zeros.
+    ///
+    /// # Errors
+    /// An operator without a derivative, or weights of another size than the layer's.
+    pub fn gradients(
+        &self,
+        weights: &BTreeMap<usize, Vec<f32>>,
+        samples: Range<usize>,
+    ) -> Result<Vec<Vec<f32>>, ReconstructError> {
+        let layers: Vec<usize> = self.graph.layers().collect();
+        self.of_layers(&layers, weights, samples)
+    }
+
+    /// The gradient of the mean loss of all samples with respect to the weights of one layer, at `weights`.
+    ///
+    /// # Errors
+    /// As [`NetworkLoss::gradients`].
+    pub fn layer_gradient(
+        &self,
+        node: usize,
+        weights: &[f32],
+    ) -> Result<Vec<f32>, ReconstructError> {
+        let weights = BTreeMap::from([(node, weights.to_vec())]);
+        let mut sum: Vec<f32> = Vec::new();
+        for first in (0..self.data.count).step_by(BATCH) {
+            let range = first..(first + BATCH).min(self.data.count);
+            let share = range.len() as f32 / self.data.count as f32;
+            let gradient = self.of_layers(&[node], &weights, range)?;
+            let gradient = gradient.into_iter().flatten();
+            if sum.is_empty() {
+                sum = gradient.map(|g| g * share).collect();
+            } else {
+                sum.iter_mut()
+                    .zip(gradient)
+                    .for_each(|(s, g)| *s += g * share);
+            }
+        }
+        Ok(sum)
+    }
+
+    fn of_layers(
+        &self,
+        layers: &[usize],
+        weights: &BTreeMap<usize, Vec<f32>>,
+        samples: Range<usize>,
+    ) -> Result<Vec<Vec<f32>>, ReconstructError> {
+        let range = samples.start.min(self.data.count)..samples.end.min(self.data.count);
+        let count = range.len();
+        if count == 0 {
+            return Err(ReconstructError::NoSamples);
+        }
+        let mut tape = Tape::new();
+        let mut values: BTreeMap<ValueId, Var> = BTreeMap::new();
+        for (port, data) in self.graph.inputs.iter().zip(&self.data.inputs) {
+            let value = self.graph.value(port.value);
+            let elements = value.elements();
+            let data = if value.batched {
+                &data[range.start * elements..range.end * elements]
+            } else {
+                data
+            };
+            let leaf = tape.constant(&dims(value, count), data.to_vec());
+            values.insert(port.value, leaf);
+        }
+        let mut leaves = BTreeMap::new();
+        for (index, node) in self.graph.nodes[..self.nodes].iter().enumerate() {
+            let mut operands = Vec::with_capacity(node.inputs.len());
+            for id in &node.inputs {
+                operands.push(*values.get(id).ok_or_else(|| ReconstructError::Order {
+                    node: node.name.clone(),
+                    value: *id,
+                })?);
+            }
+            let mut layer = None;
+            if let Some(own) = node.op.weights() {
+                let data = weights.get(&index).unwrap_or(&own.data);
+                if data.len() != own.data.len() {
+                    return Err(ReconstructError::Shape {
+                        node: node.name.clone(),
+                    });
+                }
+                let leaf = if layers.contains(&index) {
+                    tape.parameter(&own.dims, data.clone())
+                } else {
+                    tape.constant(&own.dims, data.clone())
+                };
+                leaves.insert(index, leaf);
+                let bias = real_bias(&node.op).to_vec();
+                layer = Some(LayerVars {
+                    weights: leaf,
+                    bias: tape.constant(&[bias.len()], bias),
+                });
+            }
+            let step = Step {
+                graph: self.graph,
+                node,
+                samples: count,
+            };
+            let y = step.apply(&mut tape, &operands, layer)?;
+            values.insert(node.output, y);
+        }
+        let y = *values.get(&self.root).ok_or(ReconstructError::NoSamples)?;
+        let width = tape.data(y).len() / count;
+        let target = self.target[range.start * width..range.end * width].to_vec();
+        let loss = match self.classes {
+            Some(classes) => {
+                let rows = tape.reshape(y, vec![count, classes]);
+                tape.cross_entropy(rows, Arc::new(target), 1.0 / count as f32)
+            }
+            None => {
+                let share = self.data.count as f32 / count as f32;
+                tape.squared_error(y, target, None, self.unit * share)
+            }
+        };
+        let mut gradients = tape.backward(loss, vec![1.0]);
+        let of = |index: usize| {
+            let found = leaves.get(&index).and_then(|&leaf| gradients.take(leaf));
+            let zeros = || {
+                vec![
+                    0.0;
+                    self.graph.nodes[index]
+                        .op
+                        .weights()
+                        .map_or(0, |w| w.data.len())
+                ]
+            };
+            found.unwrap_or_else(zeros)
+        };
+        Ok(layers.iter().copied().map(of).collect())
+    }
+}
+
+/// The diagonal of the empirical Fisher information: for each weight the mean over samples of the squared
+/// gradient of a sample's cross entropy with its own top class; layers in the order of [`Graph::layers`].
+///
+/// # Errors
+/// See [`NetworkLoss`].
+pub fn fisher(graph: &Graph, data: &Samples<'_>) -> Result<Vec<Vec<f64>>, ReconstructError> {
+    let loss = NetworkLoss::new(graph, data.clone(), Loss::TopClass)?;
+    let mut sums: Vec<Vec<f64>> = graph
+        .layers()
+        .map(|index| vec![0.0; graph.nodes[index].op.weights().map_or(0, |w| w.data.len())])
+        .collect();
+    for sample in 0..data.count {
+        let gradients = loss.gradients(&BTreeMap::new(), sample..sample + 1)?;
+        for (sum, gradient) in sums.iter_mut().zip(gradients) {
+            add_squares(sum, &gradient);
+        }
+    }
+    for sum in &mut sums {
+        sum.iter_mut().for_each(|s| *s /= data.count as f64);
+    }
+    Ok(sums)
+}
+
+/// The value that a loss is taken of, and its number of classes where it is logits: what a softmax at the
+/// end reads, or a vector of at least two elements.
+fn answer(graph: &Graph) -> Option<(ValueId, Option<usize>)> {
+    let output = graph.outputs.first()?.value;
+    let mut made = output;
+    while let Some(node) = graph.nodes.iter().find(|node| node.output == made) {
+        match &node.op {
+            Op::Softmax { axis, flat } => {
+                let value = graph.value(node.output);
+                let row: usize = value.dims.get(*axis..)?.iter().product();
+                let whole = row == value.elements() && (*flat || value.dims[*axis] == row);
+                return Some(match whole {
+                    true => (*node.inputs.first()?, Some(row)),
+                    false => (output, None),
+                });
+            }
+            Op::Reshape | Op::Transpose(_) => made = *node.inputs.first()?,
+            Op::Constant(_)
+            | Op::Conv(_)
+            | Op::Gemm(_)
+            | Op::MatMul(_)
+            | Op::Binary(_)
+            | Op::Map(_)
+            | Op::MaxPool(_)
+            | Op::AveragePool(_)
+            | Op::Mean { .. }
+            | Op::Concat { .. }
+            | Op::Slice(_)
+            | Op::Gather { .. }
+            | Op::Pad { .. }
+            | Op::Resize(_) => break,
+        }
+    }
+    let classes = crate::judge::Answer::of(graph).classes();
+    Some((output, classes))
+}
+
+/// From logits to the distribution that they are compared with.
+fn distribution(row: &mut [f32], loss: Loss) {
+    match loss {
+        Loss::TopClass => {
+            let top = crate::judge::top1(row);
+            row.fill(0.0);
+            if let Some(p) = row.get_mut(top) {
+                *p = 1.0;
+            }
+        }
+        Loss::Divergence => {
+            let max = row.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+            let powers: Vec<f64> = row.iter().map(|&v| libm::exp(f64::from(v - max))).collect();
+            let sum: f64 = powers.iter().sum();
+            let pairs = row.iter_mut().zip(powers);
+            pairs.for_each(|(p, power)| *p = (power / sum) as f32);
+        }
+    }
+}
