@@ -5,8 +5,6 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use requant_model::Graph;
-
 /// Why a file was not read.
 #[derive(Debug)]
 pub(crate) enum FileFault {
@@ -41,10 +39,8 @@ pub(crate) fn model_name(path: &Path) -> String {
         .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
 }
 
-/// Notes in a graph which file it came from.
-pub(crate) fn note_origin(graph: &mut Graph, path: &Path) {
-    if let Some(file) = path.file_name() {
-        let name = file.to_string_lossy().into_owned();
-        graph.provenance.insert("file".to_owned(), name);
-    }
+/// What a graph notes about the file that it came from.
+pub(crate) fn origin(path: &Path) -> Option<(String, String)> {
+    let file = path.file_name()?;
+    Some(("file".to_owned(), file.to_string_lossy().into_owned()))
 }

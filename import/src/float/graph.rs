@@ -199,6 +199,15 @@ pub struct Conv {
     pub clamp: Clamp,
 }
 
+/// What convolutions and products with a weight matrix have in common.
+#[derive(Debug)]
+pub(crate) struct LayerMut<'a> {
+    pub(crate) weights: &'a mut Arc<Tensor>,
+    pub(crate) bias: &'a mut Vec<f32>,
+    pub(crate) residual: &'a mut bool,
+    pub(crate) clamp: &'a mut Clamp,
+}
+
 /// A product with a weight matrix: `y[…, n] = clamp(Σ_k x[…, k]·weights[n, k] + bias[n] [+ residual])`.
 #[derive(Clone, Debug)]
 pub struct Gemm {
@@ -266,6 +275,95 @@ pub enum Interpolation {
 }
 
 impl Op {
+    /// What the operator is called in reports.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Constant(_) => "constant",
+            Op::Conv(_) => "conv",
+            Op::Gemm(_) => "gemm",
+            Op::MatMul(_) => "matmul",
+            Op::Binary(binary) => match binary.kind {
+                BinaryKind::Sum => "add",
+                BinaryKind::Difference => "sub",
+                BinaryKind::Product => "mul",
+            },
+            Op::Map(_) => "map",
+            Op::MaxPool(_) => "max_pool",
+            Op::AveragePool(_) => "average_pool",
+            Op::Mean { .. } => "mean",
+            Op::Concat { .. } => "concat",
+            Op::Slice(_) => "slice",
+            Op::Gather { .. } => "gather",
+            Op::Pad { .. } => "pad",
+            Op::Reshape => "reshape",
+            Op::Transpose(_) => "transpose",
+            Op::Resize(_) => "resize",
+            Op::Softmax { .. } => "softmax",
+        }
+    }
+
+    /// The bias of a layer, one an output channel.
+    pub fn bias(&self) -> Option<&[f32]> {
+        if let Op::Conv(conv) = self {
+            return Some(&conv.bias);
+        }
+        if let Op::Gemm(gemm) = self {
+            return Some(&gemm.bias);
+        }
+        None
+    }
+
+    /// Whether a layer adds a second operand.
+    pub fn residual(&self) -> bool {
+        matches!(
+            self,
+            Op::Conv(Conv { residual: true, .. }) | Op::Gemm(Gemm { residual: true, .. })
+        )
+    }
+
+    /// The parts of a layer.
+    pub(crate) fn layer_mut(&mut self) -> Option<LayerMut<'_>> {
+        if let Op::Conv(conv) = self {
+            return Some(LayerMut {
+                weights: &mut conv.weights,
+                bias: &mut conv.bias,
+                residual: &mut conv.residual,
+                clamp: &mut conv.clamp,
+            });
+        }
+        if let Op::Gemm(gemm) = self {
+            return Some(LayerMut {
+                weights: &mut gemm.weights,
+                bias: &mut gemm.bias,
+                residual: &mut gemm.residual,
+                clamp: &mut gemm.clamp,
+            });
+        }
+        None
+    }
+
+    /// Limits of the result, where the operator has any.
+    pub fn clamp(&self) -> Clamp {
+        match self {
+            Op::Conv(conv) => conv.clamp,
+            Op::Gemm(gemm) => gemm.clamp,
+            Op::MatMul(clamp) | Op::Mean { clamp, .. } => *clamp,
+            Op::Binary(binary) => binary.clamp,
+            Op::AveragePool(pool) => pool.clamp,
+            Op::Constant(_)
+            | Op::Map(_)
+            | Op::MaxPool(_)
+            | Op::Concat { .. }
+            | Op::Slice(_)
+            | Op::Gather { .. }
+            | Op::Pad { .. }
+            | Op::Reshape
+            | Op::Transpose(_)
+            | Op::Resize(_)
+            | Op::Softmax { .. } => Clamp::NONE,
+        }
+    }
+
     /// Weights `[O, …]` of a layer: of a convolution or a product with a weight matrix.
     pub fn weights(&self) -> Option<&Arc<Tensor>> {
         match self {

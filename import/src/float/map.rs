@@ -39,7 +39,7 @@ pub struct Unary {
     pub op: String,
     /// Whether the operator is ONNX Runtime's own (`com.microsoft`).
     pub microsoft: bool,
-    /// Float attributes that are not at their default.
+    /// Float attributes that the file states.
     pub floats: Vec<(String, f32)>,
     /// Text attributes that are not at their default.
     pub texts: Vec<(String, String)>,

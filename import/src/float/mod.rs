@@ -5,7 +5,9 @@ mod export_error;
 mod graph;
 mod integer_graph;
 mod map;
+mod passes;
 mod quantized;
+mod read;
 mod resample;
 mod write;
 
@@ -17,5 +19,6 @@ pub use graph::{
 pub use integer_graph::to_graph;
 pub use map::{Expr, Function, Map, Unary};
 pub use quantized::{ActivationQuant, CodebookWeights, GroupScales, LayerQuant, Quantized};
+pub use read::{read_bytes, read_file};
 pub use resample::Position;
 pub use write::to_onnx;

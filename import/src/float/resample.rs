@@ -1,7 +1,7 @@
 //! Where a resize takes its elements from, by the same formulas as the integer graph's tables.
 
 use super::graph::{Interpolation, Resampling};
-use crate::onnx::lower::resize::{nearest, source};
+use crate::onnx::rules::{nearest, source};
 
 /// The elements of an axis that one output element is made of: `(1 − weight)·low + weight·high`.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -101,7 +101,19 @@ pub enum ImportError {
         /// The tensor.
         tensor: String,
     },
-    /// Nodes that cannot be computed in integers, all of them.
+    /// A float model was asked for, and this one is quantized.
+    #[error(
+        "node '{}' ({}) is a quantized operator: the model is quantized already and can be served as it is",
+        shown(.node),
+        shown(.op)
+    )]
+    Quantized {
+        /// The first such node.
+        node: String,
+        /// Its operator, with the domain where it is not the default one.
+        op: String,
+    },
+    /// Nodes that cannot be imported, all of them.
     #[error("{} of the model's nodes cannot be imported:{}", .0.len(), lines(.0))]
     Unsupported(Vec<Refusal>),
     /// The integer graph does not hold.
@@ -172,7 +184,7 @@ pub enum PortFault {
     Internal,
 }
 
-/// A node that cannot be computed in integers.
+/// A node that cannot be imported.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Refusal {
     /// The node's name, or `(unnamed OpType #index)`.

@@ -13,6 +13,7 @@ pub(crate) mod functions;
 pub(crate) mod lower;
 pub(crate) mod model;
 pub(crate) mod proto;
+pub(crate) mod rules;
 mod tensor;
 
 use std::collections::BTreeMap;
@@ -58,16 +59,8 @@ impl Default for ImportOptions {
 /// # Errors
 /// See [`ImportError`].
 pub fn import_file(path: &Path, options: &ImportOptions) -> Result<Graph, ImportError> {
-    let limit = options.max_file_bytes;
-    let buffer = file::read(path, limit).map_err(|fault| match fault {
-        FileFault::Io(source) => ImportError::Io {
-            path: path.to_owned(),
-            source,
-        },
-        FileFault::TooLarge(bytes) => ImportError::TooLarge { bytes, limit },
-    })?;
-    let mut graph = import(Bytes::from(buffer), &file::model_name(path), options)?;
-    file::note_origin(&mut graph, path);
+    let mut graph = import(read(path, options)?, &file::model_name(path), options)?;
+    graph.provenance.extend(file::origin(path));
     Ok(graph)
 }
 
@@ -83,24 +76,36 @@ pub fn import_bytes(
     import(Bytes::copy_from_slice(bytes), name, options)
 }
 
-fn import(bytes: Bytes, name: &str, options: &ImportOptions) -> Result<Graph, ImportError> {
+/// The bytes of a file.
+pub(crate) fn read(path: &Path, options: &ImportOptions) -> Result<Bytes, ImportError> {
+    let limit = options.max_file_bytes;
+    let buffer = file::read(path, limit).map_err(|fault| match fault {
+        FileFault::Io(source) => ImportError::Io {
+            path: path.to_owned(),
+            source,
+        },
+        FileFault::TooLarge(bytes) => ImportError::TooLarge { bytes, limit },
+    })?;
+    Ok(Bytes::from(buffer))
+}
+
+/// The checked model of a file's bytes.
+pub(crate) fn decode(bytes: Bytes, options: &ImportOptions) -> Result<Model, ImportError> {
     let (size, limit) = (bytes.len() as u64, options.max_file_bytes);
     if size > limit {
         return Err(ImportError::TooLarge { bytes: size, limit });
     }
     census::check(&bytes)?;
-    let model = Model::read(proto::ModelProto::decode(bytes)?, options)?;
+    Model::read(proto::ModelProto::decode(bytes)?, options)
+}
+
+fn import(bytes: Bytes, name: &str, options: &ImportOptions) -> Result<Graph, ImportError> {
+    let model = decode(bytes, options)?;
     let mut graph = graph_of(&model, Rounding::OnnxRuntime)?;
     if !name.is_empty() {
         name.clone_into(&mut graph.name);
     }
-    for (key, value) in [
-        ("format", "onnx".to_owned()),
-        ("producer", model.producer.trim().to_owned()),
-        ("opset", model.opset.to_string()),
-    ] {
-        graph.provenance.insert(key.to_owned(), value);
-    }
+    graph.provenance.extend(provenance(&model));
     Ok(graph)
 }
 
@@ -110,16 +115,35 @@ pub(crate) fn native(model: proto::ModelProto) -> Result<Graph, ImportError> {
     graph_of(&model, Rounding::Native)
 }
 
-/// Lowers with a symbolic batch where the model has one, and with a batch of one where samples would mix.
 fn graph_of(model: &Model, rounding: Rounding) -> Result<Graph, ImportError> {
+    with_batch(model, |batched| {
+        validated(lower::lower(model, batched, rounding))
+    })
+}
+
+/// What a graph notes about the file that it came from.
+pub(crate) fn provenance(model: &Model) -> [(String, String); 3] {
+    [
+        ("format", "onnx".to_owned()),
+        ("producer", model.producer.trim().to_owned()),
+        ("opset", model.opset.to_string()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+}
+
+/// Lowers with a symbolic batch where the model has one, and with a batch of one where samples would mix.
+pub(crate) fn with_batch<T>(
+    model: &Model,
+    lower: impl Fn(bool) -> Result<T, Failure>,
+) -> Result<T, ImportError> {
     if model.symbolic_batch {
-        match validated(lower::lower(model, true, rounding)) {
+        match lower(true) {
             Err(Failure::MixesSamples) => {}
             Err(Failure::Import(error)) => return Err(error),
             Ok(graph) => return Ok(graph),
         }
     }
-    match validated(lower::lower(model, false, rounding)) {
+    match lower(false) {
         Ok(graph) => Ok(graph),
         Err(Failure::Import(error)) => Err(error),
         // Nothing is batched, so nothing can mix.

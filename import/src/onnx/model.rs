@@ -60,6 +60,8 @@ pub(crate) enum Domain {
 pub(crate) struct Node {
     /// Its name, or `(unnamed OpType #index)`.
     pub(crate) name: String,
+    /// Whether that is the file's.
+    pub(crate) named: bool,
     pub(crate) op: String,
     pub(crate) domain: Domain,
     /// The operator with its domain, for reports.
@@ -344,6 +346,7 @@ impl Node {
         let (inputs, outputs) = (proto.input.clone(), proto.output.clone());
         Ok(Node {
             name,
+            named: !proto.name().is_empty(),
             op,
             domain,
             display,

@@ -83,7 +83,7 @@ pub fn import_file(path: &Path, options: &ImportOptions) -> Result<Graph, Import
         FileFault::TooLarge(bytes) => ImportError::TooLarge { bytes, limit },
     })?;
     let mut graph = import_bytes(&buffer, &file::model_name(path), options)?;
-    file::note_origin(&mut graph, path);
+    graph.provenance.extend(file::origin(path));
     Ok(graph)
 }
 

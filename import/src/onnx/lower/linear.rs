@@ -9,10 +9,10 @@ use super::Lowering;
 use super::value::{
     Bias, Float, Kind, Linear, LinearKernel, Lowered, Mapped, Placed, Shape, Stop, Weights,
 };
-use super::window::pooled;
 use crate::onnx::constant::{Constant, QuantConstant};
 use crate::onnx::error::Reason;
 use crate::onnx::model::Node;
+use crate::onnx::rules::{pooled, window};
 
 impl<'m> Lowering<'m> {
     pub(super) fn conv(&mut self, node: &'m Node) -> Lowered<()> {
@@ -44,7 +44,7 @@ impl<'m> Lowering<'m> {
             }
             .into());
         }
-        let pool = self.window(node, &shape.dims, Some(&weight_dims[2..]), false)?;
+        let pool = window(node, &shape.dims, Some(&weight_dims[2..]), false)?;
         let groups = node.int("group")?.unwrap_or(1);
         let bad_groups = Reason::Attribute {
             name: "group",

@@ -22,7 +22,7 @@ mod qonnx;
 mod qoperator;
 mod reduce;
 mod reshape;
-pub(crate) mod resize;
+mod resize;
 mod rounding;
 mod thresholds;
 mod value;
@@ -39,9 +39,11 @@ use super::constant::{Constant, Data, Dim, QuantConstant};
 use super::error::{ImportError, Reason, Refusal};
 use super::fold::{self, Folder};
 use super::model::{Domain, Model, Node};
+use super::rules;
 use builder::Builder;
 pub(crate) use rounding::Rounding;
-use value::{Clamp, Float, Kind, Lowered, Mapped, Placed, Shape, Stop};
+use value::{Clamp, Float, Kind, Mapped, Placed, Shape};
+pub(crate) use value::{Lowered, Stop};
 
 /// Why a lowering gave no graph.
 #[derive(Debug)]
@@ -69,7 +71,7 @@ pub(crate) struct Target {
 const NODE_COST: usize = 64;
 
 /// Operators to which an infinite constant means something: no limit, or a mask.
-const TAKES_INFINITY: [&str; 13] = [
+pub(crate) const TAKES_INFINITY: [&str; 13] = [
     "Clip",
     "Min",
     "Max",
@@ -312,11 +314,7 @@ impl<'m> Lowering<'m> {
             let Some(values) = constant.floats() else {
                 continue;
             };
-            let found = *self.oddities.entry(name).or_insert_with(|| {
-                let nan = values.iter().find(|v| v.is_nan());
-                nan.or_else(|| values.iter().find(|v| v.is_infinite()))
-                    .copied()
-            });
+            let found = *self.oddities.entry(name).or_insert_with(|| oddity(values));
             if let Some(value) = found
                 && (value.is_nan() || !takes_infinity)
             {
@@ -422,23 +420,6 @@ impl<'m> Lowering<'m> {
         }
     }
 
-    /// The float constant at `index`, or `None` where the operand is absent.
-    fn optional_floats(&self, node: &Node, index: usize) -> Lowered<Option<Arc<Constant>>> {
-        let Some(name) = node.input(index) else {
-            return Ok(None);
-        };
-        let constant = self.constant(name)?;
-        if constant.floats().is_some() {
-            Ok(Some(constant))
-        } else {
-            Err(Reason::Type {
-                tensor: name.to_owned(),
-                elem: constant.elem,
-            }
-            .into())
-        }
-    }
-
     /// The constant operands of a node by position, others as `None`.
     fn constants(&self, node: &Node) -> Vec<Option<Arc<Constant>>> {
         let constant = |name: &String| match self.mapped.get(name.as_str()) {
@@ -459,6 +440,16 @@ impl<'m> Lowering<'m> {
             self.constant(name)?;
         }
         Ok(self.constants(node))
+    }
+
+    /// The operands of a node after the first, which must be constants or absent, by position; those
+    /// behind a DequantizeLinear as reals.
+    fn constant_operands(&self, node: &Node) -> Lowered<Vec<Option<Arc<Constant>>>> {
+        let constant = |index: usize| match node.input(index).filter(|_| index > 0) {
+            Some(name) => self.constant(name).map(Some),
+            None => Ok(None),
+        };
+        (0..node.inputs.len()).map(constant).collect()
     }
 
     /// The shape of a placed value in ONNX's order.
@@ -500,7 +491,7 @@ impl<'m> Lowering<'m> {
             Mapped::DynamicScale { .. } | Mapped::DynamicZeroPoint(_) => return Ok(Vec::new()),
             Mapped::Refused => return Err(Stop::Refused),
         };
-        Ok(symbols(&shape))
+        Ok(rules::symbols(&shape.dims, shape.batched))
     }
 
     /// Checks that a shape may stand in the graph.
@@ -531,16 +522,14 @@ fn readers(model: &Model) -> HashMap<&str, Vec<(&Node, usize)>> {
     readers
 }
 
-/// A shape with its batch as a symbol.
-fn symbols(shape: &Shape) -> Vec<Dim> {
-    let mut dims: Vec<Dim> = shape.dims.iter().map(|&d| Dim::Known(d as i64)).collect();
-    if let (true, Some(first)) = (shape.batched, dims.first_mut()) {
-        *first = Dim::Batch(shape.dims[0] as i64);
-    }
-    dims
+/// The NaN, or else the infinity, among values.
+pub(crate) fn oddity(values: &[f32]) -> Option<f32> {
+    let nan = values.iter().find(|v| v.is_nan());
+    nan.or_else(|| values.iter().find(|v| v.is_infinite()))
+        .copied()
 }
 
 /// The axis of a node's attribute, over a tensor of `rank`.
-fn axis_attribute(node: &Node, default: i64, rank: usize) -> Result<usize, Reason> {
+pub(crate) fn axis_attribute(node: &Node, default: i64, rank: usize) -> Result<usize, Reason> {
     fold::axis_of(node.int("axis")?.unwrap_or(default), rank)
 }

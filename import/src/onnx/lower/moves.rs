@@ -9,11 +9,11 @@ use requant_numerics::DType;
 
 use super::elementwise::{float_operand, step_of};
 use super::value::{Clamp, Float, Kind, Lowered, Mapped, Move, Placed, Resampling, Shape, Stop};
-use super::window::pooled;
 use super::{Lowering, NODE_COST};
 use crate::onnx::constant::{Constant, QuantConstant, ScaleLayout};
 use crate::onnx::error::Reason;
 use crate::onnx::model::Node;
+use crate::onnx::rules::pooled;
 
 impl<'m> Lowering<'m> {
     /// Applies a move to the first operand of a node and defines its result `index`.

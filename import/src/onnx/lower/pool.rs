@@ -1,10 +1,10 @@
 //! Pools and means of dequantized activations.
 
 use super::Lowering;
-use super::value::{Kind, Lowered, Mapped, Move, Pool, Shape, Stop};
-use super::window::pooled;
+use super::value::{Kind, Lowered, Mapped, Move, Shape, Stop};
 use crate::onnx::error::Reason;
 use crate::onnx::model::{Domain, Node};
+use crate::onnx::rules::{pad_to_windows, pooled, window};
 
 /// Largest window of a mean, in elements: the graph carries a scale for each possible count.
 const MAX_COUNT: usize = 1 << 20;
@@ -13,7 +13,7 @@ impl<'m> Lowering<'m> {
     pub(super) fn max_pool(&mut self, node: &'m Node) -> Lowered<()> {
         self.unused(node, 1)?;
         let dims = self.known_dims(node, 0)?;
-        let pool = self.window(node, &dims, None, false)?;
+        let pool = window(node, &dims, None, false)?;
         self.change(node, 0, Move::MaxPool(pool))
     }
 
@@ -33,7 +33,7 @@ impl<'m> Lowering<'m> {
         shape: Shape,
         channels_last: bool,
     ) -> Lowered<(Kind, Shape)> {
-        let mut pool = self.window(node, &shape.dims, None, channels_last)?;
+        let mut pool = window(node, &shape.dims, None, channels_last)?;
         let [kh, kw] = pool.window.kernel;
         if kh * kw > MAX_COUNT {
             let value = vec![kh as i64, kw as i64];
@@ -115,22 +115,4 @@ impl<'m> Lowering<'m> {
             }
         })
     }
-}
-
-/// Pads to the end of the last window, which then counts in full although `ceil_mode` lets it reach
-/// past the stated padding.
-fn pad_to_windows(pool: &mut Pool, input: &[usize], output: &[usize]) {
-    if !pool.window.ceil {
-        return;
-    }
-    let first = if pool.channels_last { 1 } else { 2 };
-    let axes: &[usize] = if input.len() == 3 { &[1] } else { &[0, 1] };
-    let window = &mut pool.window;
-    for (i, &axis) in axes.iter().enumerate() {
-        let span = (window.kernel[axis] - 1) * window.dilations[axis] + 1;
-        let reach = (output[first + i] - 1) * window.strides[axis] + span;
-        let padded = input[first + i] + window.pads[axis];
-        window.pads[axis + 2] = reach.saturating_sub(padded);
-    }
-    window.ceil = false;
 }

@@ -6,8 +6,8 @@ use requant_numerics::DType;
 use super::value::{Kind, Lowered, Mapped, Move, Placed, Stop};
 use super::{Lowering, axis_attribute};
 use crate::onnx::error::Reason;
-use crate::onnx::fold::axis_of;
 use crate::onnx::model::Node;
+use crate::onnx::rules::reduced_axes;
 
 /// The opset from which Softmax works along one axis.
 const SOFTMAX_AXIS: i64 = 13;
@@ -16,28 +16,10 @@ impl<'m> Lowering<'m> {
     pub(super) fn reduce_mean(&mut self, node: &'m Node) -> Lowered<()> {
         let (source, quant, shape) = self.activation(node, 0, 8)?;
         let rank = shape.rank();
-        let stated = match (node.ints("axes")?, node.input(1)) {
-            (Some(axes), _) => Some(axes.to_vec()),
-            (None, Some(name)) => {
-                let constant = self.constant(name)?;
-                Some(constant.ints().ok_or_else(|| Reason::Type {
-                    tensor: name.to_owned(),
-                    elem: constant.elem,
-                })?)
-            }
-            (None, None) => None,
+        let operands = self.constant_operands(node)?;
+        let Some(axes) = reduced_axes(node, rank, &operands)? else {
+            return self.identity(node);
         };
-        let noop = node.int("noop_with_empty_axes")?.unwrap_or(0) != 0;
-        let mut axes: Vec<usize> = match stated {
-            Some(axes) if !axes.is_empty() => axes
-                .iter()
-                .map(|&axis| axis_of(axis, rank))
-                .collect::<Result<_, _>>()?,
-            Some(_) | None if noop => return self.identity(node),
-            Some(_) | None => (0..rank).collect(),
-        };
-        axes.sort_unstable();
-        axes.dedup();
         let keep = node.int("keepdims")?.unwrap_or(1) != 0;
         let (kind, shape) = self.mean_of(source, quant, shape, axes.clone())?;
         let mean = self.float_of(kind, shape.clone());

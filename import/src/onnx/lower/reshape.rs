@@ -4,17 +4,14 @@ use std::sync::Arc;
 
 use super::value::{Clamp, Float, Kind, Lowered, Mapped, Move, Part, Placed, Shape, Stop};
 use super::{Lowering, axis_attribute};
-use crate::onnx::constant::{Constant, Dim};
 use crate::onnx::elem::Elem;
 use crate::onnx::error::Reason;
 use crate::onnx::fold::{self, axis_of};
 use crate::onnx::model::Node;
+use crate::onnx::rules;
 
 /// Most indices of a Gather: each that breaks a regular progression is a slice of its own.
 const MAX_PICKS: usize = 1024;
-/// What a symbolic batch counts as where a range along it is resolved: the largest size that exporters
-/// write for "up to the end".
-const MAX_BATCH: usize = i32::MAX as usize;
 
 impl<'m> Lowering<'m> {
     pub(super) fn identity(&mut self, node: &'m Node) -> Lowered<()> {
@@ -75,19 +72,7 @@ impl<'m> Lowering<'m> {
 
     pub(super) fn size_op(&mut self, node: &'m Node) -> Lowered<()> {
         let dims = self.symbols(node.required(0)?)?;
-        let mut batch = false;
-        let mut size = 1i64;
-        for dim in dims {
-            let (Dim::Known(n) | Dim::Batch(n)) = dim;
-            batch |= matches!(dim, Dim::Batch(_));
-            size = size.checked_mul(n).ok_or(Reason::Fold)?;
-        }
-        let size = if batch {
-            Dim::Batch(size)
-        } else {
-            Dim::Known(size)
-        };
-        let constant = Constant::symbolic(Vec::new(), vec![size]);
+        let constant = rules::element_count(&dims)?;
         self.define(node, 0, Mapped::Constant(Arc::new(constant)));
         Ok(())
     }
@@ -95,37 +80,7 @@ impl<'m> Lowering<'m> {
     pub(super) fn reshape(&mut self, node: &'m Node) -> Lowered<()> {
         let operands = self.need_constants(node, 1)?;
         let before = self.symbols(node.required(0)?)?;
-        let batched = matches!(before.first(), Some(Dim::Batch(_)));
-        let after = match fold::reshape_dims(node, &before, &operands) {
-            Ok(after) => after,
-            // The sizes do not divide for every batch size.
-            Err(_) if batched => return Err(Stop::MixesSamples),
-            Err(reason) => return Err(reason.into()),
-        };
-        let mut dims = Vec::with_capacity(after.len());
-        for (axis, dim) in after.iter().enumerate() {
-            let (Dim::Known(size) | Dim::Batch(size)) = *dim;
-            if matches!(dim, Dim::Batch(_)) != (batched && axis == 0) {
-                return Err(Stop::MixesSamples);
-            }
-            let size = usize::try_from(size).ok().filter(|&size| size > 0);
-            dims.push(size.ok_or_else(|| Reason::Shape(numbers(&after)))?);
-        }
-        if batched && dims.is_empty() {
-            return Err(Stop::MixesSamples);
-        }
-        let elements = |dims: &[Dim]| {
-            dims.iter().try_fold(1i64, |n, d| {
-                let (Dim::Known(size) | Dim::Batch(size)) = *d;
-                n.checked_mul(size)
-            })
-        };
-        if elements(&before) != elements(&after) {
-            if batched {
-                return Err(Stop::MixesSamples);
-            }
-            return Err(Reason::Shape(numbers(&after)).into());
-        }
+        let dims = rules::reshaped(node, &before, &operands)?;
         self.change(node, 0, Move::Reshape(dims))
     }
 
@@ -138,28 +93,13 @@ impl<'m> Lowering<'m> {
     /// Whether the first operand leads with the batch, whose size is not known here.
     pub(super) fn is_batched(&self, node: &Node) -> Lowered<bool> {
         let dims = self.symbols(node.required(0)?)?;
-        Ok(matches!(dims.first(), Some(Dim::Batch(_))))
+        Ok(rules::is_batch(dims.first()))
     }
 
     pub(super) fn slice(&mut self, node: &'m Node) -> Lowered<()> {
         let operands = self.need_constants(node, 1)?;
         let dims = self.known_dims(node, 0)?;
-        let batched = self.is_batched(node)?;
-        let mut extents = dims.clone();
-        if batched {
-            extents[0] = MAX_BATCH;
-        }
-        let mut ranges = fold::slice_ranges(node, &extents, &operands)?;
-        if batched {
-            // Whole at every batch size, or samples are picked.
-            if ranges[0] != (0, 1, MAX_BATCH) {
-                return Err(Stop::MixesSamples);
-            }
-            ranges[0].2 = dims[0];
-        }
-        if ranges.iter().any(|r| r.2 == 0) {
-            return Err(Reason::Shape(ranges.iter().map(|r| r.2 as i64).collect()).into());
-        }
+        let ranges = rules::slices(node, &dims, self.is_batched(node)?, &operands)?;
         self.change(node, 0, Move::Slice(ranges))
     }
 
@@ -236,88 +176,19 @@ impl<'m> Lowering<'m> {
 
     pub(super) fn pad(&mut self, node: &'m Node) -> Lowered<()> {
         self.movable(node)?;
-        match node.text("mode", "constant")? {
-            "constant" => {}
-            mode => {
-                return Err(Reason::Mode {
-                    name: "mode",
-                    value: mode.to_owned(),
-                }
-                .into());
-            }
-        }
+        let operands = self.constant_operands(node)?;
         let dims = self.known_dims(node, 0)?;
-        let rank = dims.len();
-        let pads = match (node.ints("pads")?, node.input(1)) {
-            (Some(pads), _) => pads.to_vec(),
-            (None, Some(name)) => self.constant(name)?.ints().unwrap_or_default(),
-            (None, None) => return Err(Reason::MissingAttribute { name: "pads" }.into()),
-        };
-        let axes: Vec<usize> = match node.input(3) {
-            Some(name) => {
-                let axes = self.constant(name)?.ints().unwrap_or_default();
-                axes.iter()
-                    .map(|&axis| axis_of(axis, rank))
-                    .collect::<Result<_, _>>()?
-            }
-            None => (0..rank).collect(),
-        };
-        if pads.len() != 2 * axes.len() {
-            return Err(Reason::Attribute {
-                name: "pads",
-                value: pads,
-            }
-            .into());
-        }
-        let value = match (node.float("value")?, self.optional_floats(node, 2)) {
-            (Some(value), _) => value,
-            (None, Ok(constant)) => constant
-                .and_then(|c| c.floats()?.first().copied())
-                .unwrap_or(0.0),
-            (None, Err(stop)) => return Err(stop),
-        };
-        let (mut before, mut after) = (vec![0; rank], vec![0; rank]);
-        let mut ranges: Vec<(usize, i64, usize)> = dims.iter().map(|&d| (0, 1, d)).collect();
-        for (i, &axis) in axes.iter().enumerate() {
-            let bad = || Reason::Attribute {
-                name: "pads",
-                value: pads.clone(),
-            };
-            let side = |pad: i64| {
-                let size = usize::try_from(pad.unsigned_abs()).ok();
-                size.filter(|&s| s <= requant_model::limits::MAX_WINDOW)
-                    .ok_or_else(bad)
-            };
-            let (head, tail) = (pads[i], pads[i + axes.len()]);
-            if axis == 0 && (head, tail) != (0, 0) && self.is_batched(node)? {
-                return Err(Stop::MixesSamples);
-            }
-            let (first, last) = (side(head)?, side(tail)?);
-            // A negative pad removes elements.
-            if head < 0 {
-                ranges[axis].0 = first;
-            } else {
-                before[axis] = first;
-            }
-            if tail >= 0 {
-                after[axis] = last;
-            }
-            let removed = ranges[axis].0 + if tail < 0 { last } else { 0 };
-            ranges[axis].2 = dims[axis]
-                .checked_sub(removed)
-                .filter(|&n| n > 0)
-                .ok_or_else(bad)?;
-        }
+        let padding = rules::padding(node, &dims, self.is_batched(node)?, &operands)?;
         let pad = Move::Pad {
-            before,
-            after,
-            value,
+            before: padding.before,
+            after: padding.after,
+            value: padding.value,
         };
-        if ranges.iter().zip(&dims).all(|(r, &d)| *r == (0, 1, d)) {
+        if !padding.cuts {
             return self.change(node, 0, pad);
         }
         let float = self.float(node, 0)?;
-        let cut = self.float_moved(float, Move::Slice(ranges), node)?;
+        let cut = self.float_moved(float, Move::Slice(padding.ranges), node)?;
         let padded = self.float_moved(cut, pad, node)?;
         self.define(node, 0, Mapped::Float(padded));
         Ok(())
@@ -326,54 +197,7 @@ impl<'m> Lowering<'m> {
     /// DepthToSpace and SpaceToDepth: a reshape, a transpose and a reshape.
     pub(super) fn space(&mut self, node: &'m Node) -> Lowered<()> {
         let dims = self.known_dims(node, 0)?;
-        let block = node.int("blocksize")?.unwrap_or(0);
-        let bad = || Reason::Attribute {
-            name: "blocksize",
-            value: vec![block],
-        };
-        let b = usize::try_from(block)
-            .ok()
-            .filter(|&b| b > 0 && b <= 64)
-            .ok_or_else(bad)?;
-        let [n, c, h, w] = dims[..] else {
-            let tensor = node.required(0)?.to_owned();
-            return Err(Reason::Rank {
-                tensor,
-                rank: dims.len(),
-            }
-            .into());
-        };
-        let to_space = node.op == "DepthToSpace";
-        let divides = if to_space {
-            c.is_multiple_of(b * b)
-        } else {
-            h.is_multiple_of(b) && w.is_multiple_of(b)
-        };
-        if !divides {
-            return Err(bad().into());
-        }
-        let (split, perm, joined) = if !to_space {
-            let split = vec![n, c, h / b, b, w / b, b];
-            (
-                split,
-                vec![0, 3, 5, 1, 2, 4],
-                vec![n, c * b * b, h / b, w / b],
-            )
-        } else if node.text("mode", "DCR")? == "CRD" {
-            let split = vec![n, c / (b * b), b, b, h, w];
-            (
-                split,
-                vec![0, 1, 4, 2, 5, 3],
-                vec![n, c / (b * b), h * b, w * b],
-            )
-        } else {
-            let split = vec![n, b, b, c / (b * b), h, w];
-            (
-                split,
-                vec![0, 3, 4, 1, 5, 2],
-                vec![n, c / (b * b), h * b, w * b],
-            )
-        };
+        let [split, perm, joined] = rules::space_steps(node, &dims)?;
         let mut float = self.float(node, 0)?;
         for change in [
             Move::Reshape(split),
@@ -519,12 +343,4 @@ fn joined_shape(a: &Shape, b: &Shape, axis: usize) -> Lowered<Shape> {
         dims,
         batched: a.batched,
     })
-}
-
-fn numbers(dims: &[Dim]) -> Vec<i64> {
-    let number = |d: &Dim| {
-        let (Dim::Known(n) | Dim::Batch(n)) = *d;
-        n
-    };
-    dims.iter().map(number).collect()
 }

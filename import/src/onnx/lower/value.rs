@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use requant_model::ops::Window;
 use requant_model::{Affine, ValueId};
 
 use crate::onnx::constant::{Constant, QuantConstant, ScaleLayout};
 use crate::onnx::error::Reason;
 
 pub(crate) use crate::float::Clamp;
+pub(crate) use crate::onnx::rules::Pool;
 
 /// A value of the graph with its axes in another order: `value.dims[i]` is the extent of the ONNX
 /// tensor's axis `perm[i]`.
@@ -289,15 +289,6 @@ pub(crate) enum BinaryOp {
     Sum,
     Difference,
     Product,
-}
-
-/// A window over a tensor `[N, C, L]` or `[N, C, H, W]` (or with the channels last).
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Pool {
-    /// The window; height 1 for `[N, C, L]`.
-    pub(crate) window: Window,
-    /// Whether channels are the ONNX tensor's last axis.
-    pub(crate) channels_last: bool,
 }
 
 /// A resize of two axes of a tensor of rank 4.
