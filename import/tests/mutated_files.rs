@@ -1,11 +1,15 @@
-//! Whatever bytes an ONNX file holds, importing it ends in a valid graph or an error: never in a panic.
+//! Whatever bytes an ONNX file holds, importing it, or reading it as a float model, ends in a valid graph or
+//! an error: never in a panic.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
+use std::collections::HashSet;
+
 use prost::Message as _;
 use requant_conformance::Rng;
 use requant_conformance::npz::test_data;
+use requant_import::float::{self, read_bytes};
 use requant_import::onnx::{ImportOptions, import_bytes};
 
 use support::proto::{ModelProto, NodeProto, TensorProto};
@@ -54,6 +58,32 @@ fn survives(bytes: &[u8]) {
     if let Ok(graph) = import_bytes(bytes, "mutated", &ImportOptions::default()) {
         assert_eq!(graph.validate(), Ok(()));
     }
+    if let Ok(graph) = read_bytes(bytes, "mutated", &ImportOptions::default()) {
+        holds(&graph);
+    }
+}
+
+/// What a graph of reals promises to its readers.
+fn holds(graph: &float::Graph) {
+    let mut made: HashSet<_> = graph.inputs.iter().map(|port| port.value).collect();
+    for node in &graph.nodes {
+        assert!(node.inputs.iter().all(|value| made.contains(value)));
+        assert!(made.insert(node.output));
+        let batched = node.inputs.iter().any(|&id| graph.value(id).batched);
+        assert_eq!(graph.value(node.output).batched, batched);
+        if let Some(weights) = node.op.weights() {
+            assert_eq!(weights.data.len(), weights.dims.iter().product::<usize>());
+            assert_eq!(node.op.bias().map(<[f32]>::len), Some(weights.dims[0]));
+            assert!(weights.data.iter().all(|weight| weight.is_finite()));
+        }
+        if let float::Op::Map(map) = &node.op {
+            let dims = &graph.value(node.output).dims;
+            let count = map.axis(dims.len()).map_or(1, |axis| dims[axis]);
+            assert!((0..count.min(64)).all(|index| map.at(index).is_some()));
+        }
+    }
+    assert!(graph.values.iter().all(|value| value.elements() > 0));
+    assert!(graph.outputs.iter().all(|port| made.contains(&port.value)));
 }
 
 fn below(rng: &mut Rng, n: usize) -> usize {
@@ -274,17 +304,100 @@ fn operators() -> Vec<ModelProto> {
     ]
 }
 
+/// The same operators on reals, and those that quantized models have in another form.
+fn float_operators() -> Vec<ModelProto> {
+    let mut models = operators();
+    for model in &mut models {
+        let graph = model.graph.as_mut().unwrap();
+        let mut node = graph.node.swap_remove(2);
+        for name in node.input.iter_mut().filter(|name| *name == "d") {
+            "x".clone_into(name);
+        }
+        "y".clone_into(&mut node.output[0]);
+        graph.node = vec![node];
+    }
+    let plain = |nodes: Vec<NodeProto>, constants: Vec<TensorProto>| {
+        let (inputs, outputs) = (vec![port("x", 1, &[0, 4, 6, 6])], vec![port("y", 1, &[0])]);
+        model(17, inputs, outputs, constants, nodes)
+    };
+    models.push(plain(
+        vec![
+            node("Conv", &["x", "w"], &["c"])
+                .ints("pads", &[1, 1, 1, 1])
+                .ints("dilations", &[1, 1])
+                .int("group", 2),
+            node(
+                "BatchNormalization",
+                &["c", "scale", "shift", "mean", "variance"],
+                &["n"],
+            )
+            .float("epsilon", 1e-3),
+            node("Clip", &["n", "lo", "hi"], &["r"]),
+            node("Add", &["r", "x"], &["s"]),
+            node("Relu", &["s"], &["y"]),
+        ],
+        vec![
+            floats("w", &[4, 2, 3, 3], &[0.1; 72]),
+            floats("scale", &[4], &[0.5; 4]),
+            floats("shift", &[4], &[0.1; 4]),
+            floats("mean", &[4], &[0.2; 4]),
+            floats("variance", &[4], &[1.5; 4]),
+            floats("lo", &[], &[0.0]),
+            floats("hi", &[], &[6.0]),
+        ],
+    ));
+    models.push(plain(
+        vec![
+            node("Flatten", &["x"], &["f"]).int("axis", 1),
+            node("Gemm", &["f", "w", "b"], &["g"])
+                .float("alpha", 0.5)
+                .float("beta", 2.0)
+                .int("transA", 0)
+                .int("transB", 1),
+            node("MatMul", &["g", "v"], &["m"]),
+            node("Sigmoid", &["m"], &["s"]),
+            node("Mul", &["m", "s"], &["y"]),
+        ],
+        vec![
+            floats("w", &[3, 144], &[0.1; 432]),
+            floats("b", &[3], &[0.5; 3]),
+            floats("v", &[3, 2], &[0.7; 6]),
+        ],
+    ));
+    models
+}
+
+#[test]
+fn nasty_numbers_of_float_models_never_panic() {
+    let mut rng = Rng::new(14);
+    for seed in float_operators() {
+        let name = seed.graph.as_ref().unwrap().node[0].op_type().to_owned();
+        let bytes = seed.encode_to_vec();
+        read_bytes(&bytes, &name, &ImportOptions::default())
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        for _ in 0..1000 {
+            let mut model = seed.clone();
+            for _ in 0..=below(&mut rng, 3) {
+                perturb(&mut model, &mut rng);
+            }
+            survives(&model.encode_to_vec());
+            survives(&mutate(&bytes, &mut rng));
+        }
+    }
+}
+
 #[test]
 fn a_mutated_network_never_panics() {
     let Some(data) = test_data("a_mutated_network_never_panics") else {
         return;
     };
     let mut rng = Rng::new(12);
-    for name in ["ort_fmnist_resnet_qoperator", "tfl_kws_qdq"] {
-        let path = data
-            .join("quantized/onnx")
-            .join(name)
-            .with_extension("onnx");
+    for name in [
+        "quantized/onnx/ort_fmnist_resnet_qoperator",
+        "quantized/onnx/tfl_kws_qdq",
+        "models/fmnist_resnet",
+    ] {
+        let path = data.join(name).with_extension("onnx");
         let seed = std::fs::read(path).unwrap();
         for _ in 0..300 {
             survives(&mutate(&seed, &mut rng));
