@@ -1,22 +1,24 @@
 //! Speed of whole models on the CPU backend, from bytes to bytes.
 //!
 //! `cargo bench -p requant-import --bench network -- MODEL.{onnx,tflite} [--batch N] [--threads N] [--isa NAME] [--runs N]` prints
-//! the time of every layer. With `--serve` it reads a number of runs from each line of stdin and answers with the
+//! the time of every layer. `--tune FILE` first measures every way of computing each layer and adds those that beat the usual ones to
+//! the table in FILE; `--tuning FILE` computes by such a table. With `--serve` it reads a number of runs from each line of stdin and answers with the
 //! seconds of each run instead, so that another program can measure it in turn with others.
 #![allow(clippy::expect_used, clippy::panic)]
 
 use std::io::BufRead as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use requant_import::{onnx, tflite};
 use requant_model::Graph;
 use requant_runtime::{
-    Backend, CpuBackend, CpuOptions, Executable, Form, Isa, Plan, PlanOptions, probe, profile,
+    Backend, CpuBackend, CpuOptions, Executable, Form, Isa, Plan, PlanOptions, Tuning, probe,
+    profile,
 };
 
-const USAGE: &str = "usage: network MODEL.{onnx,tflite} [--batch N] [--threads N] [--isa NAME] [--runs N] [--serve]";
+const USAGE: &str = "usage: network MODEL.{onnx,tflite} [--batch N] [--threads N] [--isa NAME] [--runs N] [--tune FILE | --tuning FILE] [--serve]";
 
 struct Arguments {
     model: String,
@@ -25,6 +27,8 @@ struct Arguments {
     runs: usize,
     isa: Option<Isa>,
     serve: bool,
+    tune: bool,
+    table: Option<PathBuf>,
 }
 
 fn arguments() -> Option<Arguments> {
@@ -35,6 +39,8 @@ fn arguments() -> Option<Arguments> {
         runs: 50,
         isa: None,
         serve: false,
+        tune: false,
+        table: None,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -44,6 +50,10 @@ fn arguments() -> Option<Arguments> {
             "--runs" => arguments.runs = words.next()?.parse().ok()?,
             "--isa" => arguments.isa = Some(words.next()?.parse().ok()?),
             "--serve" => arguments.serve = true,
+            "--tune" | "--tuning" => {
+                arguments.tune = word == "--tune";
+                arguments.table = Some(words.next()?.into());
+            }
             // What cargo passes to every benchmark.
             "--bench" => {}
             _ if arguments.model.is_empty() && !word.starts_with('-') => arguments.model = word,
@@ -66,7 +76,17 @@ fn main() {
         threads: arguments.threads,
         ..CpuOptions::default()
     };
-    let backend = CpuBackend::new(options).unwrap_or_else(|error| panic!("{error}"));
+    let mut backend = CpuBackend::new(options).unwrap_or_else(|error| panic!("{error}"));
+    if let Some(table) = &arguments.table {
+        if arguments.tune {
+            tune(&backend, &plan, &arguments, table);
+        }
+        let tuned = Tuning::read(table).and_then(|tuning| backend.clone().with_tuning(tuning));
+        match tuned {
+            Ok(tuned) => backend = tuned,
+            Err(reason) => eprintln!("the table is not used: {reason}"),
+        }
+    }
     let executable = backend
         .compile(Arc::new(plan))
         .unwrap_or_else(|error| panic!("{error}"));
@@ -80,6 +100,29 @@ fn main() {
     let profile = profile::profile(executable, arguments.batch, arguments.runs, peak)
         .unwrap_or_else(|error| panic!("{error}"));
     print!("{profile}");
+}
+
+/// Adds what is measured to a table, or starts it anew where there is none that was made here.
+fn tune(backend: &CpuBackend, plan: &Plan, arguments: &Arguments, table: &Path) {
+    let mut tuning = backend
+        .tune(plan, arguments.batch, arguments.runs)
+        .unwrap_or_else(|error| panic!("{error}"));
+    for (layer, way, ratio) in tuning.gains() {
+        eprintln!("{ratio:.2} {way}: {layer}");
+    }
+    if table.exists() {
+        let merged = Tuning::read(table).and_then(|mut earlier| {
+            earlier.merge(tuning.clone())?;
+            Ok(earlier)
+        });
+        match merged {
+            Ok(merged) => tuning = merged,
+            Err(reason) => eprintln!("the table is made anew: {reason}"),
+        }
+    }
+    tuning
+        .write(table)
+        .unwrap_or_else(|error| panic!("{error}"));
 }
 
 fn import(path: &Path) -> Graph {

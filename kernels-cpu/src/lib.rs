@@ -35,7 +35,7 @@ mod versions;
 
 pub use bits::table::{BitKernel, Operands, bit_kernels};
 pub use bits::{BitConv, BitSpec};
-pub use conv::{Centroids, Conv, ConvIo, ConvShape, ConvSpec, Weights};
+pub use conv::{Algorithm, Centroids, Conv, ConvIo, ConvShape, ConvSpec, Weights};
 pub use edge::{Dequantize, Planes, Quantize};
 pub use elementwise::{Binary, BinaryIo, BinaryOp, BinarySpec};
 pub use epilogue::{Join, Output, Quantized};

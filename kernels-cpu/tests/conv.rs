@@ -182,6 +182,12 @@ impl Case {
         }
         let (lo, _) = self.input_type.range().unwrap();
         for &isa in isas {
+            for algorithm in Conv::algorithms(isa, &self.spec(self.zero_point)).unwrap() {
+                let spec = self.spec(self.zero_point);
+                if let Some(conv) = Conv::by(isa, &spec, algorithm).unwrap() {
+                    self.check_on(&conv, false, &[2]);
+                }
+            }
             let conv = Conv::new(isa, &self.spec(lo as i32)).unwrap();
             self.check(&conv, true);
         }

@@ -28,6 +28,7 @@ pub mod verify;
 
 pub use backend::{Backend, BackendInfo, Executable, Footprint, Form, Instance};
 
+pub use cpu::tuning::{TuneError, Tuning, TuningError};
 pub use cpu::{CpuBackend, CpuOptions};
 pub use cuda::CudaBackend;
 pub use error::{CompileError, ExecError, PlanError};

@@ -9,9 +9,10 @@ use requant_numerics::packing::packed_row_bytes;
 
 use crate::epilogue::Output;
 use crate::error::{at_least, byte_sign, exactly, product, zero_point_in_range};
-use crate::table::{self, Activations, DepthwiseKernel, Kernel, WeightFormat};
+use crate::table::{DepthwiseKernel, Kernel};
 use crate::{Buffer, Isa, KernelError, Parallel};
 
+mod algorithm;
 mod coded;
 mod depthwise;
 mod depthwise_rows;
@@ -21,6 +22,7 @@ mod shift;
 mod stem;
 mod tiled;
 
+pub use algorithm::Algorithm;
 pub use shape::ConvShape;
 
 pub use coded::Centroids;
@@ -101,27 +103,12 @@ impl Conv {
     /// # Errors
     /// Everything that is wrong with the shape, the buffers' lengths or the parameters.
     pub fn new(isa: Isa, spec: &ConvSpec<'_>) -> Result<Conv, KernelError> {
-        let signed = check(spec)?;
-        if spec.shape.is_depthwise() {
-            let wide = spec.weights.are_wide() && !shift::fits_parts(&spec.weights);
-            let kernel = table::select_depthwise(isa, signed, wide)?;
-            return Conv::depthwise(isa, kernel, spec);
+        for algorithm in algorithm::usual(isa, spec)? {
+            if let Some(conv) = Conv::by(isa, spec, algorithm)? {
+                return Ok(conv);
+            }
         }
-        if let Some(stem) = Stem::new(isa, spec, signed)? {
-            return Ok(Conv::prepared(spec, Engine::Stem(stem)));
-        }
-        let format = match spec.weights {
-            Weights::I8(_) => WeightFormat::I8,
-            Weights::I4(_) if fits_sixteen_fold(spec) => WeightFormat::I4,
-            Weights::I4(_) => WeightFormat::I8,
-            Weights::I16(_) => WeightFormat::I16,
-        };
-        let kernel = match wide_as_bytes(isa, spec, signed)? {
-            Some(kernel) => kernel,
-            None => table::select(isa, signed, format)?,
-        };
-        let engine = Engine::Tiled(Tiled::new(isa, kernel, spec, signed)?);
-        Ok(Conv::prepared(spec, engine))
+        Err(KernelError::NoKernel(isa))
     }
 
     /// Prepares a convolution whose weights stay coded in memory: `spec`'s 8-bit ones, as fields of bits
@@ -148,23 +135,8 @@ impl Conv {
     /// # Errors
     /// As [`Conv::new`], and [`KernelError::NoKernel`] when the kernel does not take these operands.
     pub fn with_kernel(kernel: &'static Kernel, spec: &ConvSpec<'_>) -> Result<Conv, KernelError> {
-        let signed = check(spec)?;
-        let takes = match spec.weights {
-            Weights::I8(_) => kernel.weights == WeightFormat::I8,
-            Weights::I4(_) => match kernel.weights {
-                WeightFormat::I8 => true,
-                WeightFormat::I4 => fits_sixteen_fold(spec),
-                WeightFormat::I16 => false,
-            },
-            Weights::I16(_) => match kernel.weights {
-                WeightFormat::I16 => true,
-                WeightFormat::I8 => shift::fits(&spec.weights),
-                WeightFormat::I4 => false,
-            },
-        };
-        table::usable(kernel.isa, takes && kernel.takes(signed))?;
-        let engine = Engine::Tiled(Tiled::new(kernel.isa, kernel, spec, signed)?);
-        Ok(Conv::prepared(spec, engine))
+        let conv = Conv::by(kernel.isa, spec, Algorithm::Tiled(kernel))?;
+        conv.ok_or(KernelError::NoKernel(kernel.isa))
     }
 
     /// Prepares a depthwise convolution for one row of the depthwise table.
@@ -175,23 +147,15 @@ impl Conv {
         kernel: &'static DepthwiseKernel,
         spec: &ConvSpec<'_>,
     ) -> Result<Conv, KernelError> {
-        let signed = check(spec)?;
-        let wide = spec.weights.are_wide() && !shift::fits_parts(&spec.weights);
-        let takes = kernel.takes(signed, wide) && spec.shape.is_depthwise();
-        table::usable(kernel.isa, takes)?;
-        Conv::depthwise(kernel.isa, kernel, spec)
-    }
-
-    fn depthwise(
-        isa: Isa,
-        kernel: &'static DepthwiseKernel,
-        spec: &ConvSpec<'_>,
-    ) -> Result<Conv, KernelError> {
-        let engine = match DepthwiseByRows::new(isa, kernel, spec)? {
-            Some(rows) => Engine::DepthwiseByRows(rows),
-            None => Engine::Depthwise(Depthwise::new(isa, kernel, spec)?),
-        };
-        Ok(Conv::prepared(spec, engine))
+        for algorithm in [
+            Algorithm::DepthwiseByRows(kernel),
+            Algorithm::Depthwise(kernel),
+        ] {
+            if let Some(conv) = Conv::by(kernel.isa, spec, algorithm)? {
+                return Ok(conv);
+            }
+        }
+        Err(KernelError::NoKernel(kernel.isa))
     }
 
     fn prepared(spec: &ConvSpec<'_>, engine: Engine) -> Conv {
@@ -291,20 +255,6 @@ fn check(spec: &ConvSpec<'_>) -> Result<bool, KernelError> {
         exactly(Buffer::Bias, shape.out_c, spec.bias.len())?;
     }
     Ok(signed)
-}
-
-/// The kernel for bytes that serves 16-bit weights, where they fit and it is faster: one that reads
-/// activations as bytes too.
-fn wide_as_bytes(
-    isa: Isa,
-    spec: &ConvSpec<'_>,
-    signed: bool,
-) -> Result<Option<&'static Kernel>, KernelError> {
-    if !shift::fits(&spec.weights) {
-        return Ok(None);
-    }
-    let kernel = table::select(isa, signed, WeightFormat::I8)?;
-    Ok((kernel.activations != Activations::Widened).then_some(kernel))
 }
 
 fn fits_sixteen_fold(spec: &ConvSpec<'_>) -> bool {

@@ -3,8 +3,10 @@
 //! Compiling resolves each step to a prepared kernel and packs the weights once. Rare steps without
 //! a kernel of their own (see [`prepare`]) run the reference's scalar loops, on the same device.
 
+mod layer;
 mod movement;
 mod prepare;
+pub(crate) mod tuning;
 
 use std::sync::Arc;
 
@@ -19,6 +21,7 @@ use crate::plan::{BufferId, Plan, Step};
 use crate::schedule::{Machine, Schedule};
 use crate::{Backend, BackendInfo, CompileError, ExecError, Executable, reference};
 use prepare::Kernel;
+use tuning::{Tuning, TuningError};
 
 /// How the CPU backend runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,6 +43,7 @@ pub struct CpuBackend {
     isa: Isa,
     machine: Machine,
     pool: Arc<ThreadPool>,
+    tuning: Option<Arc<Tuning>>,
 }
 
 impl CpuBackend {
@@ -76,7 +80,18 @@ impl CpuBackend {
             isa,
             machine: Machine { cache, threads },
             pool: Arc::new(pool),
+            tuning: None,
         })
+    }
+
+    /// Computes layers as a table of measurements says, where it knows them.
+    ///
+    /// # Errors
+    /// [`TuningError::Foreign`] where they were made on another machine, or as something else runs here.
+    pub fn with_tuning(mut self, tuning: Tuning) -> Result<Self, TuningError> {
+        tuning.check(&self.here())?;
+        self.tuning = Some(Arc::new(tuning));
+        Ok(self)
     }
 }
 
@@ -96,25 +111,40 @@ impl Backend for CpuBackend {
 
     fn compile(&self, plan: Arc<Plan>) -> Result<Arc<dyn Executable>, CompileError> {
         let (plan, planes) = plan.interleaved();
-        let runner = self.prepare(&plan, planes)?;
-        let schedule = Schedule::choose(&plan, self.machine, |step| runner.weight_bytes(step));
-        Ok(Arc::new(HostExecutable {
-            // The weights are in the kernels now, packed.
-            plan: Arc::new(plan.without_weights()),
-            schedule: Arc::new(schedule),
-            runner: Arc::new(runner),
-        }))
+        let choices: Vec<Option<&str>> = match &self.tuning {
+            Some(tuning) => tuning.choices(&plan),
+            None => Vec::new(),
+        };
+        let runner = self.prepare(&plan, planes, &choices)?;
+        Ok(self.executable(plan, runner))
     }
 }
 
 impl CpuBackend {
-    /// Resolves the steps to kernels, with their weights.
-    fn prepare(&self, plan: &Plan, planes: Vec<Option<Planes>>) -> Result<CpuRunner, CompileError> {
+    fn executable(&self, plan: Plan, runner: CpuRunner) -> Arc<dyn Executable> {
+        let schedule = Schedule::choose(&plan, self.machine, |step| runner.weight_bytes(step));
+        Arc::new(HostExecutable {
+            // The weights are in the kernels now, packed.
+            plan: Arc::new(plan.without_weights()),
+            schedule: Arc::new(schedule),
+            runner: Arc::new(runner),
+        })
+    }
+
+    /// Resolves the steps to kernels, with their weights; `choices` name ways for the first of them.
+    fn prepare(
+        &self,
+        plan: &Plan,
+        planes: Vec<Option<Planes>>,
+        choices: &[Option<&str>],
+    ) -> Result<CpuRunner, CompileError> {
         let kernels: Result<Vec<Kernel>, CompileError> = plan
             .steps
             .iter()
-            .map(|step| {
-                prepare::step(self.isa, plan, step).map_err(|source| CompileError::Kernel {
+            .enumerate()
+            .map(|(index, step)| {
+                let choice = choices.get(index).copied().flatten();
+                prepare::step(self.isa, plan, step, choice).map_err(|source| CompileError::Kernel {
                     step: step.name.clone(),
                     source,
                 })
@@ -409,7 +439,7 @@ mod tests {
                         threads,
                     )),
                     runner: Arc::new(Faulty {
-                        runner: backend.prepare(&plan, planes.clone()).unwrap(),
+                        runner: backend.prepare(&plan, planes.clone(), &[]).unwrap(),
                         step,
                         fails: AtomicBool::new(true),
                     }),
@@ -431,6 +461,45 @@ mod tests {
                 assert!(output == expected, "{threads} {slice} {step}");
             }
         }
+    }
+
+    #[test]
+    fn ways_do_not_change_the_bytes() {
+        let graph = artifact::read(builtin::FASHION).unwrap();
+        let given = Arc::new(Plan::new(graph, &PlanOptions::default()).unwrap());
+        let reference = ReferenceBackend.compile(Arc::clone(&given)).unwrap();
+        let (plan, planes) = given.interleaved();
+        let info = &plan.signature().inputs[0];
+        let input = profile::random_bytes(info.dtype, info.elements() * SAMPLES);
+        let expected = answer(&*reference, &input, SAMPLES);
+        let mut choices_seen = 0;
+        for isa in Isa::available() {
+            let options = CpuOptions {
+                isa: Some(isa),
+                ..CpuOptions::default()
+            };
+            let backend = CpuBackend::new(options).unwrap();
+            let ways = backend.ways(&plan).unwrap();
+            let most = ways.iter().map(Vec::len).max().unwrap();
+            choices_seen += most - 1;
+            let mut seen = std::collections::BTreeSet::new();
+            for index in 0..most {
+                let choices: Vec<Option<&str>> = ways
+                    .iter()
+                    .map(|ways| ways.get(index).map(String::as_str))
+                    .collect();
+                let runner = backend.prepare(&plan, planes.clone(), &choices).unwrap();
+                seen.insert(runner.kernels());
+                let executable = backend.executable(plan.clone(), runner);
+                assert_eq!(
+                    answer(&*executable, &input, SAMPLES),
+                    expected,
+                    "{choices:?}"
+                );
+            }
+            assert_eq!(seen.len(), most, "{isa}: a choice without effect");
+        }
+        assert!(choices_seen > 0 || Isa::best() == Isa::Scalar);
     }
 
     #[test]
@@ -463,7 +532,7 @@ mod tests {
                 let executable = HostExecutable {
                     plan: Arc::clone(&plan),
                     schedule: Arc::new(Schedule::new(&plan, &slices, threads)),
-                    runner: Arc::new(backend.prepare(&plan, planes.clone()).unwrap()),
+                    runner: Arc::new(backend.prepare(&plan, planes.clone(), &[]).unwrap()),
                 };
                 for samples in [1, 2, 7, SAMPLES] {
                     let got = answer(&executable, &input[..samples * each], samples);

@@ -6,14 +6,14 @@
 
 use requant_kernels_cpu::elementwise::broadcast_strides;
 use requant_kernels_cpu::{
-    AveragePool, AveragePoolSpec, Binary, BinaryOp, BinarySpec, BitConv, BitSpec, Centroids, Conv,
-    ConvShape, ConvSpec, Dequantize, Isa, KernelError, Lookup, MatMul, MatMulSpec, MaxPool, Output,
-    PoolShape, Quantize, Quantized, Transpose, Weights,
+    AveragePool, AveragePoolSpec, Binary, BinaryOp, BinarySpec, BitConv, Conv, Dequantize, Isa,
+    KernelError, Lookup, MatMul, MatMulSpec, MaxPool, Output, PoolShape, Quantize, Quantized,
+    Transpose,
 };
-use requant_model::ops::{WeightData, Window};
-use requant_numerics::{DType, packing};
+use requant_model::ops::Window;
 
-use crate::plan::step::{ConvStep, EdgeScales, Epilogue, Join, Operand};
+use super::layer::Layer;
+use crate::plan::step::{EdgeScales, Operand};
 use crate::plan::{BufferId, Plan, Step, StepOp};
 
 /// A step's kernel. `images` is the leading dimension of one sample.
@@ -105,13 +105,19 @@ impl Kernel {
     }
 }
 
-pub(super) fn step(isa: Isa, plan: &Plan, step: &Step) -> Result<Kernel, KernelError> {
+/// The kernel of a step; of a convolution, the way named `choice` where there is one.
+pub(super) fn step(
+    isa: Isa,
+    plan: &Plan,
+    step: &Step,
+    choice: Option<&str>,
+) -> Result<Kernel, KernelError> {
     let buffer = |i: usize| plan.buffer(step.inputs[i]);
     let output = || plan.buffer(step.outputs[0]);
     let images = || buffer(0).dims[0];
     Ok(match &step.op {
         StepOp::Conv(conv) => match &conv.weights {
-            Some(weights) => self::conv(isa, plan, step, conv, weights)?,
+            Some(weights) => Layer::new(isa, plan, step, conv, weights).kernel(choice)?,
             None => Kernel::Portable,
         },
         StepOp::MatMul {
@@ -227,179 +233,6 @@ pub(super) fn step(isa: Isa, plan: &Plan, step: &Step) -> Result<Kernel, KernelE
         | StepOp::DynamicQuantize
         | StepOp::ScaleAccumulator { .. } => Kernel::Portable,
     })
-}
-
-fn conv(
-    isa: Isa,
-    plan: &Plan,
-    step: &Step,
-    conv: &ConvStep,
-    weights: &WeightData,
-) -> Result<Kernel, KernelError> {
-    let [each, in_h, in_w, in_c] = conv.input;
-    let [_, out_h, out_w, out_c] = conv.output;
-    let window = &conv.window;
-    let shape = ConvShape {
-        in_h,
-        in_w,
-        in_c,
-        out_h,
-        out_w,
-        out_c,
-        kernel: window.kernel,
-        strides: window.strides,
-        pads: [window.pads[0], window.pads[1]],
-        dilations: window.dilations,
-        groups: conv.groups,
-    };
-    let (input, output) = (plan.buffer(step.inputs[0]), plan.buffer(step.outputs[0]));
-    if let Some(bits) = bits(isa, plan, step, (conv, weights, shape))? {
-        return Ok(Kernel::Bits {
-            conv: Box::new(bits),
-            images: each,
-            other: conv.epilogue.join.as_ref().map(Join::buffer),
-        });
-    }
-    // Ones around a binary image: products of x − 1, which are nothing there, and the weights once.
-    let bias = if conv.outside == 0 {
-        conv.bias.clone()
-    } else {
-        let rows = weights.effective.chunks_exact(shape.depth());
-        let sums = rows.map(|row| row.iter().map(|&w| i32::from(w)).sum::<i32>());
-        sums.enumerate()
-            .map(|(o, sum)| sum + conv.bias.get(o).copied().unwrap_or(0))
-            .collect()
-    };
-    let packed = PackedForm::of(weights, shape.depth());
-    let spec = ConvSpec {
-        shape,
-        input: input.dtype,
-        input_zero_point: match conv.zero_point {
-            Operand::Static(zero_point) => zero_point + conv.outside,
-            Operand::Dynamic(_) => 0,
-        },
-        weights: packed.weights(),
-        bias: &bias,
-        output: epilogue(plan, &conv.epilogue, output.dtype),
-    };
-    let prepared = match coded(isa, weights, &spec)? {
-        Some(coded) => coded,
-        None => Conv::new(isa, &spec)?,
-    };
-    Ok(Kernel::Conv {
-        conv: Box::new(prepared),
-        images: each,
-        other: conv.epilogue.join.as_ref().map(Join::buffer),
-        zero_point: conv.zero_point,
-    })
-}
-
-/// A convolution whose weights stay coded in memory, for codebooks and weights of 2 bits and less.
-fn coded(isa: Isa, weights: &WeightData, spec: &ConvSpec<'_>) -> Result<Option<Conv>, KernelError> {
-    let within = |w: &i16| i8::try_from(*w).is_ok();
-    let few = weights.codebook.is_some() || weights.dtype.bits() <= 2;
-    if !few || !weights.effective.iter().all(within) {
-        return Ok(None);
-    }
-    let values: Vec<i8> = weights.effective.iter().map(|&w| w as i8).collect();
-    let centroids = weights.codebook.as_ref().map(|codebook| Centroids {
-        indices: &codebook.indices,
-        centroids: &codebook.centroids,
-        width: codebook.width,
-    });
-    let spec = ConvSpec {
-        weights: Weights::I8(&values),
-        ..spec.clone()
-    };
-    Conv::coded(isa, &spec, centroids)
-}
-
-/// Least channels of a group for which counting bits pays: a word holds 32.
-const LEAST_BITS: usize = 8;
-
-/// The popcount kernel of a step with binary or ternary operands; none where others serve it better.
-fn bits(
-    isa: Isa,
-    plan: &Plan,
-    step: &Step,
-    (conv, weights, shape): (&ConvStep, &WeightData, ConvShape),
-) -> Result<Option<BitConv>, KernelError> {
-    let (input, output) = (plan.buffer(step.inputs[0]), plan.buffer(step.outputs[0]));
-    let few_bits = |dtype| matches!(dtype, DType::Binary | DType::Ternary);
-    let small = weights.effective.iter().all(|w| (-1..=1).contains(w));
-    let padded = conv.outside != 0 && !shape.stays_inside();
-    let narrow = shape.in_c / shape.groups < LEAST_BITS && !padded;
-    if !few_bits(input.dtype) || !few_bits(weights.dtype) || !small || narrow {
-        return Ok(None);
-    }
-    let values: Vec<i8> = weights.effective.iter().map(|&w| w as i8).collect();
-    let spec = BitSpec {
-        shape,
-        input: input.dtype,
-        zero_border: conv.outside == 0,
-        ternary_weights: values.contains(&0),
-        weights: &values,
-        bias: &conv.bias,
-        output: epilogue(plan, &conv.epilogue, output.dtype),
-    };
-    BitConv::new(isa, &spec).map(Some)
-}
-
-/// Effective weights in the narrowest form that a kernel takes.
-enum PackedForm {
-    I4(Vec<u8>),
-    I8(Vec<i8>),
-    I16(Vec<i16>),
-}
-
-impl PackedForm {
-    fn of(weights: &WeightData, depth: usize) -> Self {
-        let within = |lo: i16, hi: i16| weights.effective.iter().all(|w| (lo..=hi).contains(w));
-        if weights.dtype.bits() <= 4 && within(-8, 7) {
-            let bytes: Vec<u8> = weights.effective.iter().map(|&w| w as u8).collect();
-            return PackedForm::I4(packing::pack(DType::I4, &bytes, depth));
-        }
-        if within(-128, 127) {
-            return PackedForm::I8(weights.effective.iter().map(|&w| w as i8).collect());
-        }
-        PackedForm::I16(weights.effective.clone())
-    }
-
-    fn weights(&self) -> Weights<'_> {
-        match self {
-            PackedForm::I4(packed) => Weights::I4(packed),
-            PackedForm::I8(weights) => Weights::I8(weights),
-            PackedForm::I16(weights) => Weights::I16(weights),
-        }
-    }
-}
-
-fn epilogue(plan: &Plan, epilogue: &Epilogue, dtype: DType) -> Output {
-    let Some(requantize) = &epilogue.requantize else {
-        return Output::Accumulator;
-    };
-    let join = match &epilogue.join {
-        None => requant_kernels_cpu::Join::None,
-        Some(Join::Residual { buffer, residual }) => requant_kernels_cpu::Join::Residual {
-            residual: residual.clone(),
-            dtype: plan.buffer(*buffer).dtype,
-        },
-        Some(Join::Add {
-            buffer,
-            params,
-            first,
-        }) => requant_kernels_cpu::Join::Add {
-            add: *params,
-            dtype: plan.buffer(*buffer).dtype,
-            product_first: *first,
-        },
-    };
-    Output::Quantized(Box::new(Quantized {
-        requantize: requantize.clone(),
-        dtype,
-        join,
-        table: epilogue.table.as_ref().map(|table| Box::new(**table)),
-    }))
 }
 
 /// Most matrix products whose operands are listed one by one.
