@@ -1,7 +1,7 @@
 //! Why a quantized float graph becomes no file and no integer graph.
 
 use requant_model::ModelError;
-use requant_numerics::DType;
+use requant_numerics::{DType, DyadicError};
 use thiserror::Error;
 
 use crate::names::shown;
@@ -80,6 +80,9 @@ pub enum ExportError {
         /// The layer.
         layer: String,
     },
+    /// Scales of a constant that have no multiplier.
+    #[error(transparent)]
+    Multiplier(#[from] DyadicError),
     /// A node that cannot be computed in integers, or scales that have no integer form.
     #[error(transparent)]
     Lowering(#[from] ImportError),

@@ -12,11 +12,10 @@
 //!   values: `requantize`. Without a quantized result, the accumulator is dequantized: the product is
 //!   then at a network's end.
 //! * Sum, difference: `sum`, the second mantissa negated. Product of two values' elements: `requantize`.
-//!   Both operands the same 8-bit integers: a map.
 //! * Mean, average pool (of the elements that count), linear resize (count 2^20): `mean`.
 //! * A map of an 8-bit value: a table of `clamp(rne(f((q − z_x)·s_x)/s_y) + z_y)` in f64; of a 16-bit one,
 //!   a ReLU or clip alone: the rescale above with limits.
-//! * A pad's border and a constant: quantized as the edges do.
+//! * A pad's border at the result's quantization and a constant at its own: quantized as the edges do.
 //! * Softmax inside the network: [`requant_numerics::softmax`].
 
 use std::collections::BTreeMap;
@@ -28,7 +27,7 @@ use requant_numerics::DType;
 use super::export_error::ExportError;
 use super::graph::Op as FloatOp;
 use super::quantized::{CodebookWeights, LayerQuant, Quantized};
-use super::write::{self, Groups};
+use super::write::{self, Form};
 use crate::names::Names;
 use crate::onnx;
 
@@ -37,7 +36,7 @@ use crate::onnx;
 /// # Errors
 /// Integers that do not fit the graph, and what no integer node computes.
 pub fn to_graph(quantized: &Quantized<'_>) -> Result<Graph, ExportError> {
-    let (model, names) = write::model(quantized, Groups::Left)?;
+    let (model, names) = write::model(quantized, Form::Native)?;
     let mut graph = onnx::native(model)?;
     store(&mut graph, quantized, &names)?;
     graph.provenance = quantized.graph.provenance.clone();

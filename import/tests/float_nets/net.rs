@@ -122,7 +122,6 @@ impl Net {
     pub fn read(&mut self, operand: usize, quant: Option<ActivationQuant>) {
         let node = self.graph.nodes.len() - 1;
         self.operands.insert((node, operand), quant.unwrap());
-        // The layer's bias belongs to the scale at which its operand is read; the integers stay.
     }
 
     /// Integers of a layer of `[o, …]` weights; `taps` of them lie apart in the stored order.
@@ -240,6 +239,38 @@ impl Net {
         });
         let inputs: Vec<ValueId> = std::iter::once(x).chain(residual).collect();
         let value = self.node(op, &inputs, &out, quant);
+        *self.layers.last_mut().unwrap() = Some(layer);
+        value
+    }
+
+    /// A convolution of `[1, C, L]`.
+    pub fn line(
+        &mut self,
+        x: ValueId,
+        (o, kernel, stride): (usize, usize, usize),
+        store: Store,
+        clamp: Clamp,
+        quant: Option<ActivationQuant>,
+    ) -> ValueId {
+        let dims = self.dims(x);
+        let (weights, layer) = self.layer(&[o, dims[1], 1, kernel], store, 0.01);
+        let window = Window {
+            kernel: [1, kernel],
+            strides: [1, stride],
+            pads: [0, kernel / 2, 0, kernel / 2],
+            dilations: [1; 2],
+            ceil: false,
+        };
+        let out = [1, o, window.output(1, dims[2]).unwrap()];
+        let op = Op::Conv(Conv {
+            weights,
+            bias: vec![0.0; o],
+            window,
+            groups: 1,
+            residual: false,
+            clamp,
+        });
+        let value = self.node(op, &[x], &out, quant);
         *self.layers.last_mut().unwrap() = Some(layer);
         value
     }

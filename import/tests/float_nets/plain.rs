@@ -1,7 +1,7 @@
 //! What a net gives by the formulas of the integer semantics, written out: 128-bit integers for sums
 //! and products, f64 for multipliers.
 
-use requant_import::float::{ActivationQuant, BinaryKind, Clamp, Op, ValueId};
+use requant_import::float::{ActivationQuant, BinaryKind, Clamp, Interpolation, Op, ValueId};
 
 use super::net::Net;
 
@@ -92,6 +92,10 @@ pub fn integers(net: &Net, inputs: &[Vec<f32>]) -> Vec<Option<Vec<i128>>> {
         let Some(out) = net.values[node.output.0] else {
             continue;
         };
+        if let Op::Constant(tensor) = &node.op {
+            made[node.output.0] = Some(tensor.data.iter().map(|&x| step(x, out)).collect());
+            continue;
+        }
         made[node.output.0] = Some(node_integers(net, index, out, &made));
     }
     made
@@ -127,9 +131,14 @@ fn node_integers(
             net.dims(id),
         )
     };
-    let dims = net.dims(node.output);
-    let count: usize = dims.iter().product();
+    let count: usize = net.dims(node.output).iter().product();
     let (x, x_quant, x_dims) = operand(0);
+    // A line is an image of height 1.
+    let image = |dims: Vec<usize>| match dims[..] {
+        [n, c, l] if matches!(node.op, Op::Conv(_) | Op::MaxPool(_)) => vec![n, c, 1, l],
+        _ => dims,
+    };
+    let (dims, x_dims) = (image(net.dims(node.output)), image(x_dims));
     let (z_x, s_x) = (zero(x_quant), scale(x_quant));
     // What a layer makes of an accumulator of channel `o` at output element `i`.
     let layer = |acc: i128, o: usize, i: usize, residual: bool, clamp: Clamp| {
@@ -252,9 +261,115 @@ fn node_integers(
             });
             parts.collect()
         }
+        Op::MatMul(clamp) => {
+            let (y, y_quant, y_dims) = operand(1);
+            let (m, k, n) = (x_dims[2], x_dims[3], y_dims[3]);
+            let at = |i: usize| {
+                let (image, row, column) = (i / (m * n), i / n % m, i % n);
+                let term = |j: usize| {
+                    let a = x[(image * m + row) * k + j] - z_x;
+                    a * (y[(image * k + j) * n + column] - zero(y_quant))
+                };
+                let multiplier = s_x * scale(y_quant) / scale(out);
+                finished(requantized((0..k).map(term).sum(), multiplier), out, *clamp)
+            };
+            (0..count).map(at).collect()
+        }
+        Op::Resize(resize) if resize.interpolation == Interpolation::Linear => {
+            // Twice as large: every other row and column lies in the middle of two, the last at the end.
+            let multiplier = s_x / (scale(out) * f64::from(1 << 20));
+            let at = |i: usize| {
+                let mut acc = 0;
+                for corner in 0..4 {
+                    let mut weight = 1;
+                    let index = position(i, &dims, &x_dims, |axis, p| match axis {
+                        2 | 3 => {
+                            let second = corner >> (axis - 2) & 1;
+                            weight *= if p % 2 == 1 { 512 } else { 1024 * (1 - second) };
+                            Some((p / 2 + second).min(x_dims[axis] - 1))
+                        }
+                        _ => Some(p),
+                    });
+                    acc += (x[index.unwrap()] - z_x) * weight as i128;
+                }
+                finished(requantized(acc, multiplier), out, Clamp::NONE)
+            };
+            (0..count).map(at).collect()
+        }
         Op::Reshape => reread(&x, x_quant, out),
+        // Where each element comes from.
+        op @ (Op::Resize(_)
+        | Op::Slice(_)
+        | Op::Gather { .. }
+        | Op::Pad { .. }
+        | Op::Transpose(_)) => {
+            let x = reread(&x, x_quant, out);
+            let border = if let Op::Pad { value, .. } = op {
+                step(*value, out)
+            } else {
+                0
+            };
+            let at = |i: usize| {
+                let from = position(i, &dims, &x_dims, |axis, p| match op {
+                    Op::Resize(_) if axis > 1 => Some(p / 2),
+                    Op::Slice(ranges) => {
+                        let (start, step, _) = ranges[axis];
+                        Some((start as i64 + step * p as i64) as usize)
+                    }
+                    Op::Gather { axis: along, picks } if axis == *along => Some(picks[p]),
+                    Op::Pad { before, .. } => {
+                        let inside = p.checked_sub(before[axis]);
+                        inside.filter(|&p| p < x_dims[axis])
+                    }
+                    _ => Some(p),
+                });
+                from.map_or(border, |from| x[from])
+            };
+            if let Op::Transpose(perm) = op {
+                return transposed(&x, &x_dims, perm);
+            }
+            (0..count).map(at).collect()
+        }
         op => panic!("{op:?}"),
     }
+}
+
+/// Element `i` of a tensor of `dims` comes from the element of one of `x_dims` at these positions along each
+/// axis; none where one of them is outside.
+fn position(
+    mut i: usize,
+    dims: &[usize],
+    x_dims: &[usize],
+    mut along: impl FnMut(usize, usize) -> Option<usize>,
+) -> Option<usize> {
+    let (mut from, mut stride) = (Some(0), 1);
+    for axis in (0..dims.len()).rev() {
+        let p = along(axis, i % dims[axis]);
+        from = from.zip(p).map(|(from, p)| from + p * stride);
+        i /= dims[axis];
+        stride *= x_dims[axis];
+    }
+    from
+}
+
+/// `out.dims[i] = dims[perm[i]]`, by going through the operand's elements.
+fn transposed(x: &[i128], dims: &[usize], perm: &[usize]) -> Vec<i128> {
+    let out_dims: Vec<usize> = perm.iter().map(|&p| dims[p]).collect();
+    let mut out = vec![0; x.len()];
+    for (i, &q) in x.iter().enumerate() {
+        let mut rest = i;
+        let mut at = vec![0; dims.len()];
+        for axis in (0..dims.len()).rev() {
+            at[axis] = rest % dims[axis];
+            rest /= dims[axis];
+        }
+        let place = perm
+            .iter()
+            .zip(&out_dims)
+            .fold(0, |place, (&p, &d)| place * d + at[p]);
+        out[place] = q;
+    }
+    out
 }
 
 /// A function of the elements inside each window.

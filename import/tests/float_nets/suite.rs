@@ -1,6 +1,10 @@
 //! The nets: every operator, type and way to store weights, numbers drawn from a seed.
 
-use requant_import::float::{AveragePool, BinaryKind, Clamp, Expr, Map, Op, Unary};
+use std::sync::Arc;
+
+use requant_import::float::{
+    AveragePool, BinaryKind, Clamp, Expr, Interpolation, Map, Op, Resampling, Tensor, Unary,
+};
 use requant_model::ops::Window;
 use requant_numerics::DType;
 
@@ -21,7 +25,7 @@ const SIX: Clamp = Clamp { lo: 0.0, hi: 6.0 };
 pub fn all(seed: u64) -> Vec<Net> {
     let seeds = (0..).map(|i| seed.wrapping_mul(1000) + i);
     let makers = [
-        residuals, stream, four_bits, maps, pools, stores, matrices, layer,
+        residuals, stream, four_bits, maps, pools, stores, matrices, layer, moves, values, lines,
     ];
     makers
         .iter()
@@ -154,6 +158,7 @@ fn maps(seed: u64) -> Net {
     let exprs = [
         silu,
         unary("Relu", &[], Expr::Input),
+        Expr::Input,
         square,
         unary("Clip", &[("min", -0.5), ("max", 1.5)], Expr::Input),
         unary("HardSigmoid", &[("alpha", 0.3)], Expr::Input),
@@ -255,5 +260,110 @@ fn layer(seed: u64) -> Net {
     let q = net.some(DType::U8, 0.05);
     let a = net.conv(x, (16, 3, 1, 1), STORES[0], None, Clamp::RELU, q);
     net.output(a);
+    net
+}
+
+/// Elements moved: each kind of move at its operand's quantization, and at one of its own.
+fn moves(seed: u64) -> Net {
+    let mut net = Net::new("moves", seed);
+    let q = net.some(DType::U8, 0.02);
+    let x = net.input(&[1, 4, 6, 5], q);
+    let resize = |interpolation| {
+        Op::Resize(Resampling {
+            size: [12, 10],
+            interpolation,
+            coordinates: "asymmetric".to_owned(),
+            nearest: "floor".to_owned(),
+        })
+    };
+    let pad = Op::Pad {
+        before: vec![0, 1, 0, 2],
+        after: vec![0, 0, 1, 0],
+        value: 0.7,
+    };
+    let slice = Op::Slice(vec![(0, 1, 1), (3, -2, 2), (0, 1, 6), (1, 2, 2)]);
+    let back = Op::Slice(vec![(0, 1, 1), (3, -1, 4), (5, -1, 6), (0, 1, 5)]);
+    let gather = Op::Gather {
+        axis: 1,
+        picks: vec![2, 0, 0, 3, 1],
+    };
+    let ops = [
+        (pad, vec![1, 5, 7, 7], true),
+        (slice, vec![1, 2, 6, 2], true),
+        (back, vec![1, 4, 6, 5], true),
+        (gather, vec![1, 5, 6, 5], true),
+        (Op::Transpose(vec![0, 2, 3, 1]), vec![1, 6, 5, 4], true),
+        (Op::Reshape, vec![1, 4, 30], true),
+        (resize(Interpolation::Nearest), vec![1, 4, 12, 10], true),
+        (resize(Interpolation::Linear), vec![1, 4, 12, 10], false),
+    ];
+    for (op, dims, moves) in ops {
+        let keep = moves && net.rng.one_in(2);
+        let q = if keep {
+            net.values[x.0]
+        } else {
+            net.some(DType::U8, 0.03)
+        };
+        let y = net.node(op, &[x], &dims, q);
+        net.output(y);
+    }
+    net
+}
+
+/// Operators of two values, constants among them.
+fn values(seed: u64) -> Net {
+    let mut net = Net::new("values", seed);
+    let q = net.some(DType::U8, 0.02);
+    let x = net.input(&[1, 3, 6, 8], q);
+    let q = net.some(DType::I8, 0.02);
+    let y = net.input(&[1, 3, 8, 5], q);
+    let q = net.some(DType::U8, 0.1);
+    let product = Op::MatMul(Clamp::RELU);
+    let z = net.node(product, &[x, y], &[1, 3, 6, 5], q);
+    net.output(z);
+    // A value with itself is no map.
+    for kind in [BinaryKind::Sum, BinaryKind::Difference, BinaryKind::Product] {
+        let q = net.some(DType::I8, 0.05);
+        let z = net.binary(kind, (x, x), Clamp::NONE, q);
+        net.output(z);
+    }
+    let data = (0..144).map(|i| (i as f32 * 0.7).sin()).collect();
+    let tensor = Tensor {
+        dims: vec![1, 3, 6, 8],
+        data,
+    };
+    let q = net.some(DType::I8, 0.01);
+    let c = net.node(Op::Constant(Arc::new(tensor)), &[], &[1, 3, 6, 8], q);
+    net.graph.values[c.0].batched = false;
+    let q = net.some(DType::U8, 0.03);
+    let z = net.binary(BinaryKind::Sum, (x, c), Clamp::NONE, q);
+    net.output(z);
+    let q = net.some(DType::U8, 0.03);
+    let z = net.binary(BinaryKind::Product, (x, c), Clamp::NONE, q);
+    let read = net.some(DType::U4, 0.1);
+    net.read(1, read);
+    net.output(z);
+    net
+}
+
+/// Tensors without height.
+fn lines(seed: u64) -> Net {
+    let mut net = Net::new("lines", seed);
+    let q = net.some(DType::U8, 0.02);
+    let x = net.input(&[1, 4, 11], q);
+    let q = net.some(DType::U8, 0.04);
+    let a = net.line(x, (6, 5, 2), STORES[0], Clamp::RELU, q);
+    let q = net.values[a.0];
+    let window = Window {
+        kernel: [1, 2],
+        strides: [1, 2],
+        pads: [0; 4],
+        dilations: [1; 2],
+        ceil: true,
+    };
+    let b = net.node(Op::MaxPool(window), &[a], &[1, 6, 3], q);
+    let q = net.some(DType::I8, 0.04);
+    let c = net.line(b, (5, 3, 1), Store::Codebook(2), Clamp::NONE, q);
+    net.output(c);
     net
 }

@@ -4,7 +4,7 @@
 use requant_numerics::DType;
 
 use super::proto::{self, Attribute};
-use super::{ExportError, Groups, Writer};
+use super::{ExportError, Form, Writer};
 use crate::float::graph::{Clamp, Conv, Gemm, Tensor};
 use crate::float::quantized::LayerQuant;
 
@@ -94,7 +94,7 @@ impl<'q> Writer<'q> {
         };
         let mut attributes = vec![Attribute::Int("axis", channel_axis)];
         let mut scales = (vec![channels], layer.scales.clone());
-        if let (Some(groups), Groups::Blocks) = (&layer.groups, self.groups) {
+        if let (Some(groups), Form::File) = (&layer.groups, self.form) {
             let count = groups.multipliers.len() / channels.max(1);
             let scaled: Vec<f32> = groups
                 .multipliers

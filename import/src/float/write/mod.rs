@@ -14,8 +14,10 @@ mod proto;
 use std::collections::{BTreeMap, HashSet};
 
 use prost::Message as _;
-use requant_numerics::DType;
+use requant_model::Affine;
 use requant_numerics::edge::{EdgeRounding, quantize};
+use requant_numerics::rounding::rhu;
+use requant_numerics::{DType, Dyadic, native};
 
 use super::export_error::ExportError;
 use super::graph::{Graph, Node, Op, Tensor, ValueId};
@@ -31,13 +33,14 @@ const OPSET: i64 = 21;
 /// The version of ONNX's file format that goes with it.
 const IR_VERSION: i64 = 10;
 
-/// How group multipliers are written.
+/// Who reads the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Groups {
-    /// As scales of blocks.
-    Blocks,
-    /// Not at all: who lowers the model puts them in.
-    Left,
+pub(super) enum Form {
+    /// Anyone.
+    File,
+    /// The native lowering: group multipliers are left out, because it is told them afterwards, and maps
+    /// are marked.
+    Native,
 }
 
 /// The graph as an ONNX QDQ file.
@@ -45,13 +48,13 @@ pub(super) enum Groups {
 /// # Errors
 /// Integers that do not fit the graph.
 pub fn to_onnx(quantized: &Quantized<'_>) -> Result<Vec<u8>, ExportError> {
-    Ok(model(quantized, Groups::Blocks)?.0.encode_to_vec())
+    Ok(model(quantized, Form::File)?.0.encode_to_vec())
 }
 
 /// The ONNX model, and the names of its nodes by float node.
 pub(super) fn model(
     quantized: &Quantized<'_>,
-    groups: Groups,
+    form: Form,
 ) -> Result<(ModelProto, Vec<String>), ExportError> {
     let graph = quantized.graph;
     let ports = graph.inputs.iter().chain(&graph.outputs);
@@ -60,7 +63,7 @@ pub(super) fn model(
     let mut writer = Writer {
         quantized,
         graph,
-        groups,
+        form,
         node_names: graph
             .nodes
             .iter()
@@ -74,6 +77,7 @@ pub(super) fn model(
         edges: BTreeMap::new(),
         constants: BTreeMap::new(),
         published: HashSet::new(),
+        narrow_result: false,
         last: None,
     };
     let inputs = writer.inputs()?;
@@ -106,6 +110,19 @@ pub(super) fn model(
     Ok((proto, writer.node_names))
 }
 
+/// The least and greatest integer of a type.
+fn range(quant: ActivationQuant) -> (i32, i32) {
+    let (lo, hi) = quant.dtype.range().unwrap_or((0, 0));
+    (lo as i32, hi as i32)
+}
+
+/// A real as the nearest step.
+fn step(x: f32, quant: ActivationQuant) -> i32 {
+    let Affine { scale, zero_point } = quant.quant;
+    let (lo, hi) = range(quant);
+    quantize(x, scale, zero_point, lo, hi, EdgeRounding::HalfEven)
+}
+
 /// A quantization as a key of a map.
 type QuantKey = (DType, u32, i32);
 
@@ -119,7 +136,7 @@ fn key(quant: ActivationQuant) -> QuantKey {
 struct Writer<'q> {
     quantized: &'q Quantized<'q>,
     graph: &'q Graph,
-    groups: Groups,
+    form: Form,
     node_names: Vec<String>,
     names: Names,
     /// Names of ports.
@@ -130,10 +147,12 @@ struct Writer<'q> {
     reals: Vec<Option<String>>,
     /// The tensor of a value's reals at another quantization.
     edges: BTreeMap<(ValueId, QuantKey), String>,
-    /// Constant values, by value.
+    /// Constant values.
     constants: BTreeMap<ValueId, &'q Tensor>,
     /// Output ports whose tensor is made.
     published: HashSet<String>,
+    /// Whether the result of the node being written is quantized to 4 bits in a file for others.
+    narrow_result: bool,
     /// The tensor of the last node that computes anything.
     last: Option<String>,
 }
@@ -191,6 +210,8 @@ impl<'q> Writer<'q> {
             return Ok(());
         }
         self.last = None;
+        let narrow = self.quant(node.output).is_some_and(|q| q.dtype.bits() < 8);
+        self.narrow_result = narrow && self.form == Form::File;
         let mut real = self.operator(index, node)?;
         let quant = self.quant(node.output);
         // The last node gives the result, under its final name where no quantization follows.
@@ -346,35 +367,39 @@ impl<'q> Writer<'q> {
             let (node, index) = ("constant".to_owned(), value.0);
             return Err(ExportError::Operand { node, index });
         };
-        let own = self.graph.value(value).name.clone();
+        let name = self.graph.value(value).name.clone();
         let Some(quant) = quant else {
             if let Some(real) = &self.reals[value.0] {
                 return Ok(real.clone());
             }
-            let name = self.names.unique(&format!("{own}/constant"));
-            let reals = proto::reals(name.clone(), &tensor.dims, &tensor.data);
+            let real = self.names.unique(&format!("{name}/constant"));
+            let reals = proto::reals(real.clone(), &tensor.dims, &tensor.data);
             self.initializers.push(reals);
-            self.reals[value.0] = Some(name.clone());
-            return Ok(name);
+            self.reals[value.0] = Some(real.clone());
+            return Ok(real);
         };
         let at = (value, key(quant));
         if let Some(edge) = self.edges.get(&at) {
             return Ok(edge.clone());
         }
-        let integers = self.names.unique(&format!("{own}/{}", quant.dtype));
+        let integers = self.names.unique(&format!("{name}/{}", quant.dtype));
         let back = self.names.unique(&format!("{integers}/dequantized"));
         let [scale, zero] = self.parameters(&integers, quant)?;
-        let (lo, hi) = quant.dtype.range().unwrap_or((0, 0));
-        let steps = tensor.data.iter().map(|&x| {
-            quantize(
-                x,
-                quant.quant.scale,
-                quant.quant.zero_point,
-                lo as i32,
-                hi as i32,
-                EdgeRounding::HalfEven,
-            )
-        });
+        let own = self.quant(value).unwrap_or(quant);
+        let steps = tensor.data.iter().map(|&x| step(x, own));
+        let steps: Vec<i32> = if own == quant {
+            steps.collect()
+        } else {
+            let Dyadic { m, s } = native::rescale(own.quant.scale, quant.quant.scale)?;
+            let (lo, hi) = range(quant);
+            let read = |q: i32| {
+                rhu(q - own.quant.zero_point, m, s)
+                    .saturating_add(quant.quant.zero_point)
+                    .clamp(lo, hi)
+            };
+            steps.map(read).collect()
+        };
+        let steps = steps.into_iter();
         let stored = proto::integers(integers.clone(), quant.dtype, &tensor.dims, steps);
         self.initializers.extend(stored);
         let node = proto::node(

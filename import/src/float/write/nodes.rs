@@ -3,7 +3,7 @@
 use requant_model::ops::Window;
 
 use super::proto::{Attribute, longs};
-use super::{ExportError, Writer};
+use super::{ExportError, Form, Writer};
 use crate::float::graph::{BinaryKind, Clamp, Interpolation, Node, Op};
 use crate::float::map::{Expr, Unary};
 
@@ -35,7 +35,14 @@ impl Writer<'_> {
                 let result = self.push(&name, op, vec![first, second], Vec::new());
                 self.clamp(&name, result, binary.clamp)
             }
-            Op::Map(map) => self.expression(&name, &map.expr, &first),
+            Op::Map(map) => {
+                let x = match self.form {
+                    Form::File => first,
+                    // A clip of nothing tells the lowering that a function begins.
+                    Form::Native => self.clip(&format!("{name}/map"), first, Clamp::NONE),
+                };
+                self.expression(&name, &map.expr, &x)
+            }
             Op::MaxPool(window) => {
                 let attributes = self.window(index, window);
                 self.push(&name, "MaxPool", vec![first], attributes)
@@ -185,8 +192,11 @@ impl Writer<'_> {
             Attribute::sizes("kernel_shape", &window.kernel[first..]),
             Attribute::sizes("strides", &window.strides[first..]),
             Attribute::sizes("pads", &pads),
-            Attribute::sizes("dilations", &window.dilations[first..]),
         ];
+        // ONNX Runtime's integer pools know no dilations, not even those of 1.
+        if window.dilations != [1, 1] {
+            attributes.push(Attribute::sizes("dilations", &window.dilations[first..]));
+        }
         if window.ceil {
             attributes.push(Attribute::Int("ceil_mode", 1));
         }
@@ -199,10 +209,26 @@ impl Writer<'_> {
             return x;
         }
         let name = format!("{name}/clamp");
+        if self.narrow_result {
+            return self.limits(&name, x, clamp);
+        }
         if clamp == Clamp::RELU {
             return self.push(&name, "Relu", vec![x], Vec::new());
         }
         self.clip(&name, x, clamp)
+    }
+
+    /// A clamp before a quantization to 4 bits: ONNX Runtime 1.32 does not load a file in which one follows
+    /// a Relu or Clip.
+    fn limits(&mut self, name: &str, mut x: String, clamp: Clamp) -> String {
+        for (op, bound) in [("Max", clamp.lo), ("Min", clamp.hi)] {
+            if bound.is_finite() {
+                let name = format!("{name}/{op}");
+                let bound = self.real_tensor(&format!("{name}/bound"), &[], &[bound]);
+                x = self.push(&name, op, vec![x, bound], Vec::new());
+            }
+        }
+        x
     }
 
     fn clip(&mut self, name: &str, x: String, clamp: Clamp) -> String {
@@ -249,7 +275,13 @@ impl Writer<'_> {
                 lo: float("min", f32::NEG_INFINITY),
                 hi: float("max", f32::INFINITY),
             };
+            if self.narrow_result {
+                return self.limits(name, x, clamp);
+            }
             return self.clip(name, x, clamp);
+        }
+        if unary.op == "Relu" && self.narrow_result {
+            return self.limits(name, x, Clamp::RELU);
         }
         let floats = unary
             .floats

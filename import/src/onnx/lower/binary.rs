@@ -111,7 +111,6 @@ impl<'m> Lowering<'m> {
         if let Some(op) = binary_op(op)
             && matches!(a.kind, Kind::Activation { .. })
             && matches!(b.kind, Kind::Activation { .. })
-            && !self.one_function(&a, &b)
         {
             let bits = if op == BinaryOp::Product { 8 } else { 16 };
             let (source, _, a_shape) = self.activation_of(&a, name(node, 0), bits)?;
@@ -132,14 +131,6 @@ impl<'m> Lowering<'m> {
         }
         let kind = self.functions_joined(&f, &g, &a.shape, |x, y| functions::binary(op, x, y))?;
         Ok(kind.map(|kind| self.float_of(kind, a.shape)))
-    }
-
-    /// Whether two activations are the same bytes, which makes a native model's operator on them a
-    /// function of each byte.
-    fn one_function(&self, a: &Float, b: &Float) -> bool {
-        let same = |a: &FunctionOf, b: &FunctionOf| a.source == b.source;
-        let functions = (self.function_of(a), self.function_of(b));
-        self.rounding == Rounding::Native && matches!(functions, (Some(a), Some(b)) if same(&a, &b))
     }
 
     /// A product with weights plus an activation of its result's shape, to be rounded once.
