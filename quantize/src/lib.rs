@@ -11,4 +11,5 @@ pub mod precision;
 pub mod progress;
 pub mod reconstruct;
 pub mod search;
+pub mod weights;
 pub mod work;
