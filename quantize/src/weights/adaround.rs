@@ -108,5 +108,6 @@ fn relaxed(v: f32) -> (f32, f32) {
 fn drive(iteration: usize) -> Option<f32> {
     let done = iteration as f64 / ITERATIONS as f64;
     let past = (done - WARM_UP) / (1.0 - WARM_UP);
-    (past >= 0.0).then(|| (EXPONENTS.0 + (EXPONENTS.1 - EXPONENTS.0) * past) as f32)
+    let exponent = EXPONENTS.0 + (EXPONENTS.1 - EXPONENTS.0) * past;
+    (past >= 0.0).then_some(exponent as f32)
 }

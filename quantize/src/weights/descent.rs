@@ -101,10 +101,11 @@ impl<'a> Channel<'a> {
     /// The scale of least error for these integers, `w·G·q / q·G·q`, where that gains anything.
     fn fit(&mut self, target: &[f32]) -> bool {
         let (mut along, mut square) = (0.0, 0.0);
-        for k in 0..self.integers.len() {
-            let q = f64::from(self.multipliers[k] * self.integers[k]);
-            along += q * f64::from(target[k]);
-            square += q * (f64::from(self.gradient[k]) + f64::from(target[k]));
+        let integers = self.multipliers.iter().zip(&self.integers);
+        for ((u, q), (gradient, target)) in integers.zip(self.gradient.iter().zip(target)) {
+            let q = f64::from(u * q);
+            along += q * f64::from(*target);
+            square += q * (f64::from(*gradient) + f64::from(*target));
         }
         let scale = (along / square * f64::from(self.scale)) as f32;
         if !(scale.is_finite() && scale > 0.0 && square > 0.0) {

@@ -6,7 +6,9 @@
 
 mod adaround;
 mod cholesky;
+mod codebook;
 mod descent;
+pub mod equalise;
 mod error;
 mod gptq;
 mod gram;
@@ -15,6 +17,7 @@ mod hessian;
 mod rounding;
 mod scales;
 
+pub use codebook::{Coded, codebook};
 pub use error::WeightError;
 pub use gram::{Gram, Moments};
 pub use grid::{Grid, Steps};
