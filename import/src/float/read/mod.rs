@@ -8,6 +8,7 @@ mod layers;
 mod moves;
 mod pools;
 mod reader;
+mod select;
 
 use std::path::Path;
 
