@@ -5,6 +5,7 @@
 use requant_numerics::table::Table;
 
 use crate::Isa;
+use crate::conv::VALUES;
 use crate::epilogue::BlockFn;
 use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
@@ -30,8 +31,14 @@ mod none;
 #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
 use none as native;
 
+/// Writes the values of fields of so many bits: for each [`CHUNK`](crate::conv::CHUNK) of codes the first
+/// field of every byte, then the second, as far as there is room for whole chunks.
+pub(crate) type DecodeFn = fn(bits: usize, values: &[u8; VALUES], codes: &[u8], out: &mut [u8]);
 /// A lookup from one slice to another.
 pub(crate) type LookupFn = fn(&Table, &[u8], &mut [u8]);
+/// Writes four bytes for each of 64 indices, byte `t` of them from table `t`, and so on for the next 64, each
+/// time so many bytes further on.
+pub(crate) type PartsFn = fn(planes: &[Table; 4], indices: &[u8], out: &mut [u8], step: usize);
 /// A lookup over the bytes it reads.
 pub(crate) type LookupInPlaceFn = fn(&Table, &mut [u8]);
 
@@ -77,6 +84,16 @@ pub(crate) fn takes_unpacked(isa: Isa, finish: &Finish, width: usize) -> bool {
 /// The function of an ISA that sums rows of activations.
 pub(crate) fn row_sums(isa: Isa, element: Element) -> RowSumsFn {
     native::row_sums(isa, element).unwrap_or(portable::row_sums::select(element))
+}
+
+/// The decoding of fields of an ISA.
+pub(crate) fn decode(isa: Isa) -> DecodeFn {
+    native::decode(isa).unwrap_or(portable::decode)
+}
+
+/// The lookup of an ISA of four bytes at once, where it is worth having.
+pub(crate) fn parts(isa: Isa) -> Option<PartsFn> {
+    native::parts(isa)
 }
 
 /// The table lookup of an ISA.

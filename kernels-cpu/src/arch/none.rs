@@ -1,6 +1,6 @@
 //! Architectures without kernels of their own.
 
-use super::{LookupFn, LookupInPlaceFn};
+use super::{DecodeFn, LookupFn, LookupInPlaceFn, PartsFn};
 use crate::Isa;
 use crate::epilogue::BlockFn;
 use crate::epilogue::beside::{BesideTable, Step};
@@ -35,6 +35,14 @@ pub(super) fn takes_unpacked(_isa: Isa, _finish: &Finish, _width: usize) -> bool
 }
 
 pub(super) fn row_sums(_isa: Isa, _element: Element) -> Option<RowSumsFn> {
+    None
+}
+
+pub(super) fn decode(_isa: Isa) -> Option<DecodeFn> {
+    None
+}
+
+pub(super) fn parts(_isa: Isa) -> Option<PartsFn> {
     None
 }
 

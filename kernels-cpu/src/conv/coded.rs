@@ -10,7 +10,7 @@
 
 use requant_numerics::table::Table;
 
-use crate::arch::{self, LookupFn};
+use crate::arch::{self, DecodeFn, PartsFn};
 use crate::error::exactly;
 use crate::memory::{Aligned, Carver, LINE, piece};
 use crate::pack::{Packed, PackedWeights, Panel};
@@ -23,7 +23,9 @@ use super::fold::Folded;
 use super::{ConvIo, ConvSpec, Weights};
 
 /// Bytes of codes that are decoded at a time.
-const CHUNK: usize = 64;
+pub(crate) const CHUNK: usize = 64;
+/// Most values of fields.
+pub(crate) const VALUES: usize = 16;
 
 /// Weights as indices into a table of centroids, each as many consecutive weights along K.
 #[derive(Clone, Copy, Debug)]
@@ -51,15 +53,18 @@ pub(super) struct Coded {
 
 #[derive(Debug)]
 enum Codes {
-    /// Fields of bits: a table for each field of a byte, and where a panel's codes start.
+    /// Fields of bits: the value of each code, and where a panel's codes start.
     Fields {
-        tables: Vec<Table>,
-        lookup: LookupFn,
+        bits: usize,
+        values: [u8; VALUES],
+        decode: DecodeFn,
         starts: Vec<usize>,
         data: Aligned,
     },
     /// Indices `[ceil(K/width)][column]` of each panel.
     Vectors {
+        /// For panels of 64 columns, where centroids are whole parts of four weights: the tables of each.
+        planes: Option<(PartsFn, Vec<[Table; 4]>)>,
         centroids: Vec<i8>,
         width: usize,
         starts: Vec<usize>,
@@ -84,7 +89,7 @@ impl Coded {
         let depth = walk.depth();
         let centroids = centroids.filter(|codes| codes.width > 1);
         let codes = match &centroids {
-            Some(codes) => vectors(&walk, spec.shape.out_c, depth, codes)?,
+            Some(codes) => vectors(isa, &walk, spec.shape.out_c, codes)?,
             None => match fields(isa, kernel, &walk, depth, weights) {
                 Some(codes) => codes,
                 None => return Ok(None),
@@ -118,9 +123,9 @@ impl Coded {
     /// What is decoded; the tile kernel behind it is the ISA's for 8-bit weights.
     pub(super) fn name(&self) -> &'static str {
         match &self.codes {
-            Codes::Fields { tables, .. } => match tables.len() {
-                8 => "decode-1bit",
-                4 => "decode-2bit",
+            Codes::Fields { bits, .. } => match bits {
+                1 => "decode-1bit",
+                2 => "decode-2bit",
                 _ => "decode-4bit",
             },
             Codes::Vectors { .. } => "decode-codebook",
@@ -131,8 +136,16 @@ impl Coded {
         match &self.codes {
             Codes::Fields { data, .. } => data.bytes().len(),
             Codes::Vectors {
-                indices, centroids, ..
-            } => indices.len() + centroids.len(),
+                indices,
+                centroids,
+                planes,
+                ..
+            } => {
+                let planes = planes
+                    .as_ref()
+                    .map_or(0, |(_, planes)| size_of_val(&planes[..]));
+                indices.len() + centroids.len() + planes
+            }
         }
     }
 
@@ -186,19 +199,17 @@ impl Coded {
     fn decode(&self, index: usize, out: &mut [u8]) {
         match &self.codes {
             Codes::Fields {
-                tables,
-                lookup,
+                bits,
+                values,
+                decode,
                 starts,
                 data,
             } => {
-                let codes = data.bytes()[starts[index]..starts[index + 1]].chunks(CHUNK);
-                for (codes, out) in codes.zip(out.chunks_exact_mut(CHUNK * tables.len())) {
-                    for (table, out) in tables.iter().zip(out.chunks_exact_mut(CHUNK)) {
-                        lookup(table, codes, out);
-                    }
-                }
+                let codes = &data.bytes()[starts[index]..starts[index + 1]];
+                decode(*bits, values, codes, out);
             }
             Codes::Vectors {
+                planes,
                 centroids,
                 width,
                 starts,
@@ -206,6 +217,19 @@ impl Coded {
             } => {
                 let panel = &self.walk.panels().list[index];
                 let indices = &indices[starts[index]..starts[index + 1]];
+                if let Some((parts, planes)) = planes
+                    && panel.used == CHUNK
+                    && panel.width == CHUNK
+                {
+                    let bytes = self.walk.depth() * CHUNK;
+                    for (part, planes) in planes.iter().enumerate() {
+                        let first = 4 * part * CHUNK;
+                        if let Some(out) = out[..bytes].get_mut(first..) {
+                            parts(planes, indices, out, width * CHUNK);
+                        }
+                    }
+                    return;
+                }
                 decode_vectors(
                     (centroids, *width),
                     (self.kernel, panel),
@@ -246,13 +270,6 @@ fn fields(
         _ => return None,
     };
     let fields = 8 / bits;
-    let mask = (1usize << bits) - 1;
-    let tables = (0..fields).map(|field| {
-        core::array::from_fn(|byte| {
-            let code = (byte >> (field * bits)) & mask;
-            values.get(code).copied().unwrap_or(0)
-        })
-    });
     let code = |value: u8| values.iter().position(|&v| v == value).unwrap_or(0) as u8;
     let (mut starts, mut total) = (vec![0], 0);
     for index in 0..panels.list.len() {
@@ -269,8 +286,9 @@ fn fields(
         }
     }
     Some(Codes::Fields {
-        tables: tables.collect(),
-        lookup: arch::lookup(isa),
+        bits,
+        values: core::array::from_fn(|code| values.get(code).copied().unwrap_or(0)),
+        decode: arch::decode(isa),
         starts,
         data,
     })
@@ -278,11 +296,12 @@ fn fields(
 
 /// Indices of centroids in the order of the panels.
 fn vectors(
+    isa: Isa,
     walk: &Walk,
     channels: usize,
-    depth: usize,
     codes: &Centroids<'_>,
 ) -> Result<Codes, KernelError> {
+    let depth = walk.depth();
     let per_row = depth.div_ceil(codes.width);
     exactly(Buffer::Weights, channels * per_row, codes.indices.len())?;
     let count = codes.centroids.len() / codes.width;
@@ -302,7 +321,20 @@ fn vectors(
         }
         starts.push(indices.len());
     }
+    let whole =
+        walk.kernel().group == 4 && codes.width.is_multiple_of(4) && depth.is_multiple_of(4);
+    let table = |at: usize| -> Table {
+        core::array::from_fn(|index| {
+            let centroid = codes.centroids.get(index * codes.width + at);
+            centroid.map_or(0, |&weight| weight as u8)
+        })
+    };
+    let planes = arch::parts(isa).filter(|_| whole).map(|parts| {
+        let of = |part: usize| core::array::from_fn(|t| table(4 * part + t));
+        (parts, (0..codes.width / 4).map(of).collect())
+    });
     Ok(Codes::Vectors {
+        planes,
         centroids: codes.centroids.to_vec(),
         width: codes.width,
         starts,

@@ -27,6 +27,7 @@ pub use shape::ConvShape;
 
 pub use coded::Centroids;
 use coded::Coded;
+pub(crate) use coded::{CHUNK, VALUES};
 use depthwise::Depthwise;
 use depthwise_rows::DepthwiseByRows;
 use stem::Stem;

@@ -1,7 +1,7 @@
 //! AArch64: NEON with the dot product and the matrix multiplication extensions. Depthwise convolutions, epilogues and lookups are the
 //! portable ones, which the compiler vectorises for NEON.
 
-use super::{LookupFn, LookupInPlaceFn};
+use super::{DecodeFn, LookupFn, LookupInPlaceFn, PartsFn};
 use crate::Isa;
 use crate::epilogue::BlockFn;
 use crate::epilogue::beside::{BesideTable, Step};
@@ -39,6 +39,14 @@ pub(super) fn takes_unpacked(_isa: Isa, _finish: &Finish, _width: usize) -> bool
 }
 
 pub(super) fn row_sums(_isa: Isa, _element: Element) -> Option<RowSumsFn> {
+    None
+}
+
+pub(super) fn decode(_isa: Isa) -> Option<DecodeFn> {
+    None
+}
+
+pub(super) fn parts(_isa: Isa) -> Option<PartsFn> {
     None
 }
 

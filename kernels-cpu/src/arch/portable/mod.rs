@@ -2,6 +2,7 @@
 
 use requant_numerics::table::Table;
 
+use crate::conv::{CHUNK, VALUES};
 use crate::table::{DepthwiseKernel, Kernel};
 
 mod depthwise;
@@ -10,6 +11,18 @@ mod tile;
 
 pub(super) const KERNELS: &[Kernel] = tile::KERNELS;
 pub(super) const DEPTHWISE: &[DepthwiseKernel] = depthwise::KERNELS;
+
+pub(super) fn decode(bits: usize, values: &[u8; VALUES], codes: &[u8], out: &mut [u8]) {
+    let (fields, mask) = (8 / bits, u8::MAX >> (8 - bits));
+    let chunks = codes.chunks_exact(CHUNK);
+    for (codes, out) in chunks.zip(out.chunks_exact_mut(CHUNK * fields)) {
+        for (field, out) in out.chunks_exact_mut(CHUNK).enumerate() {
+            for (out, code) in out.iter_mut().zip(codes) {
+                *out = values[usize::from(code >> (field * bits) & mask) % VALUES];
+            }
+        }
+    }
+}
 
 pub(super) fn lookup(table: &Table, input: &[u8], output: &mut [u8]) {
     for (output, byte) in output.iter_mut().zip(input) {

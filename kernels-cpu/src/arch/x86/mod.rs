@@ -1,6 +1,6 @@
 //! x86-64: AVX2, alone and with VNNI, and AVX-512 with VNNI.
 
-use super::{LookupFn, LookupInPlaceFn};
+use super::{DecodeFn, LookupFn, LookupInPlaceFn, PartsFn};
 use crate::Isa;
 use crate::epilogue::BlockFn;
 use crate::epilogue::beside::{BesideTable, Step};
@@ -25,6 +25,7 @@ mod avx512_row_sums;
 mod avx512_stem;
 mod avx512_words;
 mod avx_vnni;
+mod decode;
 mod vbmi;
 
 pub(super) const KERNELS: &[&[Kernel]] = &[
@@ -77,6 +78,14 @@ pub(super) fn row_sums(isa: Isa, element: Element) -> Option<RowSumsFn> {
         Isa::Avx512Vnni => avx512_row_sums::select(element),
         Isa::Scalar | Isa::Avx2 | Isa::AvxVnni | Isa::NeonDot | Isa::NeonI8mm => None,
     }
+}
+
+pub(super) fn decode(isa: Isa) -> Option<DecodeFn> {
+    decode::select(isa)
+}
+
+pub(super) fn parts(isa: Isa) -> Option<PartsFn> {
+    has_vbmi(isa).then_some(vbmi::parts)
 }
 
 pub(super) fn lookup(isa: Isa) -> Option<LookupFn> {

@@ -1,10 +1,7 @@
 //! Table lookup with AVX-512 VBMI: the 256 entries lie in four registers, two `vpermi2b` look up each
-//! half and the top bit of the index chooses.
+//! half and the top bit of the index chooses. And the same four times over, for centroids of four bytes.
 
-use core::arch::x86_64::{
-    __m512i, _mm512_loadu_si512, _mm512_mask_blend_epi8, _mm512_mask_storeu_epi8,
-    _mm512_maskz_loadu_epi8, _mm512_movepi8_mask, _mm512_permutex2var_epi8,
-};
+use core::arch::x86_64::*;
 use std::sync::OnceLock;
 
 use requant_numerics::table::Table;
@@ -57,5 +54,48 @@ unsafe fn map(table: &Table, input: *const u8, output: *mut u8, length: usize) {
         // SAFETY: as above.
         unsafe { _mm512_mask_storeu_epi8(output.add(at).cast(), mask, found) };
         at += VECTOR;
+    }
+}
+
+/// The parts of centroids that columns consist of, four bytes each: handed out only where VBMI is available.
+/// See [`PartsFn`](crate::arch::PartsFn).
+pub(super) fn parts(planes: &[Table; 4], indices: &[u8], out: &mut [u8], step: usize) {
+    // SAFETY: VBMI is available.
+    unsafe { interleaved(planes, indices, out, step) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn interleaved(planes: &[Table; 4], indices: &[u8], out: &mut [u8], step: usize) {
+    let entries: [[__m512i; 4]; 4] = core::array::from_fn(|plane| {
+        core::array::from_fn(|index| {
+            let entries = planes[plane][index * VECTOR..].as_ptr();
+            // SAFETY: a table is four vectors.
+            unsafe { _mm512_loadu_si512(entries.cast()) }
+        })
+    });
+    // Unpacking takes four columns of each lane in turn: lane `l` is given columns 4·l, 16 + 4·l and so on.
+    let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    for (indices, out) in indices.chunks_exact(VECTOR).zip(out.chunks_mut(step)) {
+        // SAFETY: a chunk is a vector.
+        let index = unsafe { _mm512_loadu_si512(indices.as_ptr().cast()) };
+        let index = _mm512_permutexvar_epi32(order, index);
+        let high = _mm512_movepi8_mask(index);
+        let [a, b, c, d] = entries.map(|entries| {
+            let low = _mm512_permutex2var_epi8(entries[0], index, entries[1]);
+            let upper = _mm512_permutex2var_epi8(entries[2], index, entries[3]);
+            _mm512_mask_blend_epi8(high, low, upper)
+        });
+        let (ab, cd) = (_mm512_unpacklo_epi8(a, b), _mm512_unpacklo_epi8(c, d));
+        let (ef, gh) = (_mm512_unpackhi_epi8(a, b), _mm512_unpackhi_epi8(c, d));
+        let columns = [
+            _mm512_unpacklo_epi16(ab, cd),
+            _mm512_unpackhi_epi16(ab, cd),
+            _mm512_unpacklo_epi16(ef, gh),
+            _mm512_unpackhi_epi16(ef, gh),
+        ];
+        for (out, columns) in out.chunks_exact_mut(VECTOR).zip(columns) {
+            // SAFETY: a chunk is a vector.
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), columns) };
+        }
     }
 }
