@@ -18,7 +18,7 @@ use super::effort::Effort;
 use super::error::ReconstructError;
 use super::parameters::{Parameters, Schedule};
 use super::path::Values;
-use super::tape::Tape;
+use super::tape::{Tape, choose};
 use crate::progress::Progress;
 
 /// Share of the steps in which no rounding is driven to a decision.
@@ -226,12 +226,9 @@ impl<'a> Learner<'a> {
         for &id in &self.inputs {
             let mut mixed = self.gather(&self.data.quantized, id, &samples);
             let real = self.gather(&self.data.real, id, &samples);
-            for (mixed, real) in mixed.chunks_mut(64).zip(real.chunks(64)) {
-                let bits = self.rng.next_u64();
-                for (i, (mixed, real)) in mixed.iter_mut().zip(real).enumerate() {
-                    *mixed = if bits >> i & 1 == 1 { *real } else { *mixed };
-                }
-            }
+            let words = mixed.len().div_ceil(64);
+            let bits: Vec<u64> = (0..words).map(|_| self.rng.next_u64()).collect();
+            choose(&mut mixed, &real, &bits);
             inputs.insert(id, Arc::new(mixed));
         }
         let mut tape = Tape::new();

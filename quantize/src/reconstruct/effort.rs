@@ -30,13 +30,13 @@ pub struct Effort {
 impl Default for Effort {
     fn default() -> Self {
         Self {
-            iterations: 1000,
-            batch: 32,
+            iterations: 300,
+            batch: 16,
             samples: 512,
             layers: 8,
             memory: 768 << 20,
             rounding: 0.01,
-            weight_rate: 0.01,
+            weight_rate: 0.03,
             scale_rate: 1e-3,
             bias_rate: 1e-3,
             seed: 0,

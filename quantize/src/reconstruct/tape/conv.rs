@@ -4,6 +4,7 @@
 use rayon::prelude::*;
 use requant_import::float::Clamp;
 
+use super::elementwise::sum;
 use super::{Tape, Var};
 use crate::exec::kernels::{Columns, ConvShape, Epilogue, Matrix, conv, im2col, multiply};
 
@@ -42,7 +43,7 @@ impl Backward<'_> {
                         .map(|dx| &mut dx[(sample - first) * input..][..input]);
                     let dw = wants.1.then_some(&mut dw[..]);
                     if self.shape.channels == self.shape.groups {
-                        self.depthwise(sample, dw, dx);
+                        pulp::Arch::new().dispatch(|| self.depthwise(sample, dw, dx));
                     } else {
                         self.sample(sample, &mut panel, dw, dx);
                     }
@@ -104,13 +105,14 @@ impl Backward<'_> {
                 } else {
                     let columns = (&mut panel[..], pixels);
                     multiply((depth, pixels, outputs), weights, dy, columns, false);
-                    col2im(shape, panel, dx);
+                    pulp::Arch::new().dispatch(|| col2im(shape, panel, dx));
                 }
             }
         }
     }
 
     /// As [`Backward::sample`], for one input channel a group.
+    #[inline(always)]
     fn depthwise(&self, sample: usize, mut dw: Option<&mut [f32]>, mut dx: Option<&mut [f32]>) {
         let shape = self.shape;
         let (taps, pixels) = (shape.depth(), shape.pixels());
@@ -145,6 +147,7 @@ impl Backward<'_> {
 
 /// Calls `f(input position, output position, count)` for each row of outputs that a tap reaches from inside
 /// the input; the inputs are a horizontal stride apart.
+#[inline(always)]
 fn rows(shape: &ConvShape, tap: (usize, usize), mut f: impl FnMut(usize, usize, usize)) {
     let w = &shape.window;
     let offset = [tap.0 * w.dilations[0], tap.1 * w.dilations[1]];
@@ -170,6 +173,7 @@ fn rows(shape: &ConvShape, tap: (usize, usize), mut f: impl FnMut(usize, usize, 
 }
 
 /// Adds the columns of one group back to where `im2col` took them from.
+#[inline(always)]
 fn col2im(shape: &ConvShape, columns: &[f32], x: &mut [f32]) {
     let [kh, kw] = shape.window.kernel;
     let stride = shape.window.strides[1];
@@ -235,15 +239,4 @@ impl Tape {
             vec![dx, dw, db]
         })
     }
-}
-
-/// The sum, in sixteen lanes.
-fn sum(x: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    let blocks = x.chunks_exact(16);
-    let rest: f32 = blocks.remainder().iter().sum();
-    for block in blocks {
-        lanes.iter_mut().zip(block).for_each(|(l, x)| *l += x);
-    }
-    lanes.iter().sum::<f32>() + rest
 }

@@ -12,7 +12,9 @@ const BLOCK: usize = 1 << 14;
 pub(super) fn map1(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
     let blocks = out.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK));
-    blocks.for_each(|(out, x)| out.iter_mut().zip(x).for_each(|(o, &x)| *o = f(x)));
+    blocks.for_each(|(out, x)| {
+        pulp::Arch::new().dispatch(|| out.iter_mut().zip(x).for_each(|(o, &x)| *o = f(x)));
+    });
     out
 }
 
@@ -23,12 +25,42 @@ pub(super) fn map2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> 
         .par_chunks_mut(BLOCK)
         .zip(a.par_chunks(BLOCK).zip(b.par_chunks(BLOCK)));
     blocks.for_each(|(out, (a, b))| {
-        let pairs = a.iter().zip(b);
-        out.iter_mut()
-            .zip(pairs)
-            .for_each(|(o, (&a, &b))| *o = f(a, b));
+        pulp::Arch::new().dispatch(|| {
+            let pairs = a.iter().zip(b);
+            let all = out.iter_mut().zip(pairs);
+            all.for_each(|(o, (&a, &b))| *o = f(a, b));
+        });
     });
     out
+}
+
+/// The sum, in sixteen lanes.
+pub(super) fn sum(x: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let blocks = x.chunks_exact(16);
+    let rest: f32 = blocks.remainder().iter().sum();
+    for block in blocks {
+        lanes.iter_mut().zip(block).for_each(|(l, x)| *l += x);
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// Puts `from` into `to` where the element's bit is set: 64 elements a word.
+pub(in crate::reconstruct) fn choose(to: &mut [f32], from: &[f32], bits: &[u64]) {
+    let blocks = to.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK));
+    blocks
+        .zip(bits.par_chunks(BLOCK / 64))
+        .for_each(|((to, from), bits)| {
+            pulp::Arch::new().dispatch(|| {
+                let halves = bits.iter().flat_map(|&b| [b as u32, (b >> 32) as u32]);
+                let parts = to.chunks_mut(32).zip(from.chunks(32));
+                for ((to, from), half) in parts.zip(halves) {
+                    for ((to, &from), i) in to.iter_mut().zip(from).zip(0u32..) {
+                        *to = if half >> i & 1 == 1 { from } else { *to };
+                    }
+                }
+            });
+        });
 }
 
 impl Tape {

@@ -18,6 +18,7 @@ mod tests;
 use std::sync::Arc;
 
 pub use adam::Adam;
+pub(in crate::reconstruct) use elementwise::choose;
 
 pub use quant::{
     FakeQuant, SoftRound, rectified_sigmoid, rectified_sigmoid_inverse, rectified_sigmoid_slope,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::elementwise::map2;
+use super::elementwise::{choose, map1, map2, sum};
 use super::{Tape, Var};
 
 /// How far the stretched sigmoid of AdaRound leaves 0..1 on both sides (Nagel et al. 2020: ζ = 1.1,
@@ -72,19 +72,9 @@ impl Tape {
         let s = self.data(scale)[0];
         let FakeQuant { lo, hi, dropped } = spec;
         let inverse = 1.0 / s;
-        let mut data = map2(self.data(x), self.data(x), |x, _| {
-            s * round((x * inverse).max(lo).min(hi))
-        });
+        let mut data = map1(self.data(x), |x| s * round((x * inverse).max(lo).min(hi)));
         if let Some(dropped) = &dropped {
-            for ((y, x), &bits) in data
-                .chunks_mut(64)
-                .zip(self.data(x).chunks(64))
-                .zip(dropped.iter())
-            {
-                for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
-                    *y = if bits >> i & 1 == 1 { *x } else { *y };
-                }
-            }
+            choose(&mut data, self.data(x), dropped);
         }
         self.push(self.dims(x).to_vec(), data, vec![x, scale], move |p| {
             let (input, output) = (p.operand(0), p.result());
@@ -94,35 +84,23 @@ impl Tape {
             };
             let mut dx = map2(p.gradient, input, pass);
             if let Some(dropped) = &dropped {
-                for ((dx, g), &bits) in dx
-                    .chunks_mut(64)
-                    .zip(p.gradient.chunks(64))
-                    .zip(dropped.iter())
-                {
-                    for (i, (dx, g)) in dx.iter_mut().zip(g).enumerate() {
-                        *dx = if bits >> i & 1 == 1 { *g } else { *dx };
-                    }
-                }
+                choose(&mut dx, p.gradient, dropped);
             }
-            // Inside, y/s − x/s; outside y/s is the limit; a dropped element has y = x and gives 0 inside.
+            // Inside, y/s − x/s; outside y/s is the limit. A dropped element has y = x: nothing inside, and
+            // outside it must count for nothing too.
             let ds = p.wants(1).then(|| {
-                let mut sum = 0.0f64;
-                let rows = p
-                    .gradient
-                    .chunks(64)
-                    .zip(input.chunks(64).zip(output.chunks(64)));
-                for (block, (g, (x, y))) in rows.enumerate() {
-                    let bits = dropped.as_ref().map_or(0, |d| d[block]);
-                    let mut part = 0.0f32;
-                    for (i, (g, (x, y))) in g.iter().zip(x.iter().zip(y)).enumerate() {
-                        let v = x * inverse;
-                        let q = y * inverse;
-                        let slope = if v >= lo && v <= hi { q - v } else { q };
-                        part += if bits >> i & 1 == 1 { 0.0 } else { g * slope };
-                    }
-                    sum += f64::from(part);
+                let slope = map2(input, output, |x, y| {
+                    let v = x * inverse;
+                    let q = y * inverse;
+                    if v >= lo && v <= hi { q - v } else { q }
+                });
+                let mut terms = map2(&slope, p.gradient, |slope, g| slope * g);
+                if let Some(dropped) = &dropped {
+                    let zeros = vec![0.0; terms.len()];
+                    choose(&mut terms, &zeros, dropped);
                 }
-                vec![sum as f32]
+                let sums = terms.chunks(4096).map(|part| f64::from(sum(part)));
+                vec![sums.sum::<f64>() as f32]
             });
             vec![p.wants(0).then_some(dx), ds]
         })
