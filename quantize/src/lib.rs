@@ -3,13 +3,19 @@
 
 pub mod assemble;
 pub mod calibrate;
+pub mod compare;
+pub mod data;
 pub mod engine;
 pub mod exec;
+pub mod files;
 pub mod judge;
+pub mod latency;
 pub mod placement;
 pub mod precision;
 pub mod progress;
 pub mod reconstruct;
+pub mod report;
+pub mod run;
 pub mod search;
 pub mod weights;
 pub mod work;

@@ -1,0 +1,101 @@
+//! The `requant-quantize` command: looks at integer models, runs, compares and times them offline. It
+//! exits with 2 and one line on standard error when a flag, a file or its content is wrong, or when it is
+//! interrupted; with 1 when the machine fails it otherwise.
+
+mod compare;
+mod device;
+mod inspect;
+mod print;
+mod profile;
+mod run;
+
+use std::io::{self, ErrorKind, Write as _};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use requant_quantize::files;
+
+/// Inspects, runs, compares and times integer models.
+#[derive(Debug, Parser)]
+#[command(name = "requant-quantize", version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show a model's layers, costs and where it computes in floating point
+    Inspect(inspect::Inspect),
+    /// Run a model on arrays from .npy files
+    Run(run::Run),
+    /// Show two models layer by layer, and on data how far apart they are
+    Compare(compare::Compare),
+    /// Measure every layer of a model at every precision on this device
+    Profile(profile::Profile),
+}
+
+fn main() -> ExitCode {
+    // A second handler cannot be there: this is the only one.
+    let _ = ctrlc::set_handler(|| {
+        files::remove_unfinished();
+        complain("interrupted");
+        std::process::exit(2);
+    });
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) if error.exit_code() == 0 => return answer(&error.render().to_string()),
+        Err(error) => {
+            // Clap adds its usage after an empty line.
+            let text = error.render().to_string();
+            let complaint = text.split("\n\n").next().unwrap_or_default();
+            complain(complaint.strip_prefix("error: ").unwrap_or(complaint));
+            return ExitCode::from(2);
+        }
+    };
+    let outcome = match &args.command {
+        Command::Inspect(inspect) => inspect.run(),
+        Command::Run(run) => run.run(),
+        Command::Compare(compare) => compare.run(),
+        Command::Profile(profile) => profile.run(),
+    };
+    match outcome {
+        Ok(text) => answer(&text),
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// One line on standard error; nobody is left to tell when that is closed too.
+fn complain(text: &str) {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let _ = writeln!(io::stderr(), "error: {line}");
+}
+
+fn answer(text: &str) -> ExitCode {
+    let mut stdout = io::stdout().lock();
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
+    match written {
+        // A reader that has seen enough, such as `head`, is no failure.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            complain(&format!("standard output: {error}"));
+            ExitCode::from(1)
+        }
+        Ok(()) | Err(_) => ExitCode::SUCCESS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory as _;
+        Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,506 @@
+//! Calibration and evaluation data: arrays of samples from a `.npz` archive or a folder of `.npy` files,
+//! checked against the model's inputs and given out in batches of `f32`.
+//!
+//! Values are taken as they are: an integer array gives the integers, nothing is scaled or shifted, so
+//! samples must be stored as the model expects them. An array stays in memory in the type that it was
+//! stored in, a fourth of its `f32` form for images of bytes.
+
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use requant_npy::{Array, ElementType, NpyError, Npz, NpzError, text};
+use thiserror::Error;
+
+/// Name of the labels' array in an archive.
+pub const LABELS: &str = "y";
+/// Name of the samples' array in an archive, for a model of one input, when no array is named as the
+/// input is.
+pub const SAMPLES: &str = "x";
+/// Fewer samples than this give a warning: ranges of activations taken from them are chance.
+pub const FEW_SAMPLES: usize = 32;
+
+/// An input of the model that the data must fit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputSpec {
+    /// Name.
+    pub name: String,
+    /// Shape of one sample, without the batch dimension.
+    pub dims: Vec<usize>,
+}
+
+/// Samples for all inputs of a model, and their labels where there are any.
+#[derive(Clone, Debug)]
+pub struct Data {
+    inputs: Vec<Input>,
+    labels: Option<Vec<i64>>,
+    samples: usize,
+}
+
+/// The samples of one input: arrays of `[count, …]`.
+#[derive(Clone, Debug)]
+struct Input {
+    name: String,
+    sample: usize,
+    parts: Vec<Array>,
+}
+
+/// Why data is refused.
+#[derive(Debug, Error)]
+pub enum DataError {
+    /// The file or folder cannot be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// An archive, or an array of it, that is refused.
+    #[error("{}: {source}", path.display())]
+    Archive {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: NpzError,
+    },
+    /// A `.npy` file that is refused.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: NpyError,
+    },
+    /// Neither an archive nor a folder.
+    #[error("{}: neither a .npz archive nor a folder of .npy files", path.display())]
+    Kind {
+        /// The path.
+        path: PathBuf,
+    },
+    /// No array for an input.
+    #[error("{}: no array for the input '{input}', the archive has {present:?}", path.display())]
+    NoArray {
+        /// The file.
+        path: PathBuf,
+        /// The input.
+        input: String,
+        /// The arrays that it has.
+        present: Vec<String>,
+    },
+    /// A folder for a model of several inputs.
+    #[error("{}: a folder holds the samples of one input, the model has {inputs}; use a .npz archive", path.display())]
+    ManyInputs {
+        /// The folder.
+        path: PathBuf,
+        /// Inputs of the model.
+        inputs: usize,
+    },
+    /// Not a single sample.
+    #[error("{}: no samples", path.display())]
+    Empty {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// An array of another shape than the model takes.
+    #[error("{}: array '{array}' has shape {found:?}, the input '{input}' takes {}", path.display(), wanted(.dims))]
+    Shape {
+        /// The file or folder.
+        path: PathBuf,
+        /// The array.
+        array: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The input.
+        input: String,
+        /// Shape of one sample of the input.
+        dims: Vec<usize>,
+    },
+    /// NaN or an infinity.
+    #[error("{}: sample {sample} of array '{array}' holds {value} at element {element}", path.display())]
+    NotFinite {
+        /// The file or folder.
+        path: PathBuf,
+        /// The array.
+        array: String,
+        /// Which sample, from 0.
+        sample: usize,
+        /// Which element of it, from 0.
+        element: usize,
+        /// The value.
+        value: f32,
+    },
+    /// Inputs or labels with different numbers of samples.
+    #[error("{}: '{array}' has {found} samples, '{other}' has {expected}", path.display())]
+    Counts {
+        /// The file.
+        path: PathBuf,
+        /// An array.
+        array: String,
+        /// Its samples.
+        found: usize,
+        /// Another array.
+        other: String,
+        /// Its samples.
+        expected: usize,
+    },
+    /// No labels where there must be some.
+    #[error("{}: no labels: an evaluation needs an integer array '{LABELS}', one class a sample", path.display())]
+    NoLabels {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Labels that are no classes.
+    #[error("{}: the labels '{LABELS}' are {element} of shape {shape:?}, they must be integers of shape [{samples}]", path.display())]
+    Labels {
+        /// The file.
+        path: PathBuf,
+        /// Their type.
+        element: ElementType,
+        /// Their shape.
+        shape: Vec<usize>,
+        /// Samples.
+        samples: usize,
+    },
+    /// A negative label.
+    #[error("{}: label {value} of sample {sample} is no class", path.display())]
+    Label {
+        /// The file.
+        path: PathBuf,
+        /// Which sample, from 0.
+        sample: usize,
+        /// Its label.
+        value: i64,
+    },
+}
+
+fn wanted(dims: &[usize]) -> String {
+    let extents: Vec<String> = dims.iter().map(usize::to_string).collect();
+    format!("[samples, {}]", extents.join(", "))
+}
+
+impl Data {
+    /// Reads the samples of a model's inputs. An archive's array is the one named as the input is; for a
+    /// model of one input also `x`, or the only array that is not `y`. A folder's files, in the order of
+    /// their names, hold one sample each or `[count, …]` of them. Labels are read where an archive has an
+    /// integer array `y`.
+    ///
+    /// # Errors
+    /// Unreadable or unsupported files, no samples, another shape than the model takes, NaN and
+    /// infinities.
+    pub fn read(path: &Path, inputs: &[InputSpec]) -> Result<Data, DataError> {
+        let io = |source| DataError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let kind = fs::metadata(path).map_err(io)?;
+        let data = if kind.is_dir() {
+            Self::folder(path, inputs)?
+        } else if path.extension().is_some_and(|ending| ending == "npz") {
+            Self::archive(path, inputs)?
+        } else {
+            return Err(DataError::Kind {
+                path: path.to_owned(),
+            });
+        };
+        data.check_finite(path)?;
+        Ok(data)
+    }
+
+    /// As [`Data::read`], with labels.
+    ///
+    /// # Errors
+    /// As [`Data::read`]; where there are no labels.
+    pub fn read_labelled(path: &Path, inputs: &[InputSpec]) -> Result<Data, DataError> {
+        let data = Self::read(path, inputs)?;
+        match data.labels {
+            Some(_) => Ok(data),
+            None => Err(DataError::NoLabels {
+                path: path.to_owned(),
+            }),
+        }
+    }
+
+    fn archive(path: &Path, specs: &[InputSpec]) -> Result<Data, DataError> {
+        let fault = |source| DataError::Archive {
+            path: path.to_owned(),
+            source,
+        };
+        let mut archive = Npz::open(path).map_err(fault)?;
+        let names = archive.names();
+        let mut inputs = Vec::new();
+        for spec in specs {
+            let Some(name) = array_of(spec, specs.len(), &names) else {
+                return Err(DataError::NoArray {
+                    path: path.to_owned(),
+                    input: spec.name.clone(),
+                    present: names,
+                });
+            };
+            let array = archive.read(name).map_err(fault)?;
+            inputs.push((
+                name.to_owned(),
+                Input::new(path, spec, vec![(name.to_owned(), array)])?,
+            ));
+        }
+        let samples = inputs.first().map_or(0, |(_, input)| input.samples());
+        for (name, input) in &inputs {
+            if input.samples() != samples {
+                return Err(DataError::Counts {
+                    path: path.to_owned(),
+                    array: name.clone(),
+                    found: input.samples(),
+                    other: inputs[0].0.clone(),
+                    expected: samples,
+                });
+            }
+        }
+        let is_label =
+            |name: &String| name == LABELS && inputs.iter().all(|(used, _)| used != name);
+        let labels = if names.iter().any(is_label) {
+            let array = archive.read(LABELS).map_err(fault)?;
+            Some(labels(path, &array, samples)?)
+        } else {
+            None
+        };
+        let inputs = inputs.into_iter().map(|(_, input)| input).collect();
+        Self::new(path, inputs, labels)
+    }
+
+    fn folder(path: &Path, specs: &[InputSpec]) -> Result<Data, DataError> {
+        let io = |source| DataError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let [spec] = specs else {
+            return Err(DataError::ManyInputs {
+                path: path.to_owned(),
+                inputs: specs.len(),
+            });
+        };
+        let mut files = Vec::new();
+        for entry in fs::read_dir(path).map_err(io)? {
+            let file = entry.map_err(io)?.path();
+            if file.extension().is_some_and(|ending| ending == "npy") {
+                files.push(file);
+            }
+        }
+        files.sort();
+        let mut arrays = Vec::new();
+        for file in files {
+            let mut array = requant_npy::read(&file).map_err(|source| DataError::File {
+                path: file.clone(),
+                source,
+            })?;
+            if array.shape == spec.dims {
+                array.shape.insert(0, 1);
+            }
+            let name = file.file_name().unwrap_or_default();
+            arrays.push((name.to_string_lossy().into_owned(), array));
+        }
+        let input = Input::new(path, spec, arrays)?;
+        Self::new(path, vec![input], None)
+    }
+
+    fn new(path: &Path, inputs: Vec<Input>, labels: Option<Vec<i64>>) -> Result<Data, DataError> {
+        let samples = inputs.first().map_or(0, Input::samples);
+        if samples == 0 {
+            return Err(DataError::Empty {
+                path: path.to_owned(),
+            });
+        }
+        Ok(Data {
+            inputs,
+            labels,
+            samples,
+        })
+    }
+
+    fn check_finite(&self, path: &Path) -> Result<(), DataError> {
+        for input in &self.inputs {
+            let mut sample = 0;
+            for part in &input.parts {
+                for _ in 0..part.shape[0] {
+                    let values = input.sample(sample);
+                    if let Some(element) = values.iter().position(|value| !value.is_finite()) {
+                        return Err(DataError::NotFinite {
+                            path: path.to_owned(),
+                            array: input.name.clone(),
+                            sample,
+                            element,
+                            value: values[element],
+                        });
+                    }
+                    sample += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Number of samples, at least 1.
+    pub fn samples(&self) -> usize {
+        self.samples
+    }
+
+    /// The class of each sample, where the data has labels.
+    pub fn labels(&self) -> Option<&[i64]> {
+        self.labels.as_deref()
+    }
+
+    /// What to tell the user when there are too few samples to calibrate with.
+    pub fn warning(&self) -> Option<String> {
+        (self.samples < FEW_SAMPLES).then(|| {
+            format!(
+                "only {} samples: ranges of activations need {FEW_SAMPLES} or more, some hundreds are better",
+                self.samples
+            )
+        })
+    }
+
+    /// Samples `range` of input `input` (in the order of the model's inputs), row-major
+    /// `[range, dims…]`. Samples past the last one are left out.
+    pub fn batch(&self, input: usize, range: Range<usize>) -> Vec<f32> {
+        let Some(input) = self.inputs.get(input) else {
+            return Vec::new();
+        };
+        let range = range.start..range.end.min(self.samples);
+        let mut values = Vec::with_capacity(range.len() * input.sample);
+        for sample in range {
+            input.extend(sample, &mut values);
+        }
+        values
+    }
+
+    /// Consecutive ranges of at most `size` samples that cover all of them.
+    pub fn batches(&self, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let samples = self.samples;
+        let size = size.max(1);
+        (0..samples)
+            .step_by(size)
+            .map(move |start| start..(start + size).min(samples))
+    }
+}
+
+/// The array of an input among an archive's.
+fn array_of<'a>(spec: &InputSpec, inputs: usize, names: &'a [String]) -> Option<&'a str> {
+    let named = |wanted: &str| names.iter().find(|name| *name == wanted);
+    let single = || {
+        if inputs != 1 {
+            return None;
+        }
+        let mut others = names.iter().filter(|name| *name != LABELS);
+        named(SAMPLES).or_else(|| others.next().filter(|_| others.next().is_none()))
+    };
+    named(&spec.name).or_else(single).map(String::as_str)
+}
+
+impl Input {
+    fn new(path: &Path, spec: &InputSpec, arrays: Vec<(String, Array)>) -> Result<Self, DataError> {
+        for (name, array) in &arrays {
+            if array.shape.split_first().map(|(_, dims)| dims) != Some(&spec.dims[..]) {
+                return Err(DataError::Shape {
+                    path: path.to_owned(),
+                    array: name.clone(),
+                    found: array.shape.clone(),
+                    input: spec.name.clone(),
+                    dims: spec.dims.clone(),
+                });
+            }
+        }
+        let name = match &arrays[..] {
+            [(name, _)] => name.clone(),
+            _ => spec.name.clone(),
+        };
+        Ok(Input {
+            name,
+            sample: spec.dims.iter().product(),
+            parts: arrays.into_iter().map(|(_, array)| array).collect(),
+        })
+    }
+
+    fn samples(&self) -> usize {
+        self.parts.iter().map(|part| part.shape[0]).sum()
+    }
+
+    fn sample(&self, sample: usize) -> Vec<f32> {
+        let mut values = Vec::with_capacity(self.sample);
+        self.extend(sample, &mut values);
+        values
+    }
+
+    /// Appends one sample.
+    fn extend(&self, mut sample: usize, values: &mut Vec<f32>) {
+        for part in &self.parts {
+            if sample < part.shape[0] {
+                let bytes = self.sample * part.element.size();
+                let at = sample * bytes;
+                convert(part.element, &part.data[at..at + bytes], values);
+                return;
+            }
+            sample -= part.shape[0];
+        }
+    }
+}
+
+/// Appends little-endian elements as `f32`, rounded to the nearest where they do not fit.
+fn convert(element: ElementType, bytes: &[u8], values: &mut Vec<f32>) {
+    fn each<const N: usize>(bytes: &[u8], values: &mut Vec<f32>, to: impl Fn([u8; N]) -> f32) {
+        let (elements, _) = bytes.as_chunks();
+        values.extend(elements.iter().map(|&element| to(element)));
+    }
+    match element {
+        ElementType::Bool | ElementType::Uint8 => each(bytes, values, |[byte]| f32::from(byte)),
+        ElementType::Int8 => each(bytes, values, |[byte]| f32::from(byte as i8)),
+        ElementType::Uint16 => each(bytes, values, |b| f32::from(u16::from_le_bytes(b))),
+        ElementType::Int16 => each(bytes, values, |b| f32::from(i16::from_le_bytes(b))),
+        ElementType::Uint32 => each(bytes, values, |b| u32::from_le_bytes(b) as f32),
+        ElementType::Int32 => each(bytes, values, |b| i32::from_le_bytes(b) as f32),
+        ElementType::Uint64 => each(bytes, values, |b| u64::from_le_bytes(b) as f32),
+        ElementType::Int64 => each(bytes, values, |b| i64::from_le_bytes(b) as f32),
+        ElementType::Float16 => each(bytes, values, text::half),
+        ElementType::Float32 => each(bytes, values, f32::from_le_bytes),
+        ElementType::Float64 => each(bytes, values, |b| f64::from_le_bytes(b) as f32),
+    }
+}
+
+fn labels(path: &Path, array: &Array, samples: usize) -> Result<Vec<i64>, DataError> {
+    fn integers<T: Into<i128>, const N: usize>(bytes: &[u8], to: fn([u8; N]) -> T) -> Vec<i128> {
+        let (elements, _) = bytes.as_chunks();
+        elements.iter().map(|&element| to(element).into()).collect()
+    }
+    let fault = || DataError::Labels {
+        path: path.to_owned(),
+        element: array.element,
+        shape: array.shape.clone(),
+        samples,
+    };
+    if !matches!(&array.shape[..], [count] | [count, 1] if *count == samples) {
+        return Err(fault());
+    }
+    let data = &array.data;
+    let values = match array.element {
+        ElementType::Uint8 => integers(data, u8::from_le_bytes),
+        ElementType::Int8 => integers(data, i8::from_le_bytes),
+        ElementType::Uint16 => integers(data, u16::from_le_bytes),
+        ElementType::Int16 => integers(data, i16::from_le_bytes),
+        ElementType::Uint32 => integers(data, u32::from_le_bytes),
+        ElementType::Int32 => integers(data, i32::from_le_bytes),
+        ElementType::Uint64 => integers(data, u64::from_le_bytes),
+        ElementType::Int64 => integers(data, i64::from_le_bytes),
+        ElementType::Bool | ElementType::Float16 | ElementType::Float32 | ElementType::Float64 => {
+            return Err(fault());
+        }
+    };
+    let class = |(sample, value): (usize, i128)| {
+        u32::try_from(value)
+            .map(i64::from)
+            .map_err(|_| DataError::Label {
+                path: path.to_owned(),
+                sample,
+                value: value.clamp(i64::MIN.into(), i64::MAX.into()) as i64,
+            })
+    };
+    values.into_iter().enumerate().map(class).collect()
+}

@@ -1,0 +1,366 @@
+//! How long each layer takes at each precision on one device: measured once, kept as JSON, asked by the
+//! search.
+//!
+//! A table is good for the device, instruction set, number of threads and build of the program that it
+//! was measured with, and is refused elsewhere: a kernel that became faster would otherwise be passed
+//! over for years.
+
+mod key;
+mod measure;
+mod variant;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use requant_model::Graph;
+use requant_numerics::LayerPrecision;
+use requant_runtime::plan::Step;
+use requant_runtime::{BackendInfo, CompileError, ExecError, Plan, PlanError, PlanOptions};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+
+pub use key::StepKey;
+pub use measure::{FEWEST_RUNS, MeasureOptions, network_seconds};
+pub use variant::{layers, variant};
+
+/// Version of the table's form.
+pub const FORMAT: u32 = 1;
+
+/// Precisions that are measured where nothing else is asked for: those that a layer may be given.
+pub fn precisions() -> Vec<LayerPrecision> {
+    let labels = ["w8a8", "w4a8", "w4a4", "w2a8", "wta8", "w1a8", "wca8"];
+    let all = LayerPrecision::ALL.into_iter();
+    all.filter(|precision| labels.contains(&precision.label()))
+        .collect()
+}
+
+/// Measured times of one network's steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LatencyTable {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Where it was measured.
+    pub device: Device,
+    /// SHA-256 of the program that measured, as far as it tells builds apart.
+    pub build: String,
+    /// Samples of a run.
+    pub batch: usize,
+    /// Runs behind each median.
+    pub runs: usize,
+    /// Layers, each at every precision.
+    pub layers: Vec<LayerTiming>,
+    /// Steps without weights.
+    pub steps: Vec<StepTiming>,
+    /// What a run takes besides its steps: both edges and what lies between steps, in seconds.
+    pub overhead: f64,
+    /// Precisions that the device has no kernel for, with the reason.
+    pub refused: BTreeMap<String, String>,
+}
+
+/// What computes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Name of the backend.
+    pub backend: String,
+    /// Instruction set.
+    pub isa: String,
+    /// The device's own name.
+    pub name: String,
+    /// Threads of a run.
+    pub threads: usize,
+}
+
+/// A layer at a precision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerTiming {
+    /// The layer.
+    pub key: StepKey,
+    /// Label of the precision.
+    pub precision: String,
+    /// Median time of a batch, in seconds; the mean over layers of the same key.
+    pub seconds_median: f64,
+    /// 95th percentile, in seconds.
+    pub seconds_p95: f64,
+}
+
+/// A step without weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepTiming {
+    /// The step.
+    pub key: StepKey,
+    /// Median time of a batch, in seconds; the mean over steps of the same key.
+    pub seconds_median: f64,
+    /// 95th percentile, in seconds.
+    pub seconds_p95: f64,
+}
+
+/// What the precisions of a network's layers would cost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NetworkLatency {
+    /// Layers whose precision can be chosen, in the graph's order.
+    pub layers: Vec<LayerLatency>,
+    /// Everything else, in seconds a batch.
+    pub fixed: f64,
+}
+
+/// What the precisions of a layer would cost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerLatency {
+    /// Name of the node.
+    pub name: String,
+    /// Seconds a batch by the precision's label, a requantization of the layer's operand to its width
+    /// included.
+    pub seconds: BTreeMap<&'static str, f64>,
+}
+
+/// Why there is no table or no answer in it.
+#[derive(Debug, Error)]
+pub enum LatencyError {
+    /// The file cannot be read.
+    #[error("cannot read '{}': {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Not a table.
+    #[error("'{}' is no latency profile: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// A table of other circumstances.
+    #[error("the latency profile is of {what} {found}, this is {expected}; measure again")]
+    Foreign {
+        /// What differs.
+        what: &'static str,
+        /// What the table says.
+        found: String,
+        /// What is so here.
+        expected: String,
+    },
+    /// A time that cannot be.
+    #[error("the latency profile has a time of {seconds} s")]
+    Time {
+        /// The time.
+        seconds: f64,
+    },
+    /// A step that was not measured.
+    #[error("the latency profile lacks the step '{step}'{}; measure it with this model", at(.precision))]
+    Missing {
+        /// Name of the step.
+        step: String,
+        /// Its precision.
+        precision: Option<&'static str>,
+    },
+    /// The running program cannot be read.
+    #[error("cannot read the running program: {0}")]
+    Program(#[source] io::Error),
+    /// The graph has no plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The backend refuses the model.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// The model cannot be run.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+}
+
+fn at(precision: &Option<&'static str>) -> String {
+    precision.map_or_else(String::new, |label| format!(" at {label}"))
+}
+
+impl Device {
+    /// The device of a backend. Backends on the host all call it `cpu`, so its processor's name is
+    /// taken, where the system tells it.
+    pub fn of(info: &BackendInfo) -> Self {
+        let processor = || {
+            let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+            let line = text.lines().find(|line| line.starts_with("model name"))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        };
+        let name = match info.device.as_str() {
+            "cpu" => processor(),
+            _ => None,
+        };
+        Device {
+            backend: info.backend.to_owned(),
+            isa: info.isa.to_owned(),
+            name: name.unwrap_or_else(|| info.device.clone()),
+            threads: info.threads,
+        }
+    }
+}
+
+/// SHA-256 of the running program, its first 16 digits: another build may have other kernels.
+fn build() -> Result<String, LatencyError> {
+    static BUILD: OnceLock<String> = OnceLock::new();
+    if let Some(build) = BUILD.get() {
+        return Ok(build.clone());
+    }
+    let program = std::env::current_exe().and_then(fs::read);
+    let digest = Sha256::digest(program.map_err(LatencyError::Program)?);
+    let digits: String = digest
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    Ok(BUILD.get_or_init(|| digits).clone())
+}
+
+impl LatencyTable {
+    /// Reads a table and refuses one of another device, build or form.
+    ///
+    /// # Errors
+    /// An unreadable file, no table, a table of other circumstances.
+    pub fn load(path: &Path, info: &BackendInfo) -> Result<Self, LatencyError> {
+        let text = fs::read_to_string(path).map_err(|source| LatencyError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        let json = |source| LatencyError::Json {
+            path: path.to_owned(),
+            source,
+        };
+        // Another form may have other fields: its number is looked at first.
+        #[derive(Deserialize)]
+        struct Form {
+            format: u32,
+        }
+        let Form { format } = serde_json::from_str(&text).map_err(json)?;
+        differs("format", &format.to_string(), &FORMAT.to_string())?;
+        let table: LatencyTable = serde_json::from_str(&text).map_err(json)?;
+        let here = Device::of(info);
+        for (what, found, expected) in [
+            ("backend", &table.device.backend, &here.backend),
+            ("device", &table.device.name, &here.name),
+            ("instruction set", &table.device.isa, &here.isa),
+            (
+                "number of threads",
+                &table.device.threads.to_string(),
+                &here.threads.to_string(),
+            ),
+            ("build", &table.build, &build()?),
+        ] {
+            differs(what, found, expected)?;
+        }
+        let layers = table.layers.iter().map(|layer| layer.seconds_median);
+        let steps = table.steps.iter().map(|step| step.seconds_median);
+        match layers
+            .chain(steps)
+            .find(|seconds| !(seconds.is_finite() && *seconds >= 0.0))
+        {
+            Some(seconds) => Err(LatencyError::Time { seconds }),
+            None => Ok(table),
+        }
+    }
+
+    /// The table as JSON.
+    ///
+    /// # Errors
+    /// None for a measured table.
+    pub fn json(&self) -> Result<String, serde_json::Error> {
+        Ok(serde_json::to_string_pretty(self)? + "\n")
+    }
+
+    /// Median time of a batch in a layer at a precision, in seconds.
+    pub fn layer(&self, key: &StepKey, precision: &str) -> Option<f64> {
+        let row = self.layers.iter();
+        let mut row = row.filter(|row| row.precision == precision && row.key == *key);
+        row.next().map(|row| row.seconds_median)
+    }
+
+    /// Median time of a batch in a step without weights, in seconds.
+    pub fn step(&self, key: &StepKey) -> Option<f64> {
+        let row = self.steps.iter().find(|row| row.key == *key);
+        row.map(|row| row.seconds_median)
+    }
+
+    fn seconds(&self, plan: &Plan, step: &Step) -> Result<f64, LatencyError> {
+        let key = StepKey::of(plan, step);
+        let precision = step.precision.map(LayerPrecision::label);
+        let known = match precision {
+            Some(label) => self.layer(&key, label),
+            None => self.step(&key),
+        };
+        known.ok_or_else(|| LatencyError::Missing {
+            step: step.name.clone(),
+            precision,
+        })
+    }
+
+    /// Predicted time of a batch through a model, in seconds: its steps and the overhead.
+    ///
+    /// # Errors
+    /// A graph without a plan; a step that was not measured.
+    pub fn predict(&self, graph: &Graph) -> Result<f64, LatencyError> {
+        let plan = Plan::new(graph.clone(), &PlanOptions::default())?;
+        let mut sum = self.overhead;
+        for step in plan.steps() {
+            sum += self.seconds(&plan, step)?;
+        }
+        Ok(sum)
+    }
+
+    /// What each precision of each layer of a network costs, from any integer version of it.
+    ///
+    /// # Errors
+    /// A graph without a plan; a step that was not measured.
+    pub fn network(&self, graph: &Graph) -> Result<NetworkLatency, LatencyError> {
+        let chosen = variant::layers(graph);
+        let mut layers: Vec<LayerLatency> = chosen
+            .iter()
+            .map(|&index| LayerLatency {
+                name: graph.nodes[index].name.clone(),
+                seconds: BTreeMap::new(),
+            })
+            .collect();
+        let measured = precisions().into_iter();
+        let measured =
+            measured.filter(|p| self.layers.iter().any(|row| row.precision == p.label()));
+        let mut fixed = None;
+        for precision in measured {
+            let made = variant::variant(graph, |_| Some(precision));
+            let plan = Plan::new(made, &PlanOptions::default())?;
+            let mut others = self.overhead;
+            for step in plan.steps() {
+                let seconds = self.seconds(&plan, step)?;
+                let own = |layer: &&mut LayerLatency| {
+                    step.name == layer.name || step.name == variant::conversion_name(&layer.name)
+                };
+                match layers.iter_mut().find(own) {
+                    Some(layer) => *layer.seconds.entry(precision.label()).or_default() += seconds,
+                    None => others += seconds,
+                }
+            }
+            fixed.get_or_insert(others);
+        }
+        Ok(NetworkLatency {
+            layers,
+            fixed: fixed.unwrap_or(self.overhead),
+        })
+    }
+}
+
+fn differs(what: &'static str, found: &str, expected: &str) -> Result<(), LatencyError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(LatencyError::Foreign {
+        what,
+        found: found.to_owned(),
+        expected: expected.to_owned(),
+    })
+}
