@@ -6,6 +6,7 @@ use requant_model::Graph;
 use requant_numerics::DType;
 use requant_runtime::{
     Backend, CompileError, ExecError, Executable, Form, Plan, PlanError, PlanOptions, TensorInfo,
+    contains_nan,
 };
 use thiserror::Error;
 
@@ -21,6 +22,12 @@ pub enum RunError {
     /// The instance refuses the batch or its data.
     #[error(transparent)]
     Exec(#[from] ExecError),
+    /// NaN in an input, which no integer stands for.
+    #[error("input '{input}' holds NaN")]
+    NotANumber {
+        /// The input.
+        input: String,
+    },
     /// A number that the input's type does not hold.
     #[error("input '{input}' takes {dtype}, sample {sample} holds {value}")]
     Value {
@@ -82,7 +89,12 @@ impl Model {
     /// As [`requant_runtime::Instance`].
     pub fn run(&self, samples: usize, inputs: &[(Form, &[u8])]) -> Result<Vec<Vec<u8>>, RunError> {
         let mut instance = self.executable.instance(samples)?;
-        for (index, (form, data)) in inputs.iter().enumerate() {
+        for (index, ((form, data), info)) in inputs.iter().zip(self.inputs()).enumerate() {
+            if *form == Form::Declared && info.dtype == DType::F32 && contains_nan(data) {
+                return Err(RunError::NotANumber {
+                    input: info.name.clone(),
+                });
+            }
             instance.write_input(index, 0, samples, *form, data)?;
         }
         instance.run(samples)?;

@@ -17,7 +17,7 @@ use requant_quantize::files;
 
 /// Inspects, runs, compares and times integer models.
 #[derive(Debug, Parser)]
-#[command(name = "requant-quantize", version)]
+#[command(name = "requant-quantize", version, arg_required_else_help = false)]
 struct Args {
     #[command(subcommand)]
     command: Command,
