@@ -375,3 +375,18 @@ fn opened(graph: &Graph, values: impl Iterator<Item = ValueId>) -> Graph {
     }
     graph
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_is_told_in_decibels() {
+        let mut noise = Noise::default();
+        noise.add(&[2.0, 0.0], &[2.0, 0.0]);
+        assert_eq!(noise.decibels(), f64::INFINITY);
+        noise.add(&[0.0, 4.0], &[0.0, 4.5]);
+        // Signal 4 + 16, noise 0.25.
+        assert!((noise.decibels() - 10.0 * 80f64.log10()).abs() < 1e-12);
+    }
+}

@@ -149,16 +149,28 @@ pub fn read_model(path: &Path) -> Result<Graph, FileError> {
 /// Files that are being written, for [`remove_unfinished`].
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
+/// Finds out whether a file can be written at a path, before long work whose result it would hold.
+///
+/// # Errors
+/// What the system says.
+pub fn check_writable(path: &Path) -> Result<(), FileError> {
+    NamedTempFile::new_in(folder_of(path)).map_err(io_error(path))?;
+    Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
+    }
+}
+
 /// Writes a file, whole or not at all: beside its place first, then renamed into it.
 ///
 /// # Errors
 /// What the system says; nothing is left behind then.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), FileError> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        Some(_) | None => Path::new("."),
-    };
-    let mut file = NamedTempFile::new_in(folder).map_err(io_error(path))?;
+    let mut file = NamedTempFile::new_in(folder_of(path)).map_err(io_error(path))?;
     let partial = file.path().to_owned();
     let unfinished = || UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
     unfinished().push(partial.clone());

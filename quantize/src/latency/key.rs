@@ -38,6 +38,40 @@ pub struct StepKey {
 }
 
 impl StepKey {
+    /// Whether two steps differ at most in the types of what they write and join. Those change a step's
+    /// time little, so one will do where the other was not measured.
+    pub fn resembles(&self, other: &StepKey) -> bool {
+        let shapes = |mine: &[String], theirs: &[String]| {
+            mine.len() == theirs.len()
+                && mine
+                    .iter()
+                    .zip(theirs)
+                    .all(|(a, b)| extents(a) == extents(b))
+        };
+        let kind = |part: &String| part.split(' ').next().unwrap_or_default().to_owned();
+        self.op == other.op
+            && shapes(&self.inputs, &other.inputs)
+            && shapes(&self.outputs, &other.outputs)
+            && (
+                self.kernel,
+                self.strides,
+                self.dilations,
+                self.pads,
+                self.groups,
+            ) == (
+                other.kernel,
+                other.strides,
+                other.dilations,
+                other.pads,
+                other.groups,
+            )
+            && self
+                .epilogue
+                .iter()
+                .map(kind)
+                .eq(other.epilogue.iter().map(kind))
+    }
+
     /// The key of a step of a plan.
     pub fn of(plan: &Plan, step: &Step) -> Self {
         let typed = |id: &BufferId| {
@@ -118,6 +152,11 @@ impl StepKey {
         }
         key
     }
+}
+
+/// An operand without its type.
+fn extents(operand: &str) -> &str {
+    operand.find('[').map_or(operand, |at| &operand[at..])
 }
 
 fn shape(buffer: &Buffer) -> String {

@@ -25,7 +25,7 @@ use thiserror::Error;
 
 pub use key::StepKey;
 pub use measure::{FEWEST_RUNS, MeasureOptions, network_seconds};
-pub use variant::{layers, variant};
+pub use variant::{layers, stand_in, variant};
 
 /// Version of the table's form.
 pub const FORMAT: u32 = 1;
@@ -275,17 +275,24 @@ impl LatencyTable {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
-    /// Median time of a batch in a layer at a precision, in seconds.
+    /// Median time of a batch in a layer at a precision, in seconds; that of a layer that
+    /// [resembles](StepKey::resembles) it where it was not measured itself.
     pub fn layer(&self, key: &StepKey, precision: &str) -> Option<f64> {
-        let row = self.layers.iter();
-        let mut row = row.filter(|row| row.precision == precision && row.key == *key);
-        row.next().map(|row| row.seconds_median)
+        let rows = || self.layers.iter().filter(|row| row.precision == precision);
+        let like = || rows().find(|row| row.key.resembles(key));
+        let row = rows().find(|row| row.key == *key).or_else(like)?;
+        Some(row.seconds_median)
     }
 
-    /// Median time of a batch in a step without weights, in seconds.
+    /// Median time of a batch in a step without weights, in seconds; as [`LatencyTable::layer`].
     pub fn step(&self, key: &StepKey) -> Option<f64> {
-        let row = self.steps.iter().find(|row| row.key == *key);
-        row.map(|row| row.seconds_median)
+        let like = || self.steps.iter().find(|row| row.key.resembles(key));
+        let row = self
+            .steps
+            .iter()
+            .find(|row| row.key == *key)
+            .or_else(like)?;
+        Some(row.seconds_median)
     }
 
     fn seconds(&self, plan: &Plan, step: &Step) -> Result<f64, LatencyError> {

@@ -1,12 +1,18 @@
 //! A model with its layers at other precisions: same shapes, random weights. Its answers mean nothing;
 //! how long they take is what a model of these precisions takes.
 
+use std::collections::BTreeMap;
+
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+use requant_import::float;
 use requant_model::ops::{Border, Rescale};
 use requant_model::spec::{Linear, RequantizeSpec, SchemeSpec, WeightSpec};
 use requant_model::{Affine, Graph, Node, Op, Tensor, Value};
 use requant_numerics::{ActivationPrecision, DType, LayerPrecision, WeightPrecision};
+
+use crate::assemble::{Candidate, Grids, assemble};
+use crate::placement::Placement;
 
 /// Weights of a centroid in codebooks that are timed.
 const CENTROID: usize = 4;
@@ -98,13 +104,14 @@ fn convert(graph: &mut Graph, node: &mut Node, wanted: DType) -> Option<Node> {
         return None;
     }
     let name = conversion_name(&node.name);
-    // 16 steps of 8 bits are one of 4.
+    // 16 steps of 8 bits are one of 4; m of 2^30 is 1 at s of 30.
     let shift = if wanted.bits() < value.dtype.bits() {
-        4
+        34
     } else {
-        0
+        30
     };
-    let k = constant(graph, &name, DType::U8, vec![1], &[shift]);
+    let m = constant(graph, &format!("{name} m"), DType::I32, vec![1], &[1 << 30]);
+    let s = constant(graph, &format!("{name} s"), DType::U8, vec![1], &[shift]);
     let (lo, hi) = wanted.range().unwrap_or((0, 0));
     let converted = graph.add_value(Value {
         name: name.clone(),
@@ -120,7 +127,7 @@ fn convert(graph: &mut Graph, node: &mut Node, wanted: DType) -> Option<Node> {
         name,
         op: Op::Rescale(Rescale {
             requantize: RequantizeSpec {
-                scheme: SchemeSpec::Shift { k },
+                scheme: SchemeSpec::Rhu { m, s },
                 lo: lo as i32,
                 hi: hi as i32,
             },
@@ -191,4 +198,48 @@ fn constant(
         graph.tensors.insert(name.clone(), tensor);
     }
     name
+}
+
+/// The integer graph of a float network that has not been calibrated: all 8 bits, every scale made up.
+/// It has the steps that the calibrated one will have.
+///
+/// # Errors
+/// What no integer node computes.
+pub fn stand_in(graph: &float::Graph) -> Result<Graph, float::ExportError> {
+    let grid = |dtype, scale, zero_point| float::ActivationQuant {
+        dtype,
+        quant: Affine { scale, zero_point },
+    };
+    let grids = Grids {
+        a8: grid(DType::U8, 1.0 / 16.0, 128),
+        a4: grid(DType::U4, 1.0, 8),
+        a16: grid(DType::I16, 1.0 / 4096.0, 0),
+    };
+    let candidate = |index: usize| {
+        let weights = graph.nodes[index].op.weights()?;
+        let channels = *weights.dims.first()?;
+        let quant = float::LayerQuant {
+            dtype: DType::I8,
+            weights: vec![1; weights.dims.iter().product()],
+            scales: vec![1.0 / 1024.0; channels],
+            bias: Vec::new(),
+            groups: None,
+            codebook: None,
+        };
+        let candidate = Candidate {
+            activations: ActivationPrecision::A8,
+            quant,
+            bias: vec![0.0; channels],
+        };
+        Some((index, candidate))
+    };
+    let candidates: BTreeMap<usize, Candidate> = graph.layers().filter_map(candidate).collect();
+    let layers = candidates
+        .iter()
+        .map(|(&index, candidate)| (index, candidate))
+        .collect();
+    let placement = Placement::new(graph);
+    let groups = placement.len();
+    let (grids, streams) = (vec![grids; groups], vec![false; groups]);
+    float::to_graph(&assemble(graph, &placement, &grids, &streams, &layers))
 }

@@ -89,7 +89,7 @@ fn summary(page: &mut String, report: &Report) {
     term(page, "Bit operations", &metric(totals.bops as f64));
     term(
         page,
-        "Energy of the arithmetic, estimated",
+        "Energy of a sample, estimated",
         &joules(totals.energy),
     );
     term(page, "The same in float", &joules(totals.float_energy));

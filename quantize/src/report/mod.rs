@@ -1,7 +1,6 @@
 //! The report on a quantized model: one structure that the commands fill as far as they know, shown as
 //! a table in the terminal, as JSON, and as one HTML page that needs nothing beside it.
 
-pub mod cost;
 mod html;
 mod proof;
 mod svg;
@@ -11,6 +10,8 @@ use std::collections::BTreeMap;
 
 use requant_model::Graph;
 use serde::{Deserialize, Serialize};
+
+use crate::search::cost::{self, Energy};
 
 pub use html::html;
 pub use proof::{FloatNode, IntegerProof};
@@ -92,9 +93,9 @@ pub struct Totals {
     pub float_bytes: Option<u64>,
     /// Bit operations of one sample.
     pub bops: u64,
-    /// Estimate of the energy of one sample's arithmetic, in joules (see [`cost`]).
+    /// Estimate of the energy of one sample, arithmetic and weights, in joules (see [`Energy`]).
     pub energy: f64,
-    /// The same in 32-bit floating point.
+    /// The same with layers in 32-bit floating point.
     pub float_energy: f64,
     /// Time of one sample, in seconds.
     pub seconds: Option<f64>,
@@ -169,9 +170,10 @@ impl Report {
             totals.macs += info.macs;
             totals.weight_bytes += info.weight_bytes;
             if let Some(precision) = info.precision {
+                let integer = Energy::integer(info.macs, precision, info.weight_bytes);
                 totals.bops = totals.bops.saturating_add(cost::bops(info.macs, precision));
-                totals.energy += cost::energy(info.macs, precision);
-                totals.float_energy += cost::float_energy(info.macs);
+                totals.energy += integer.total();
+                totals.float_energy += Energy::float(info.macs, info.weights).total();
             }
         }
         report

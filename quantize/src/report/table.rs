@@ -140,7 +140,7 @@ pub fn totals_text(report: &Report) -> String {
             Some(_) | None => format!("weights: {}B", metric(totals.weight_bytes as f64)),
         },
         format!(
-            "energy of the arithmetic, estimated: {} a sample ({} in float)",
+            "energy, estimated: {} a sample ({} in float)",
             joules(totals.energy),
             joules(totals.float_energy)
         ),

@@ -31,6 +31,7 @@ impl Profile {
             precisions: precisions(),
         };
         let backend = self.device.open()?;
+        files::check_writable(&self.output)?;
         let table = LatencyTable::measure(&graph, &*backend, &options, |label| {
             eprintln!("{}: {label}", graph.name);
         })?;
