@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use requant_model::Graph;
 use requant_numerics::LayerPrecision;
@@ -19,7 +19,8 @@ use super::{
 pub struct MeasureOptions {
     /// Samples of a run; 1 for a model without a batch dimension.
     pub batch: usize,
-    /// Runs that are timed, at least 50; a tenth as many go before them.
+    /// Fewest runs that are timed, at least 50; small networks are run for a while longer, because a
+    /// processor takes its time to come to speed. A tenth as many runs go before them.
     pub runs: usize,
     /// Precisions, for every layer.
     pub precisions: Vec<LayerPrecision>,
@@ -27,6 +28,11 @@ pub struct MeasureOptions {
 
 /// Fewest runs whose median counts.
 pub const FEWEST_RUNS: usize = 50;
+
+/// A network is timed for at least so many seconds, after a fifth of that to warm up.
+const LEAST_SECONDS: f64 = 0.25;
+/// Most runs that are timed.
+const MOST_RUNS: usize = 5000;
 
 /// Median and 95th percentile of runs, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -169,14 +175,15 @@ fn time(executable: &dyn Executable, batch: usize, runs: usize) -> Result<Timed,
         .collect();
     let mut steps = vec![Vec::with_capacity(runs); executable.plan().steps().len()];
     let mut totals = Vec::with_capacity(runs);
-    let warm_up = runs.div_ceil(10);
-    for run in 0..warm_up + runs {
+    let (begun, mut warm_until) = (Instant::now(), None);
+    let mut run = 0;
+    loop {
         let start = Instant::now();
         for (index, data) in inputs.iter().enumerate() {
             instance.write_input(index, 0, batch, Form::Declared, data)?;
         }
         let stats = instance.run(batch)?;
-        if run >= warm_up {
+        if warm_until.is_some() {
             for (times, step) in steps.iter_mut().zip(&stats.steps) {
                 times.push(step.time.as_secs_f64());
             }
@@ -184,8 +191,20 @@ fn time(executable: &dyn Executable, batch: usize, runs: usize) -> Result<Timed,
         for (index, data) in outputs.iter_mut().enumerate() {
             instance.read_output(index, 0, batch, Form::Declared, data)?;
         }
-        if run >= warm_up {
-            totals.push(Duration::as_secs_f64(&start.elapsed()));
+        run += 1;
+        let elapsed = |since: Instant| since.elapsed().as_secs_f64();
+        match warm_until {
+            None if run >= runs.div_ceil(10) && elapsed(begun) >= LEAST_SECONDS / 5.0 => {
+                warm_until = Some(Instant::now());
+            }
+            None => {}
+            Some(since) => {
+                totals.push(elapsed(start));
+                let enough = totals.len() >= runs && elapsed(since) >= LEAST_SECONDS;
+                if enough || totals.len() >= runs.max(MOST_RUNS) {
+                    break;
+                }
+            }
         }
     }
     Ok(Timed {

@@ -50,7 +50,7 @@ pub struct LatencyTable {
     pub build: String,
     /// Samples of a run.
     pub batch: usize,
-    /// Runs behind each median.
+    /// Fewest runs behind a median.
     pub runs: usize,
     /// Layers, each at every precision.
     pub layers: Vec<LayerTiming>,
