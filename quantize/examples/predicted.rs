@@ -55,7 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 .map(|_| rng.random_range(0..options.precisions.len()))
                 .collect();
             let mixed = variant(&graph, |node| Some(options.precisions[choices[node]]));
-            let predicted = table.predict(&mixed)?;
+            let predicted = table.predict(&mixed, &backend)?;
             let measured = network_seconds(&mixed, &backend, batch, options.runs)?;
             let error = predicted / measured - 1.0;
             println!(

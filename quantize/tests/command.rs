@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use requant_model::{artifact, builtin};
 use requant_npy::{Array, ElementType, Npz};
@@ -191,7 +192,7 @@ fn compare_tells_equal_models_from_others() {
     );
     let weighted: Vec<&str> = text
         .lines()
-        .filter(|line| line.contains(" same "))
+        .filter(|line| line.contains("  same  "))
         .collect();
     assert!(
         weighted.len() > 3 && weighted.iter().all(|line| line.ends_with("equal")),
@@ -244,9 +245,16 @@ fn profile_measures_every_layer_at_every_precision() {
     assert!(json["runs"].as_u64().unwrap() >= 50);
     let table: LatencyTable = serde_json::from_value(json.clone()).unwrap();
     let graph = artifact::read(builtin::FASHION).unwrap();
+    let options = CpuOptions {
+        threads: 1,
+        ..CpuOptions::default()
+    };
+    let backend = CpuBackend::new(options).unwrap();
     let plan = Plan::new(graph.clone(), &PlanOptions::default()).unwrap();
+    let executable = backend.compile(Arc::new(plan)).unwrap();
+    let plan = executable.plan();
     for step in plan.steps() {
-        let key = StepKey::of(&plan, step);
+        let key = StepKey::of(plan, step);
         match step.precision {
             None => assert!(table.step(&key).is_some(), "{}", step.name),
             Some(_) => {
@@ -258,7 +266,7 @@ fn profile_measures_every_layer_at_every_precision() {
         }
     }
     // Layers and the rest make up what a prediction of the whole model says.
-    let network = table.network(&graph).unwrap();
+    let network = table.network(&graph, &backend).unwrap();
     let labels = plan
         .steps()
         .iter()
@@ -273,19 +281,14 @@ fn profile_measures_every_layer_at_every_precision() {
             layer.seconds[label]
         })
         .sum();
-    let predicted = table.predict(&graph).unwrap();
+    let predicted = table.predict(&graph, &backend).unwrap();
     assert!(
         (sum + network.fixed - predicted).abs() < 1e-9,
         "{sum} {predicted}"
     );
 
     // The same device, but this test is another build than the command.
-    let info = CpuBackend::new(CpuOptions {
-        threads: 1,
-        ..CpuOptions::default()
-    })
-    .unwrap()
-    .info();
+    let info = backend.info();
     let refusal = |json: &Value| {
         fs::write(&path, json.to_string()).unwrap();
         LatencyTable::load(&path, &info).unwrap_err().to_string()

@@ -95,15 +95,17 @@ fn a_table_is_read_back_where_it_was_measured() {
     // A mixture of precisions that was never run as such is predicted by its steps.
     let mixed = variant(&graph, |node| options.precisions.get(node % 3).copied());
     let plan = Plan::new(mixed.clone(), &PlanOptions::default()).unwrap();
+    let executable = backend.compile(Arc::new(plan)).unwrap();
+    let plan = executable.plan();
     let steps = plan.steps().iter().map(|step| {
-        let key = StepKey::of(&plan, step);
+        let key = StepKey::of(plan, step);
         let own = step
             .precision
             .map(|precision| table.layer(&key, precision.label()));
         own.unwrap_or_else(|| table.step(&key)).unwrap()
     });
     let sum = steps.sum::<f64>() + table.overhead;
-    assert!((table.predict(&mixed).unwrap() - sum).abs() < 1e-12);
+    assert!((table.predict(&mixed, &backend).unwrap() - sum).abs() < 1e-12);
     assert!(sum > 0.0);
 
     let other = MeasureOptions {
@@ -111,7 +113,7 @@ fn a_table_is_read_back_where_it_was_measured() {
         ..options
     };
     let narrow = LatencyTable::measure(&graph, &backend, &other, |_| {}).unwrap();
-    let error = narrow.predict(&mixed).unwrap_err().to_string();
+    let error = narrow.predict(&mixed, &backend).unwrap_err().to_string();
     assert!(
         error.starts_with("the latency profile lacks the step '"),
         "{error}"
@@ -195,7 +197,7 @@ fn a_float_network_has_a_stand_in() {
         precisions: precisions(),
     };
     let table = LatencyTable::measure(&made, &cpu(), &options, |_| {}).unwrap();
-    let network = table.network(&made).unwrap();
+    let network = table.network(&made, &cpu()).unwrap();
     let [layer] = &network.layers[..] else {
         panic!("{network:?}")
     };

@@ -90,8 +90,8 @@ impl LatencyTable {
         for &precision in &options.precisions {
             progress(precision.label());
             let graph = variant::variant(graph, |_| Some(precision));
-            let plan = Arc::new(Plan::new(graph, &PlanOptions::default())?);
-            let executable = match backend.compile(Arc::clone(&plan)) {
+            let plan = Plan::new(graph, &PlanOptions::default())?;
+            let executable = match backend.compile(Arc::new(plan)) {
                 Ok(executable) => executable,
                 Err(error) => {
                     refused.insert(precision.label().to_owned(), error.to_string());
@@ -99,9 +99,10 @@ impl LatencyTable {
                 }
             };
             let timed = time(&*executable, options.batch, runs)?;
-            // The plan from before compiling: a backend may have laid out its own otherwise.
+            // A backend may have taken steps into the edges: its own plan counts.
+            let plan = executable.plan();
             for (step, spread) in plan.steps().iter().zip(&timed.steps) {
-                let key = StepKey::of(&plan, step);
+                let key = StepKey::of(plan, step);
                 match step.precision {
                     Some(precision) => {
                         let row = layers.entry((key, precision.label())).or_default();

@@ -13,12 +13,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use requant_model::Graph;
 use requant_numerics::LayerPrecision;
 use requant_runtime::plan::Step;
-use requant_runtime::{BackendInfo, CompileError, ExecError, Plan, PlanError, PlanOptions};
+use requant_runtime::{
+    Backend, BackendInfo, CompileError, ExecError, Executable, Plan, PlanError, PlanOptions,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
@@ -308,15 +310,16 @@ impl LatencyTable {
         })
     }
 
-    /// Predicted time of a batch through a model, in seconds: its steps and the overhead.
+    /// Predicted time of a batch through a model, in seconds: its steps, as the backend has them, and the
+    /// overhead.
     ///
     /// # Errors
-    /// A graph without a plan; a step that was not measured.
-    pub fn predict(&self, graph: &Graph) -> Result<f64, LatencyError> {
-        let plan = Plan::new(graph.clone(), &PlanOptions::default())?;
+    /// A graph without a plan, or that the backend refuses; a step that was not measured.
+    pub fn predict(&self, graph: &Graph, backend: &dyn Backend) -> Result<f64, LatencyError> {
+        let executable = compile(graph.clone(), backend)?;
         let mut sum = self.overhead;
-        for step in plan.steps() {
-            sum += self.seconds(&plan, step)?;
+        for step in executable.plan().steps() {
+            sum += self.seconds(executable.plan(), step)?;
         }
         Ok(sum)
     }
@@ -324,8 +327,12 @@ impl LatencyTable {
     /// What each precision of each layer of a network costs, from any integer version of it.
     ///
     /// # Errors
-    /// A graph without a plan; a step that was not measured.
-    pub fn network(&self, graph: &Graph) -> Result<NetworkLatency, LatencyError> {
+    /// As [`LatencyTable::predict`].
+    pub fn network(
+        &self,
+        graph: &Graph,
+        backend: &dyn Backend,
+    ) -> Result<NetworkLatency, LatencyError> {
         let chosen = variant::layers(graph);
         let mut layers: Vec<LayerLatency> = chosen
             .iter()
@@ -340,10 +347,11 @@ impl LatencyTable {
         let mut fixed = None;
         for precision in measured {
             let made = variant::variant(graph, |_| Some(precision));
-            let plan = Plan::new(made, &PlanOptions::default())?;
+            let executable = compile(made, backend)?;
+            let plan = executable.plan();
             let mut others = self.overhead;
             for step in plan.steps() {
-                let seconds = self.seconds(&plan, step)?;
+                let seconds = self.seconds(plan, step)?;
                 let own = |layer: &&mut LayerLatency| {
                     step.name == layer.name || step.name == variant::conversion_name(&layer.name)
                 };
@@ -359,6 +367,11 @@ impl LatencyTable {
             fixed: fixed.unwrap_or(self.overhead),
         })
     }
+}
+
+fn compile(graph: Graph, backend: &dyn Backend) -> Result<Arc<dyn Executable>, LatencyError> {
+    let plan = Plan::new(graph, &PlanOptions::default())?;
+    Ok(backend.compile(Arc::new(plan))?)
 }
 
 fn differs(what: &'static str, found: &str, expected: &str) -> Result<(), LatencyError> {

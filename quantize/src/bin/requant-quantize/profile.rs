@@ -44,7 +44,7 @@ impl Profile {
             match table.refused.get(label) {
                 Some(reason) => text.push_str(&format!("{label}: not on this device: {reason}\n")),
                 None => {
-                    let micros = 1e6 * table.predict(&made)?;
+                    let micros = 1e6 * table.predict(&made, &*backend)?;
                     text.push_str(&format!("{label}: {micros:.1} us, every layer so\n"));
                 }
             }
