@@ -1,16 +1,20 @@
 //! `requant-quantize profile`: how long each layer takes at each precision on this device, for the search.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
+use requant_import::float;
+use requant_import::onnx::{ImportError, ImportOptions};
+use requant_model::Graph;
 use requant_quantize::files;
-use requant_quantize::latency::{FEWEST_RUNS, LatencyTable, MeasureOptions, precisions};
+use requant_quantize::latency::{FEWEST_RUNS, LatencyTable, MeasureOptions, precisions, stand_in};
 
 use crate::device::Device;
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Profile {
-    /// Model: an artefact, a quantized ONNX or TFLite file, or a folder with one
+    /// Model: a float ONNX file, an artefact, a quantized ONNX or TFLite file, or a folder with one
     model: PathBuf,
     /// File for the table of latencies
     #[arg(long, value_name = "LATENCY.json")]
@@ -24,7 +28,7 @@ pub(crate) struct Profile {
 
 impl Profile {
     pub(crate) fn run(&self) -> anyhow::Result<String> {
-        let graph = files::read_model(&self.model)?;
+        let graph = network(&self.model)?;
         let options = MeasureOptions {
             batch: usize::from(self.batch),
             runs: FEWEST_RUNS,
@@ -56,5 +60,19 @@ impl Profile {
             self.output.display()
         ));
         Ok(text)
+    }
+}
+
+/// The integer graph of a model; of a float one, what it will become as far as time goes.
+fn network(path: &Path) -> anyhow::Result<Graph> {
+    let file = files::model_file(path)?;
+    if file.extension().is_none_or(|ending| ending != "onnx") {
+        return Ok(files::read_model(&file)?);
+    }
+    let at = || file.display().to_string();
+    match float::read_file(&file, &ImportOptions::default()) {
+        Ok(graph) => stand_in(&graph).with_context(at),
+        Err(ImportError::Quantized { .. }) => Ok(files::read_model(&file)?),
+        Err(error) => Err(error).with_context(at),
     }
 }
