@@ -2,7 +2,7 @@
 //! or what follows a layer from the values kept before it. A value is dropped when its last reader has run,
 //! so that the peak is that of the widest cut of the graph.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use requant_import::float::{Function, Graph, Node, Op, Tensor, ValueId};
 
@@ -10,16 +10,16 @@ use super::error::ExecError;
 use super::shapes;
 use super::values::{Values, dims};
 
+/// Buffers that are kept for reuse.
+const SPARE: usize = 3;
+
 /// How nodes are computed: in reals ([`super::Reals`]) or in integers ([`super::Exact`]).
 pub trait Arithmetic: Sync {
     /// What a public input becomes before anything reads it.
     fn input(&self, id: ValueId, tensor: Tensor) -> Tensor;
 
-    /// The elements of a node's result.
-    ///
-    /// # Errors
-    /// A node that this arithmetic does not hold.
-    fn compute(&self, step: &Step<'_>) -> Result<Vec<f32>, ExecError>;
+    /// Writes every element of a node's result.
+    fn compute(&self, step: &Step<'_>, out: &mut [f32]);
 }
 
 /// A node with everything that its result follows from.
@@ -47,6 +47,37 @@ impl std::fmt::Debug for Step<'_> {
     }
 }
 
+/// Buffers of dropped values, for the next results: fresh memory costs more than most operators.
+#[derive(Default)]
+struct Spare(Mutex<Vec<Vec<f32>>>);
+
+impl Spare {
+    /// A buffer of `elements`, of which none means anything yet.
+    fn take(&self, elements: usize) -> Vec<f32> {
+        let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fitting = buffers
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| b.capacity() >= elements);
+        let best = fitting.min_by_key(|(_, b)| b.capacity()).map(|(i, _)| i);
+        let mut buffer = best.map(|i| buffers.swap_remove(i)).unwrap_or_default();
+        drop(buffers);
+        buffer.resize(elements, 0.0);
+        buffer
+    }
+
+    /// Keeps the buffer of a value that nobody else holds, and the largest few of all.
+    fn give(&self, tensor: Option<Arc<Tensor>>) {
+        let Some(tensor) = tensor.and_then(Arc::into_inner) else {
+            return;
+        };
+        let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        buffers.push(tensor.data);
+        buffers.sort_by_key(|buffer| std::cmp::Reverse(buffer.capacity()));
+        buffers.truncate(SPARE);
+    }
+}
+
 /// A graph that was checked, ready to run.
 pub struct Executor<'g> {
     graph: &'g Graph,
@@ -54,6 +85,7 @@ pub struct Executor<'g> {
     producers: Vec<Option<usize>>,
     /// Functions of each node that is a map.
     functions: Vec<Vec<Function>>,
+    spare: Spare,
 }
 
 impl std::fmt::Debug for Executor<'_> {
@@ -133,6 +165,7 @@ impl<'g> Executor<'g> {
             graph,
             producers,
             functions,
+            spare: Spare::default(),
         })
     }
 
@@ -206,7 +239,7 @@ impl<'g> Executor<'g> {
     /// `visit` sees every result as it is made.
     ///
     /// # Errors
-    /// A target that depends on an input that is not there; see [`Arithmetic::compute`].
+    /// A target that depends on an input that is not there.
     pub fn compute(
         &self,
         values: &mut Values,
@@ -236,7 +269,7 @@ impl<'g> Executor<'g> {
             for id in &node.inputs {
                 readers[id.0] -= 1;
                 if readers[id.0] == 0 && !keep[id.0] {
-                    values.take(*id);
+                    self.spare.give(values.take(*id));
                 }
             }
         }
@@ -336,7 +369,8 @@ impl<'g> Executor<'g> {
                 .is_some_and(|&id| self.graph.value(id).batched),
             functions: &self.functions[index],
         };
-        let data = arithmetic.compute(&step)?;
+        let mut data = self.spare.take(step.dims.iter().product());
+        arithmetic.compute(&step, &mut data);
         Ok(Tensor {
             dims: step.dims,
             data,

@@ -11,7 +11,6 @@ use requant_import::float::{
 };
 use requant_numerics::edge::{self, EdgeRounding};
 
-use super::error::ExecError;
 use super::executor::{Arithmetic, Step};
 use super::kernels::{self, ConvShape, Epilogue};
 use super::moves;
@@ -190,7 +189,7 @@ impl Arithmetic for Reals {
         tensor
     }
 
-    fn compute(&self, step: &Step<'_>) -> Result<Vec<f32>, ExecError> {
+    fn compute(&self, step: &Step<'_>, out: &mut [f32]) {
         let rounded: Vec<Option<Tensor>> = (0..step.operands.len())
             .map(|operand| {
                 let quant = *self.operands.get(&(step.index, operand))?;
@@ -204,17 +203,15 @@ impl Arithmetic for Reals {
             .zip(&step.operands)
             .map(|(own, &given)| own.as_ref().unwrap_or(given))
             .collect();
-        let mut out = self.evaluate(step, &operands);
+        self.evaluate(step, &operands, out);
         if let Some(&quant) = self.values.get(&step.node.output) {
-            round_to(quant, &mut out);
+            round_to(quant, out);
         }
-        Ok(out)
     }
 }
 
 impl Reals {
-    pub(super) fn evaluate(&self, step: &Step<'_>, operands: &[&Tensor]) -> Vec<f32> {
-        let mut out = vec![0.0; step.dims.iter().product()];
+    pub(super) fn evaluate(&self, step: &Step<'_>, operands: &[&Tensor], out: &mut [f32]) {
         let residual = |with: bool| operands.get(1).filter(|_| with).map(|r| &r.data[..]);
         match (&step.node.op, operands) {
             (Op::Conv(conv), [x, ..]) => {
@@ -227,7 +224,7 @@ impl Reals {
                 if let Some(shape) =
                     ConvShape::new(&x.dims, &conv.weights.dims, &conv.window, conv.groups)
                 {
-                    kernels::conv(&shape, &x.data, weights, &epilogue, &mut out);
+                    kernels::conv(&shape, &x.data, weights, &epilogue, out);
                 }
             }
             (Op::Gemm(gemm), [x, ..]) => {
@@ -238,11 +235,11 @@ impl Reals {
                     clamp: gemm.clamp,
                 };
                 let k = gemm.weights.dims.last().copied().unwrap_or(0);
-                kernels::dense((bias.len(), k), &x.data, weights, &epilogue, &mut out);
+                kernels::dense((bias.len(), k), &x.data, weights, &epilogue, out);
             }
             (Op::MatMul(clamp), [a, b]) => {
                 let finish = |_, sums: &[f32], out: &mut [f32]| kernels::clamped(*clamp, sums, out);
-                kernels::mat_mul((&a.data, &a.dims), (&b.data, &b.dims), &mut out, finish);
+                kernels::mat_mul((&a.data, &a.dims), (&b.data, &b.dims), out, finish);
             }
             (Op::Binary(binary), [a, b]) => {
                 let (a, b, clamp) = (
@@ -251,11 +248,9 @@ impl Reals {
                     binary.clamp,
                 );
                 match binary.kind {
-                    BinaryKind::Sum => kernels::zip(a, b, &mut out, |a, b| clamp.apply(a + b)),
-                    BinaryKind::Difference => {
-                        kernels::zip(a, b, &mut out, |a, b| clamp.apply(a - b))
-                    }
-                    BinaryKind::Product => kernels::zip(a, b, &mut out, |a, b| clamp.apply(a * b)),
+                    BinaryKind::Sum => kernels::zip(a, b, out, |a, b| clamp.apply(a + b)),
+                    BinaryKind::Difference => kernels::zip(a, b, out, |a, b| clamp.apply(a - b)),
+                    BinaryKind::Product => kernels::zip(a, b, out, |a, b| clamp.apply(a * b)),
                 }
             }
             (Op::Map(map), [x]) => {
@@ -277,25 +272,24 @@ impl Reals {
             }
             (Op::AveragePool(pool), [x]) => {
                 let window = (&pool.window, pool.include_pad);
-                kernels::window_sums::<f32>(&x.dims, window, &x.data, &mut out, |sum, count| {
+                kernels::window_sums::<f32>(&x.dims, window, &x.data, out, |sum, count| {
                     pool.clamp.apply(sum / count.max(1) as f32)
                 });
             }
             (Op::Mean { axes, clamp }, [x]) => {
                 let count: usize = axes.iter().map(|&axis| x.dims[axis]).product();
-                kernels::mean(&x.dims, axes, &x.data, &mut out, |sum| {
+                kernels::mean(&x.dims, axes, &x.data, out, |sum| {
                     clamp.apply((sum / count as f64) as f32)
                 });
             }
             (Op::Resize(resize), [x]) if !step.node.op.moves_only() => {
                 let weight = |weight: f32| weight;
-                moves::interpolate(resize, x, weight, &mut out, |sum: f32| sum);
+                moves::interpolate(resize, x, weight, out, |sum: f32| sum);
             }
             (Op::Softmax { axis, flat }, [x]) => {
-                moves::softmax(&x.dims, *axis, *flat, &x.data, &mut out)
+                moves::softmax(&x.dims, *axis, *flat, &x.data, out)
             }
-            (_, _) => moves::run(step, operands, None, &mut out),
+            (_, _) => moves::run(step, operands, None, out),
         }
-        out
     }
 }

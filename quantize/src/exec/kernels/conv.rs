@@ -7,6 +7,7 @@ use requant_import::float::Clamp;
 use requant_model::ops::Window;
 
 use super::depthwise;
+use super::moves::copy_strided;
 use super::product::{Matrix, Real, multiply};
 
 /// Elements of panel and product that a tile may have together.
@@ -115,6 +116,7 @@ pub struct Epilogue<'a> {
 
 impl Epilogue<'_> {
     /// Finishes sums of one channel.
+    #[inline(always)]
     pub fn finish(&self, at: Segment, sums: &[f32], out: &mut [f32]) {
         let bias = self.bias.get(at.channel).copied().unwrap_or(0.0);
         match self.residual {
@@ -140,9 +142,14 @@ pub fn conv(
     epilogue: &Epilogue<'_>,
     out: &mut [f32],
 ) {
-    convolve(shape, x, weights, out, |at, sums, out| {
-        epilogue.finish(at, sums, out)
-    });
+    convolve(
+        shape,
+        x,
+        weights,
+        out,
+        #[inline(always)]
+        |at, sums, out| epilogue.finish(at, sums, out),
+    );
 }
 
 /// The sums `x ⊛ weights`, handed to `finish` a run of pixels of one channel at a time. In `f64` integers
@@ -193,7 +200,10 @@ pub fn convolve<T: Real>(
                                     pitch: width,
                                     first: s * length,
                                 };
-                                im2col(shape, sample, group, place, panel);
+                                pulp::Arch::new().dispatch(
+                                    #[inline(always)]
+                                    || im2col(shape, sample, group, place, panel),
+                                );
                             }
                             Matrix::row_major(&panel[..], width)
                         };
@@ -213,7 +223,10 @@ pub fn convolve<T: Real>(
                                     offset: first * elements + to,
                                 };
                                 let out = &mut chunk[to..to + length];
-                                pulp::Arch::new().dispatch(|| finish(at, run, out));
+                                pulp::Arch::new().dispatch(
+                                    #[inline(always)]
+                                    || finish(at, run, out),
+                                );
                             }
                         }
                     }
@@ -237,6 +250,7 @@ pub struct Columns {
 
 /// The inputs of output pixels as columns: row `(c, kh, kw)` of `panel` holds what weight `(c, kh, kw)` of a
 /// group meets, zeros for padding.
+#[inline]
 pub fn im2col<T: Real>(
     shape: &ConvShape,
     sample: &[f32],
@@ -256,7 +270,7 @@ pub fn im2col<T: Real>(
             };
             let row = &mut row[place.first..place.first + place.length];
             if shape.is_pointwise() {
-                copy(row, &plane[place.start..place.start + place.length]);
+                copy_strided(row, &plane[place.start..place.start + place.length], 1);
             } else {
                 tap_row(shape, plane, [tap / kw, tap % kw], place.start, row);
             }
@@ -265,6 +279,7 @@ pub fn im2col<T: Real>(
 }
 
 /// What one weight of the window meets at the output pixels from `start` on.
+#[inline(always)]
 fn tap_row<T: Real>(
     shape: &ConvShape,
     plane: &[f32],
@@ -305,22 +320,6 @@ fn tap_row<T: Real>(
         let line = &plane[(at - top) * width..(at - top + 1) * width];
         let line = &line[from * sw + shift - left..];
         let middle = &mut part[from - ow..to - ow];
-        if sw == 1 {
-            copy(middle, line);
-        } else {
-            for (y, &x) in middle.iter_mut().zip(line.iter().step_by(sw)) {
-                *y = T::from_f32(x);
-            }
-        }
-    }
-}
-
-fn copy<T: Real>(to: &mut [T], from: &[f32]) {
-    if let Some(from) = T::borrow(from) {
-        to.copy_from_slice(&from[..to.len()]);
-    } else {
-        for (y, &x) in to.iter_mut().zip(from) {
-            *y = T::from_f32(x);
-        }
+        copy_strided(middle, line, sw);
     }
 }

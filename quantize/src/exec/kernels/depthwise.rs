@@ -5,6 +5,7 @@
 use rayon::prelude::*;
 
 use super::conv::{ConvShape, Segment};
+use super::moves::copy_strided;
 use super::product::Real;
 
 /// Sums held in registers at a time.
@@ -33,17 +34,20 @@ pub(super) fn convolve<T: Real>(
         |(plane, sums), (index, out)| {
             let (sample, channel) = (index / shape.outputs, index % shape.outputs);
             let from = (sample * shape.channels + channel / multiplier) * area;
-            sorted.fill(shape, &x[from..from + area], plane);
             let weights = &weights[channel * taps..(channel + 1) * taps];
             let at = Segment {
                 channel,
                 offset: index * pixels,
             };
-            pulp::Arch::new().dispatch(|| {
-                sorted.sum(plane, weights, sums);
-                sorted.compact(shape, sums);
-                finish(at, &sums[..pixels], out);
-            });
+            pulp::Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    sorted.fill(shape, &x[from..from + area], plane);
+                    sorted.sum(plane, weights, sums);
+                    sorted.compact(shape, sums);
+                    finish(at, &sums[..pixels], out);
+                },
+            );
         },
     );
 }
@@ -91,6 +95,7 @@ impl Sorted {
     }
 
     /// Sorts a plane, zeros around it.
+    #[inline(always)]
     fn fill<T: Real>(&self, shape: &ConvShape, x: &[f32], plane: &mut Vec<T>) {
         let [sh, sw] = shape.window.strides;
         let (top, left) = (shape.window.pads[0], shape.window.pads[1]);
@@ -111,21 +116,15 @@ impl Sorted {
                 // Columns `c` with `(c + left) mod sw == phase`.
                 let first = (phase + sw - left % sw) % sw;
                 let at = (first + left) / sw;
-                if at >= self.pitch {
+                if at >= self.pitch || first >= line.len() {
                     continue;
                 }
                 let begin = (remainder * sw + phase) * self.part + row * self.pitch;
-                let to = &mut plane[begin + at..begin + self.pitch];
-                let from = line.get(first..).unwrap_or_default();
-                if sw == 1 {
-                    for (y, &x) in to.iter_mut().zip(from) {
-                        *y = T::from_f32(x);
-                    }
-                } else {
-                    for (y, &x) in to.iter_mut().zip(from.iter().step_by(sw)) {
-                        *y = T::from_f32(x);
-                    }
-                }
+                copy_strided(
+                    &mut plane[begin + at..begin + self.pitch],
+                    &line[first..],
+                    sw,
+                );
             }
         }
     }

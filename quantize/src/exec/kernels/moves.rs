@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use super::product::Real;
+
 /// Elements that a task takes at least.
 const CHUNK: usize = 1 << 14;
 
@@ -72,4 +74,31 @@ pub fn concat(parts: &[(&[f32], usize)], out: &mut [f32]) {
                 rest = next;
             }
         });
+}
+
+/// `to[i] = from[i·stride]` for as many elements as both have.
+#[inline(always)]
+pub(super) fn copy_strided<T: Real>(to: &mut [T], from: &[f32], stride: usize) {
+    match stride {
+        1 => {
+            for (y, &x) in to.iter_mut().zip(from) {
+                *y = T::from_f32(x);
+            }
+        }
+        2 => {
+            let pairs = from.as_chunks::<2>();
+            let (whole, last) = to.split_at_mut(to.len().min(pairs.0.len()));
+            for (y, pair) in whole.iter_mut().zip(pairs.0) {
+                *y = T::from_f32(pair[0]);
+            }
+            if let (Some(y), Some(&x)) = (last.first_mut(), pairs.1.first()) {
+                *y = T::from_f32(x);
+            }
+        }
+        stride => {
+            for (y, &x) in to.iter_mut().zip(from.iter().step_by(stride)) {
+                *y = T::from_f32(x);
+            }
+        }
+    }
 }
