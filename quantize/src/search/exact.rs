@@ -1,6 +1,6 @@
 //! Depth-first branch and bound over Lagrangian bounds: the best assignments, exactly, in plain arithmetic.
-//! It decides whether budgets can be met at all, stands in where the ILP solver fails, and is what the
-//! solver's answer is checked with.
+//! It decides whether budgets can be met at all, lists the candidates for the ILP strategy, and is
+//! what its solver's answer is checked with.
 //!
 //! For multipliers λ ≥ 0, `Σ_g min_o (s + λ·c) − λ·budget` bounds every feasible assignment from below
 //! (Fisher, Management Science 1981). λ is fitted once, by subgradient steps at the root; below, the bound
@@ -224,10 +224,9 @@ impl<'a> Tree<'a> {
 
 #[cfg(test)]
 mod tests {
-    use rand::{RngExt, SeedableRng};
+    use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
-    use super::super::groups::Group;
     use super::*;
 
     /// Every assignment within the budget, the least sensitive first.
@@ -245,30 +244,12 @@ mod tests {
         all
     }
 
-    fn random(random: &mut ChaCha8Rng, limits: usize) -> Groups {
-        let groups: Vec<Group> = (0..random.random_range(1..7))
-            .map(|member| {
-                let options = random.random_range(1..5);
-                let pick = |_| Pick::of(random.random(), core::array::from_fn(|_| random.random()));
-                Group {
-                    members: vec![member],
-                    options: (0..options).map(pick).collect(),
-                }
-            })
-            .collect();
-        let mut budget = [f64::INFINITY; 3];
-        for limit in &mut budget[..limits] {
-            *limit = groups.len() as f64 * random.random_range(0.1..0.8);
-        }
-        Groups::of(groups, budget)
-    }
-
     #[test]
     fn the_best_are_those_of_exhaustive_search() {
         let mut numbers = ChaCha8Rng::seed_from_u64(3);
         let mut impossible = 0;
         for case in 0..600 {
-            let groups = random(&mut numbers, case % 4);
+            let groups = Groups::random(&mut numbers, case % 4);
             let expected = exhaustive(&groups);
             impossible += usize::from(expected.is_empty());
             for count in [1, 7] {

@@ -253,25 +253,31 @@ impl Pick {
 
 #[cfg(test)]
 impl Groups {
-    /// Groups of one layer each, as they are.
-    pub(super) fn of(groups: Vec<Group>, budget: Costs) -> Self {
-        let layers = groups.len();
+    /// Up to six groups of up to four options with random figures, and limits on the first `limits` costs that
+    /// not every time can be met.
+    pub(super) fn random(random: &mut rand_chacha::ChaCha8Rng, limits: usize) -> Self {
+        use rand::RngExt;
+
+        let mut groups = Vec::new();
+        for member in 0..random.random_range(1..7) {
+            let options = (0..random.random_range(1..5)).map(|_| Pick {
+                choices: vec![0],
+                sensitivity: random.random(),
+                costs: core::array::from_fn(|_| random.random()),
+            });
+            groups.push(Group {
+                members: vec![member],
+                options: options.collect(),
+            });
+        }
+        let mut budget = [f64::INFINITY; 3];
+        for limit in &mut budget[..limits] {
+            *limit = groups.len() as f64 * random.random_range(0.1..0.8);
+        }
         Self {
+            layers: groups.len(),
             groups,
             budget,
-            layers,
-        }
-    }
-}
-
-#[cfg(test)]
-impl Pick {
-    /// The option of a group of one layer.
-    pub(super) fn of(sensitivity: f64, costs: Costs) -> Self {
-        Self {
-            choices: vec![0],
-            sensitivity,
-            costs,
         }
     }
 }

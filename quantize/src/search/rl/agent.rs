@@ -140,20 +140,19 @@ impl Agent {
                 .forward(&joined(&transition.state, transition.action));
             let error = first(&values) - target;
             self.critic
-                .backward(&values, &[2.0 * share * error], &mut gradients);
+                .backward(&values, &[2.0 * share * error], Some(&mut gradients));
         }
         self.optimizers.1.step(&mut self.critic, &gradients);
 
         let mut gradients = self.actor.zeros();
-        let mut unused = self.critic.zeros();
         for transition in &batch {
             let values = self.actor.forward(&transition.state);
             let action = sigmoid(first(&values));
             let judged = self.critic.forward(&joined(&transition.state, action));
             // Uphill along the critic's gradient with respect to the action.
-            let slope = self.critic.backward(&judged, &[-share], &mut unused);
+            let slope = self.critic.backward(&judged, &[-share], None);
             let slope = slope.last().copied().unwrap_or(0.0) * action * (1.0 - action);
-            self.actor.backward(&values, &[slope], &mut gradients);
+            self.actor.backward(&values, &[slope], Some(&mut gradients));
         }
         self.optimizers.0.step(&mut self.actor, &gradients);
 

@@ -10,7 +10,8 @@ pub(super) struct Mlp {
     layers: Vec<Dense>,
 }
 
-/// `y = W·x + b`; parameters are `[outputs, inputs]` followed by `[outputs]`.
+/// `y = b + Σ_i x_i·W_i`; parameters are `[inputs, outputs]` followed by `[outputs]`, so that the loops run along
+/// independent outputs.
 #[derive(Clone, Debug)]
 struct Dense {
     inputs: usize,
@@ -75,38 +76,36 @@ impl Mlp {
             .unwrap_or(0.0)
     }
 
-    /// Adds the gradients of the parameters for a gradient of the output, and returns that of the input.
-    /// `values` are those of [`Self::forward`].
+    /// The gradient of the input for a gradient of the output, `values` being those of [`Self::forward`]. The
+    /// gradients of the parameters are added to `gradients`, where they are wanted.
     pub(super) fn backward(
         &self,
         values: &[Vec<f64>],
         output: &[f64],
-        gradients: &mut Gradients,
+        mut gradients: Option<&mut Gradients>,
     ) -> Vec<f64> {
         let mut downstream = output.to_vec();
         for (index, layer) in self.layers.iter().enumerate().rev() {
-            let (input, sums) = (&values[index], &mut gradients[index]);
-            let mut upstream = vec![0.0; layer.inputs];
-            let (weights, biases) = sums.split_at_mut(layer.inputs * layer.outputs);
-            for (o, &g) in downstream.iter().enumerate() {
-                let row = o * layer.inputs..(o + 1) * layer.inputs;
-                biases[o] += g;
-                for ((sum, weight), (x, up)) in weights[row.clone()]
-                    .iter_mut()
-                    .zip(&layer.parameters[row])
-                    .zip(input.iter().zip(&mut upstream))
-                {
-                    *sum += g * x;
-                    *up += g * weight;
+            let input = &values[index];
+            if let Some(gradients) = gradients.as_deref_mut() {
+                let sums = gradients[index].chunks_exact_mut(layer.outputs);
+                for (row, &x) in sums.zip(input.iter().chain([&1.0])) {
+                    row.iter_mut()
+                        .zip(&downstream)
+                        .for_each(|(sum, g)| *sum += x * g);
                 }
             }
-            if index > 0 {
-                // The input of this layer went through ReLU.
-                for (up, &x) in upstream.iter_mut().zip(input) {
-                    *up = if x > 0.0 { *up } else { 0.0 };
-                }
-            }
-            downstream = upstream;
+            let rows = layer.parameters.chunks_exact(layer.outputs).zip(input);
+            downstream = rows
+                .map(|(row, &x)| match index > 0 && x <= 0.0 {
+                    // The input of this layer went through ReLU.
+                    true => 0.0,
+                    false => row
+                        .iter()
+                        .zip(&downstream)
+                        .fold(0.0, |sum, (w, g)| sum + w * g),
+                })
+                .collect();
         }
         downstream
     }
@@ -124,9 +123,16 @@ impl Mlp {
 impl Dense {
     fn apply(&self, input: &[f64]) -> Vec<f64> {
         let (weights, biases) = self.parameters.split_at(self.inputs * self.outputs);
-        let rows = weights.chunks_exact(self.inputs).zip(biases);
-        rows.map(|(row, bias)| row.iter().zip(input).fold(*bias, |sum, (w, x)| sum + w * x))
-            .collect()
+        let mut output = biases.to_vec();
+        for (row, &x) in weights.chunks_exact(self.outputs).zip(input) {
+            if x != 0.0 {
+                output
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(sum, w)| *sum += x * w);
+            }
+        }
+        output
     }
 }
 
@@ -194,7 +200,7 @@ mod tests {
         };
         let values = net.forward(&input);
         let mut gradients = net.zeros();
-        let of_input = net.backward(&values, &[1.5, -0.5], &mut gradients);
+        let of_input = net.backward(&values, &[1.5, -0.5], Some(&mut gradients));
         let step = 1e-6;
         let agree = |found: f64, above: f64, below: f64| {
             let expected = (above - below) / (2.0 * step);
@@ -237,7 +243,7 @@ mod tests {
             for &x in &points {
                 let values = net.forward(&[x]);
                 let error = values.last().unwrap()[0] - x.abs();
-                net.backward(&values, &[2.0 * error / 16.0], &mut gradients);
+                net.backward(&values, &[2.0 * error / 16.0], Some(&mut gradients));
             }
             adam.step(&mut net, &gradients);
         }
