@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use requant_import::float::{ActivationQuant, Graph, LayerQuant, Quantized, ValueId};
+use requant_import::float::{
+    ActivationQuant, BinaryKind, Graph, LayerQuant, Op, Port, Quantized, ValueId,
+};
 use requant_model::limits::SCALE_RANGE;
-use requant_numerics::ActivationPrecision;
+use requant_numerics::{ActivationPrecision, DType};
 
 use crate::placement::Placement;
 
@@ -23,22 +25,29 @@ pub struct Grids {
 /// A layer's weights at one precision, rounded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
-    /// How the layer reads its activations.
-    pub activations: ActivationPrecision,
     /// Weights and scales; its bias is empty, because that depends on the scale of the activations.
     pub quant: LayerQuant,
     /// Bias, one an output channel, corrected for what rounding the weights shifts.
     pub bias: Vec<f32>,
 }
 
-/// Puts a quantized graph together. `layers` has the candidate of each layer, by node; `streams` says which
-/// groups hold 16 bits.
+/// What was decided of a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Decided<'c> {
+    /// How the layer reads its activations.
+    pub activations: ActivationPrecision,
+    /// Its weights.
+    pub candidate: &'c Candidate,
+}
+
+/// Puts a quantized graph together. `layers` has what was decided of each layer, by node; `streams` says
+/// which groups hold 16 bits.
 pub fn assemble<'g>(
     graph: &'g Graph,
     placement: &Placement,
     grids: &[Grids],
     streams: &[bool],
-    layers: &BTreeMap<usize, &Candidate>,
+    layers: &BTreeMap<usize, Decided<'_>>,
 ) -> Quantized<'g> {
     let readers = graph.readers();
     let narrow: Vec<bool> = (0..placement.len())
@@ -69,7 +78,7 @@ pub fn assemble<'g>(
                 continue;
             };
             let wanted = match layers.get(&index) {
-                Some(candidate) if operand == 0 => match candidate.activations {
+                Some(decided) if operand == 0 => match decided.activations {
                     ActivationPrecision::A4 => grids[group].a4,
                     ActivationPrecision::A8
                     | ActivationPrecision::Ternary
@@ -83,8 +92,7 @@ pub fn assemble<'g>(
                 },
                 // Sums take 16 bits as they are.
                 Some(_) => continue,
-                None if matches!(node.op, requant_import::float::Op::Binary(b) if b.kind != requant_import::float::BinaryKind::Product) =>
-                {
+                None if matches!(&node.op, Op::Binary(b) if b.kind != BinaryKind::Product) => {
                     continue;
                 }
                 None if streams[group] => grids[group].a8,
@@ -94,9 +102,9 @@ pub fn assemble<'g>(
                 quantized.operands.insert((index, operand), wanted);
             }
         }
-        if let Some(candidate) = layers.get(&index) {
+        if let Some(decided) = layers.get(&index) {
             let scale = quantized.operand(index, 0).map_or(1.0, |a| a.quant.scale);
-            quantized.layers[index] = Some(with_bias(candidate, scale));
+            quantized.layers[index] = Some(with_bias(decided.candidate, scale));
         }
     }
     quantized
@@ -109,11 +117,11 @@ fn reads_narrow(
     placement: &Placement,
     group: usize,
     readers: &[Vec<(usize, usize)>],
-    layers: &BTreeMap<usize, &Candidate>,
+    layers: &BTreeMap<usize, Decided<'_>>,
 ) -> bool {
     let mut any = false;
     for &value in placement.members(group) {
-        let public = |ports: &[requant_import::float::Port]| ports.iter().any(|p| p.value == value);
+        let public = |ports: &[Port]| ports.iter().any(|p| p.value == value);
         if public(&graph.outputs) || public(&graph.inputs) {
             return false;
         }
@@ -146,8 +154,11 @@ fn with_bias(candidate: &Candidate, activations: f32) -> LayerQuant {
         let scale = quant.scales[channel];
         if scale < least && quant.codebook.is_none() {
             let ratio = f64::from(scale) / f64::from(least);
-            for weight in &mut quant.weights[channel * k..(channel + 1) * k] {
-                *weight = (f64::from(*weight) * ratio).round_ties_even() as i8;
+            // Signs stay as they are, for there is no smaller one: beside such a bias a step is nothing.
+            if !matches!(quant.dtype, DType::Binary | DType::Ternary) {
+                for weight in &mut quant.weights[channel * k..(channel + 1) * k] {
+                    *weight = (f64::from(*weight) * ratio).round_ties_even() as i8;
+                }
             }
             quant.scales[channel] = least.clamp(*SCALE_RANGE.start(), *SCALE_RANGE.end());
         }

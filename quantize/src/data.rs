@@ -10,6 +10,8 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
 use requant_npy::{Array, ElementType, NpyError, Npz, NpzError, text};
 use thiserror::Error;
 
@@ -219,6 +221,38 @@ impl Data {
             None => Err(DataError::NoLabels {
                 path: path.to_owned(),
             }),
+        }
+    }
+
+    /// Standard normal noise in the shapes of a model's inputs, the same for the same seed: for whoever has
+    /// no data at all.
+    pub fn noise(specs: &[InputSpec], samples: usize, seed: u64) -> Data {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut input = |spec: &InputSpec| {
+            let sample: usize = spec.dims.iter().product();
+            let mut shape = vec![samples];
+            shape.extend(&spec.dims);
+            let normal = std::iter::repeat_with(|| {
+                // Box and Muller's transform of two uniform numbers.
+                let (a, b): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random());
+                let turn = 2.0 * std::f64::consts::PI * b;
+                (libm::sqrt(-2.0 * libm::log(a)) * libm::cos(turn)) as f32
+            });
+            let bytes = normal.take(samples * sample).flat_map(f32::to_le_bytes);
+            Input {
+                name: spec.name.clone(),
+                sample,
+                parts: vec![Array {
+                    element: ElementType::Float32,
+                    shape,
+                    data: bytes.collect::<Vec<u8>>().into(),
+                }],
+            }
+        };
+        Data {
+            inputs: specs.iter().map(&mut input).collect(),
+            labels: None,
+            samples,
         }
     }
 

@@ -111,6 +111,14 @@ pub fn model_file(path: &Path) -> Result<PathBuf, FileError> {
     })
 }
 
+/// Reads a file as it is.
+///
+/// # Errors
+/// What the system says.
+pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
+    fs::read(path).map_err(io_error(path))
+}
+
 /// Reads the integer model behind a path, by the ending of its file's name.
 ///
 /// # Errors

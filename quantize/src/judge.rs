@@ -80,6 +80,23 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// This verdict and one on other samples.
+    #[must_use]
+    pub fn plus(&self, other: &Verdict) -> Verdict {
+        let right = match (self.right, other.right) {
+            (Some(a), Some(b)) => Some(a + b),
+            // Nothing was compared yet.
+            (None, right) if self.samples == 0 => right,
+            (_, _) => None,
+        };
+        Verdict {
+            samples: self.samples + other.samples,
+            agreeing: self.agreeing + other.agreeing,
+            right,
+            divergence: self.divergence + other.divergence,
+        }
+    }
+
     /// Share of samples that agree with the float model.
     pub fn agreement(&self) -> f64 {
         self.agreeing as f64 / self.samples.max(1) as f64

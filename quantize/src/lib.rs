@@ -10,6 +10,7 @@ pub mod exec;
 pub mod files;
 pub mod judge;
 pub mod latency;
+pub mod pipeline;
 pub mod placement;
 pub mod precision;
 pub mod progress;

@@ -1,7 +1,7 @@
 //! Which values of a float graph share one quantization, and which stay real: an operator that only moves
 //! elements must find them in the same integers on both sides.
 
-use requant_import::float::{Graph, Op, ValueId};
+use requant_import::float::{BinaryKind, Graph, Op, ValueId};
 
 /// The values of a graph, sorted into groups of one quantization each.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,6 +89,30 @@ impl Placement {
     /// The values of a group whose elements come from nowhere else in it: their range is the group's.
     pub fn sources(&self, group: usize) -> &[ValueId] {
         &self.sources[group]
+    }
+
+    /// Which groups are residual streams: a sum that another sum reads. Sixteen bits there keep what each
+    /// block adds; other readers requantize.
+    pub fn streams(&self, graph: &Graph) -> Vec<bool> {
+        let readers = graph.readers();
+        let is_sum = |op: &Op| {
+            let sum = matches!(op, Op::Binary(b) if b.kind != BinaryKind::Product);
+            sum || op.residual()
+        };
+        let mut streams = vec![false; self.len()];
+        for node in graph.nodes.iter().filter(|node| is_sum(&node.op)) {
+            let Some(group) = self.group(node.output) else {
+                continue;
+            };
+            let adds = |&(reader, operand): &(usize, usize)| {
+                let op = &graph.nodes[reader].op;
+                is_sum(op) && (operand == 1 || matches!(op, Op::Binary(_)))
+            };
+            let public = graph.outputs.iter().any(|port| port.value == node.output);
+            let alone = self.members[group].len() == 1;
+            streams[group] = alone && !public && readers[node.output.0].iter().any(adds);
+        }
+        streams
     }
 
     /// Reals that must lie in the group's range besides what its sources hold.

@@ -11,7 +11,7 @@ use requant_model::spec::{Linear, RequantizeSpec, SchemeSpec, WeightSpec};
 use requant_model::{Affine, Graph, Node, Op, Tensor, Value};
 use requant_numerics::{ActivationPrecision, DType, LayerPrecision, WeightPrecision};
 
-use crate::assemble::{Candidate, Grids, assemble};
+use crate::assemble::{Candidate, Decided, Grids, assemble};
 use crate::placement::Placement;
 
 /// Weights of a centroid in codebooks that are timed.
@@ -227,7 +227,6 @@ pub fn stand_in(graph: &float::Graph) -> Result<Graph, float::ExportError> {
             codebook: None,
         };
         let candidate = Candidate {
-            activations: ActivationPrecision::A8,
             quant,
             bias: vec![0.0; channels],
         };
@@ -236,7 +235,14 @@ pub fn stand_in(graph: &float::Graph) -> Result<Graph, float::ExportError> {
     let candidates: BTreeMap<usize, Candidate> = graph.layers().filter_map(candidate).collect();
     let layers = candidates
         .iter()
-        .map(|(&index, candidate)| (index, candidate))
+        .map(|(&index, candidate)| {
+            let activations = ActivationPrecision::A8;
+            let decided = Decided {
+                activations,
+                candidate,
+            };
+            (index, decided)
+        })
         .collect();
     let placement = Placement::new(graph);
     let groups = placement.len();

@@ -5,19 +5,19 @@ use clap::ValueEnum;
 use requant_runtime::{Backend, CpuBackend, CpuOptions, CudaBackend, ReferenceBackend};
 
 /// Flags that choose a backend.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Device {
     /// What computes; auto takes a GPU where there is one
     #[arg(long, value_enum, default_value = "auto")]
-    backend: Choice,
+    pub(crate) backend: Choice,
     /// Threads of the CPU backend [default: the cores granted to the process]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    pub(crate) threads: Option<u16>,
 }
 
 /// A backend by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Choice {
+pub(crate) enum Choice {
     /// A GPU where there is one, the CPU otherwise
     Auto,
     /// The CPU
@@ -43,9 +43,14 @@ impl Device {
         })
     }
 
+    /// Threads of the CPU backend; 0 for as many as were granted.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads.map_or(0, usize::from)
+    }
+
     fn cpu(&self) -> anyhow::Result<Box<dyn Backend>> {
         let options = CpuOptions {
-            threads: self.threads.map_or(0, usize::from),
+            threads: self.threads(),
             ..CpuOptions::default()
         };
         Ok(Box::new(CpuBackend::new(options)?))

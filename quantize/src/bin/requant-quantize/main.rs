@@ -1,4 +1,5 @@
-//! The `requant-quantize` command: looks at integer models, runs, compares and times them offline. It
+//! The `requant-quantize` command: makes integer models of float ones, and looks at them, runs, compares
+//! and times them offline. It
 //! exits with 2 and one line on standard error when a flag, a file or its content is wrong, or when it is
 //! interrupted; with 1 when the machine fails it otherwise.
 
@@ -7,6 +8,7 @@ mod device;
 mod inspect;
 mod print;
 mod profile;
+mod quantize;
 mod run;
 
 use std::io::{self, ErrorKind, Write as _};
@@ -15,12 +17,19 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use requant_quantize::files;
 
-/// Inspects, runs, compares and times integer models.
+/// Makes an integer model of a float ONNX model; inspects, runs, compares and times integer models.
 #[derive(Debug, Parser)]
-#[command(name = "requant-quantize", version, arg_required_else_help = false)]
+#[command(
+    name = "requant-quantize",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    quantize: Option<quantize::QuantizeArgs>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -53,11 +62,16 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let outcome = match &args.command {
-        Command::Inspect(inspect) => inspect.run(),
-        Command::Run(run) => run.run(),
-        Command::Compare(compare) => compare.run(),
-        Command::Profile(profile) => profile.run(),
+    let outcome = match (&args.command, &args.quantize) {
+        (Some(Command::Inspect(inspect)), _) => inspect.run(),
+        (Some(Command::Run(run)), _) => run.run(),
+        (Some(Command::Compare(compare)), _) => compare.run(),
+        (Some(Command::Profile(profile)), _) => profile.run(),
+        (None, Some(quantize)) => quantize.run(),
+        (None, None) => {
+            complain("no model given; see --help");
+            return ExitCode::from(2);
+        }
     };
     match outcome {
         Ok(text) => answer(&text),

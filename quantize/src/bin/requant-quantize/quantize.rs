@@ -1,0 +1,393 @@
+//! The command itself: a float model and samples in, an integer model and a report out.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use requant_import::float;
+use requant_import::onnx::ImportOptions;
+use requant_model::Graph;
+use requant_numerics::WeightPrecision;
+use requant_quantize::calibrate::Calibrator;
+use requant_quantize::data::Data;
+use requant_quantize::exec::Executor;
+use requant_quantize::files;
+use requant_quantize::latency::LatencyTable;
+use requant_quantize::pipeline::{
+    self, Evaluation, Method, Options, Outcome, Samples, describe, evaluate, input_specs, quality,
+    run,
+};
+use requant_quantize::precision::{Activations, Fix, Weights};
+use requant_quantize::progress::Progress;
+use requant_quantize::reconstruct::Effort;
+use requant_quantize::report::{Report, html, layer_table, totals_text};
+use requant_quantize::search::{Budgets, Settings, Strategy};
+use requant_quantize::work::{self, Key, Work};
+use sha2::{Digest as _, Sha256};
+
+use crate::device::{Choice, Device};
+
+/// Quantize a float ONNX model.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct QuantizeArgs {
+    /// The float model, an ONNX file.
+    #[arg(value_name = "MODEL.onnx")]
+    pub(crate) model: PathBuf,
+    /// Samples to calibrate with: an .npz archive with an array named as the input is (or 'x'), or a folder of .npy files. Without it, noise is used, and the model suffers.
+    #[arg(long, value_name = "DATA")]
+    pub(crate) calibration: Option<PathBuf>,
+    /// Folder of the model in a repository: DIR/NAME gets 1/model.safetensors, report.json and report.html.
+    #[arg(long, value_name = "DIR/NAME")]
+    pub(crate) output: PathBuf,
+    /// Weights: int8, int4, int2, ternary, binary, codebook, or auto to let --budget decide.
+    #[arg(long, default_value = "auto", value_parser = Weights::from_str)]
+    pub(crate) weights: Weights,
+    /// Activations: int8, int4, or auto to let --budget decide.
+    #[arg(long, default_value = "int8", value_parser = Activations::from_str)]
+    pub(crate) activations: Activations,
+    /// How ranges of activations are picked: minmax, ema, percentile, entropy or mse.
+    #[arg(long, default_value = "minmax", value_parser = Calibrator::from_str)]
+    pub(crate) calibrator: Calibrator,
+    /// How weights are rounded: nearest, gptq, adaround or descent layer by layer; block to reconstruct blocks after that; auto for descent, and block where activations have 4 bits.
+    #[arg(long, default_value = "auto", value_parser = Method::from_str)]
+    pub(crate) rounding: Method,
+    /// How precisions are searched: ilp, rl, nas or greedy.
+    #[arg(long, default_value = "ilp", value_parser = Strategy::from_str)]
+    pub(crate) search: Strategy,
+    /// What the model may cost as fractions of its all-8-bit cost, such as size=0.6, latency=0.7, bops=0.5, or a floor accuracy=0.98; several with commas.
+    #[arg(long, value_name = "COST=FRACTION", value_parser = Budgets::from_str)]
+    pub(crate) budget: Option<Budgets>,
+    /// Precision of one layer, such as conv1=w8a8; may be repeated.
+    #[arg(long, value_name = "LAYER=PRECISION", value_parser = Fix::from_str)]
+    pub(crate) fix: Vec<Fix>,
+    /// Latencies that `requant-quantize profile` measured on this device; needed by --budget latency=….
+    #[arg(long, value_name = "LATENCY.json")]
+    pub(crate) profile: Option<PathBuf>,
+    /// Labelled samples to measure accuracy on; they decide nothing.
+    #[arg(long, value_name = "DATA.npz")]
+    pub(crate) evaluate: Option<PathBuf>,
+    /// Where the HTML report goes instead of into the output folder.
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
+    /// Also write the model as ONNX with QuantizeLinear and DequantizeLinear nodes.
+    #[arg(long, value_name = "FILE.onnx")]
+    pub(crate) export_qdq: Option<PathBuf>,
+    /// Go on where an interrupted run of the same command stopped.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// What --profile was measured on; auto takes a GPU where there is one.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) backend: Choice,
+    /// Compute threads [default: the cores granted to the process].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+}
+
+impl QuantizeArgs {
+    /// Quantizes; gives what is printed.
+    pub(crate) fn run(&self) -> anyhow::Result<String> {
+        let bytes = files::read(&self.model)?;
+        let options = self.options()?;
+        let name = self.name()?;
+        let graph = float::read_bytes(&bytes, &name, &ImportOptions::default())
+            .with_context(|| self.model.display().to_string())?;
+        let bar = Bar::new();
+        let specs = input_specs(&graph);
+        let data = match &self.calibration {
+            Some(path) => Data::read(path, &specs)?,
+            None => Data::noise(&specs, NOISE_SAMPLES, self.seed),
+        };
+        let mut warnings: Vec<String> = data.warning().into_iter().collect();
+        if self.calibration.is_none() {
+            warnings.push(
+                "calibrated on noise, because no --calibration was given: expect a poor model"
+                    .to_owned(),
+            );
+        }
+        for warning in &warnings {
+            bar.note(&format!("warning: {warning}"));
+        }
+        let labelled = match &self.evaluate {
+            Some(path) => Some(Data::read_labelled(path, &specs)?),
+            None => None,
+        };
+        let profiled = match &self.profile {
+            Some(path) => {
+                let backend = self.device().open()?;
+                Some((LatencyTable::load(path, &backend.info())?, backend))
+            }
+            None => None,
+        };
+        let target = profiled.as_ref().map(|(table, backend)| pipeline::Device {
+            table,
+            backend: &**backend,
+        });
+        let threads = self.device().threads();
+        self.check_places()?;
+        let samples = Samples::new(&graph, &data);
+        let key = self.key(&bytes, &samples);
+        let work = Work::new(&self.work_folder(&name), self.resume)
+            .with_context(|| self.output.display().to_string())?;
+        let outcome = run(&graph, &samples, &options, target, (&work, &key), &bar)?;
+        let executor = Executor::new(&graph)?;
+        let evaluation = match &labelled {
+            Some(data) => {
+                let samples = Samples::new(&graph, data);
+                let model = &outcome.model;
+                Some(evaluate(&executor, model, &samples, threads, &bar)?)
+            }
+            None => None,
+        };
+        let qualities = quality(&executor, &outcome.quantized, &samples, &bar)?;
+        let mut model = outcome.model.clone();
+        self.note_origin(&mut model, &bytes, &samples, &outcome);
+        let network = match &target {
+            Some(target) => Some(target.table.network(&model, target.backend)?),
+            None => None,
+        };
+        let mut report = describe(
+            &graph,
+            &outcome,
+            &options,
+            &qualities,
+            evaluation.as_ref(),
+            network.as_ref(),
+        );
+        report.provenance.clone_from(&model.provenance);
+        report.warnings.extend(warnings);
+        bar.finish();
+        self.write(&model, &outcome, &report)?;
+        work.finish()?;
+        Ok(self.summary(&outcome, &report, evaluation.as_ref()))
+    }
+
+    fn device(&self) -> Device {
+        Device {
+            backend: self.backend,
+            threads: self.threads,
+        }
+    }
+
+    fn options(&self) -> anyhow::Result<Options> {
+        let needs_profile = self.budget.is_some_and(|budget| budget.latency.is_some());
+        if needs_profile && self.profile.is_none() {
+            bail!(
+                "--budget latency=… needs --profile: measure this device with 'requant-quantize profile'"
+            );
+        }
+        let narrow = !matches!(self.activations, Activations::Eight);
+        if self.budget.is_none() && matches!(self.activations, Activations::Auto) {
+            bail!("--activations auto needs a --budget that decides");
+        }
+        if narrow && matches!(self.weights, Weights::All(w) if w != WeightPrecision::W4) {
+            bail!(
+                "--activations {} goes with --weights int4 or auto",
+                if matches!(self.activations, Activations::Four) {
+                    "int4"
+                } else {
+                    "auto"
+                }
+            );
+        }
+        Ok(Options {
+            weights: self.weights,
+            activations: self.activations,
+            calibrator: self.calibrator,
+            method: self.rounding,
+            fixes: self.fix.clone(),
+            budgets: self.budget,
+            search: Settings {
+                strategy: self.search,
+                seed: self.seed,
+                ..Settings::default()
+            },
+            effort: Effort {
+                seed: self.seed,
+                ..Effort::default()
+            },
+            threads: self.device().threads(),
+            ..Options::default()
+        })
+    }
+
+    /// The model's name: that of the output folder.
+    fn name(&self) -> anyhow::Result<String> {
+        let name = self.output.file_name().and_then(|name| name.to_str());
+        match name {
+            Some(name) => Ok(name.to_owned()),
+            None => bail!(
+                "--output {}: no folder name for the model",
+                self.output.display()
+            ),
+        }
+    }
+
+    /// Hidden beside the output folder, where a server that watches the repository takes no notice of it.
+    fn work_folder(&self, name: &str) -> PathBuf {
+        self.output.with_file_name(format!(".{name}.work"))
+    }
+
+    /// Finds out before hours of work whether the results have a place to go.
+    fn check_places(&self) -> anyhow::Result<()> {
+        if self.output.exists() && !self.output.is_dir() {
+            bail!("--output {}: not a folder", self.output.display());
+        }
+        for file in [&self.report, &self.export_qdq].into_iter().flatten() {
+            let folder = file
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty());
+            if folder.is_some_and(|folder| !folder.is_dir()) || file.is_dir() {
+                bail!("{}: no such folder, or not a file", file.display());
+            }
+        }
+        Ok(())
+    }
+
+    /// A digest of everything that finished steps depend on.
+    fn key(&self, model: &[u8], samples: &Samples<'_>) -> Key {
+        let recipe = format!(
+            "{} {:?} {:?} {}",
+            env!("CARGO_PKG_VERSION"),
+            self.rounding,
+            self.calibrator,
+            self.seed
+        );
+        let data = samples.digest();
+        Key::of([model, recipe.as_bytes(), data.as_bytes()])
+    }
+
+    fn note_origin(
+        &self,
+        model: &mut Graph,
+        bytes: &[u8],
+        samples: &Samples<'_>,
+        outcome: &Outcome<'_>,
+    ) {
+        let file = self.model.file_name().and_then(|name| name.to_str());
+        let mut note = |key: &str, value: String| {
+            model.provenance.insert(key.to_owned(), value);
+        };
+        note(
+            "tool",
+            format!("requant-quantize {}", env!("CARGO_PKG_VERSION")),
+        );
+        note("source", file.unwrap_or("model.onnx").to_owned());
+        note("source_sha256", work::hex(&Sha256::digest(bytes)));
+        note("calibration_sha256", samples.digest());
+        note("calibration_samples", samples.len().to_string());
+        note("calibrator", self.calibrator.to_string());
+        note("rounding", self.rounding.to_string());
+        note("seed", self.seed.to_string());
+        if let (Some(budget), Some(best)) = (&self.budget, outcome.solutions.first()) {
+            note("search", self.search.to_string());
+            note("budget", budget.to_string());
+            note("search_sensitivity", format!("{:e}", best.sensitivity));
+        }
+    }
+
+    /// Everything is made before anything is written, and each file is there whole or not at all.
+    fn write(&self, model: &Graph, outcome: &Outcome<'_>, report: &Report) -> anyhow::Result<()> {
+        let artifact = requant_model::artifact::write(model)?;
+        let (json, page) = (report.json()?, html(report));
+        let exported = match &self.export_qdq {
+            Some(path) => Some((path, float::to_onnx(&outcome.quantized)?)),
+            None => None,
+        };
+        let version = self.output.join("1");
+        std::fs::create_dir_all(&version).with_context(|| version.display().to_string())?;
+        if let Some((path, bytes)) = exported {
+            files::write(path, &bytes)?;
+        }
+        files::write(&self.output.join("report.json"), json.as_bytes())?;
+        let place = self.report.clone();
+        let place = place.unwrap_or_else(|| self.output.join("report.html"));
+        files::write(&place, page.as_bytes())?;
+        files::write(&version.join("model.safetensors"), &artifact)?;
+        Ok(())
+    }
+
+    fn summary(
+        &self,
+        outcome: &Outcome<'_>,
+        report: &Report,
+        evaluation: Option<&Evaluation>,
+    ) -> String {
+        let mut text = layer_table(report);
+        text.push('\n');
+        text.push_str(&totals_text(report));
+        let on = &outcome.calibration.integer;
+        text.push_str(&format!(
+            "\nOn {} calibration samples: {:.2} % of the answers as the float model's, divergence {:.3e}\n",
+            on.samples,
+            100.0 * on.agreement(),
+            on.mean_divergence()
+        ));
+        if let Some(evaluation) = evaluation {
+            let percent =
+                |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{:.2} %", 100.0 * v));
+            text.push_str(&format!(
+                "On {} evaluation samples: float {}, integer {}, agreement {:.2} %\n",
+                evaluation.integer.samples,
+                percent(evaluation.float.accuracy()),
+                percent(evaluation.integer.accuracy()),
+                100.0 * evaluation.integer.agreement()
+            ));
+        }
+        let written = self.output.join("1").join("model.safetensors");
+        text.push_str(&format!("{}\n", written.display()));
+        text
+    }
+}
+
+/// Samples of noise where there is no data.
+const NOISE_SAMPLES: usize = 64;
+
+/// A progress bar, where somebody watches.
+struct Bar {
+    bar: ProgressBar,
+}
+
+impl Bar {
+    fn new() -> Self {
+        let bar = ProgressBar::new(0);
+        if let Ok(style) = ProgressStyle::with_template("{msg:12} {bar:40} {pos}/{len} {eta}") {
+            bar.set_style(style);
+        }
+        Bar { bar }
+    }
+
+    fn note(&self, text: &str) {
+        if self.bar.is_hidden() {
+            // Nobody is left to tell where standard error is closed.
+            let _ = writeln!(io::stderr(), "{text}");
+        } else {
+            self.bar.println(text);
+        }
+    }
+
+    fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Progress for Bar {
+    fn stage(&self, name: &str, steps: usize) {
+        self.bar.set_position(0);
+        self.bar.set_length(steps as u64);
+        self.bar.set_message(name.to_owned());
+    }
+
+    fn advance(&self, steps: usize) {
+        self.bar.inc(steps as u64);
+    }
+
+    fn warn(&self, message: &dyn std::fmt::Display) {
+        self.note(&format!("warning: {message}"));
+    }
+}

@@ -1,0 +1,188 @@
+//! A layer's weights at one precision: rounded with what is known of its inputs, and the bias corrected for
+//! the shift that rounding leaves.
+
+use requant_import::float::{CodebookWeights, GroupScales, LayerQuant, Op};
+use requant_numerics::{DType, WeightPrecision};
+use serde::{Deserialize, Serialize};
+
+use super::moments::{LayerMoments, depth};
+use crate::assemble::Candidate;
+use crate::weights::{
+    self, DAMPING, Hessian, Order, Recipe, Rounded, Rounding, WeightError, equalise,
+};
+
+/// Rounds a layer. Without moments, to the nearest.
+///
+/// # Errors
+/// Weights that are not finite, moments of another layer.
+pub(super) fn candidate(
+    op: &Op,
+    precision: WeightPrecision,
+    rounding: Rounding,
+    moments: Option<&LayerMoments>,
+) -> Result<Candidate, WeightError> {
+    let Some(tensor) = op.weights() else {
+        return Err(WeightError::DType(DType::F32));
+    };
+    let (reals, rows) = (&tensor.data, tensor.dims[0]);
+    let bias = op.bias().unwrap_or_default().to_vec();
+    let hessians: Vec<Hessian> = moments
+        .into_iter()
+        .flatten()
+        .map(|moments| Hessian::new(moments, DAMPING, Order::Activation))
+        .collect::<Result<_, _>>()?;
+    let dtype = match precision {
+        WeightPrecision::W8 => DType::I8,
+        WeightPrecision::W4 => DType::I4,
+        WeightPrecision::W2 => DType::I2,
+        WeightPrecision::Ternary => DType::Ternary,
+        WeightPrecision::Binary => DType::Binary,
+        WeightPrecision::Codebook => return coded(op, &hessians, bias),
+    };
+    let recipe = Recipe {
+        rounding,
+        ..Recipe::new(dtype)
+    };
+    let rounded = weights::round(reals, rows, &hessians, recipe)?;
+    let mut corrected = bias;
+    if let Some(moments) = moments {
+        let means: Vec<f64> = moments
+            .iter()
+            .flat_map(|m| m.mean.iter().copied())
+            .collect();
+        let shifts = equalise::bias_shift(reals, &rounded.reals(), rows, &means)?;
+        for (bias, shift) in corrected.iter_mut().zip(shifts) {
+            *bias = (f64::from(*bias) - shift) as f32;
+        }
+    }
+    Ok(Candidate {
+        quant: layer(rounded),
+        bias: corrected,
+    })
+}
+
+/// Most centroids of a codebook.
+const CENTROIDS: usize = 256;
+/// Weights of a centroid: with indices of a byte, two bits a weight.
+const WIDTH: usize = 4;
+/// Weights for each centroid, at least: a layer of few weights is not worth a table of its own.
+const PER_CENTROID: usize = 16;
+
+/// Weights as indices of centroids.
+fn coded(op: &Op, hessians: &[Hessian], bias: Vec<f32>) -> Result<Candidate, WeightError> {
+    let (Some(tensor), Some((k, _))) = (op.weights(), depth(op)) else {
+        return Err(WeightError::DType(DType::F32));
+    };
+    let rows = tensor.dims[0];
+    let order = stored_order(&tensor.dims);
+    let arrange = |values: &[f32]| -> Vec<f32> {
+        let row = |row: &[f32]| order.iter().map(|&at| row[at]).collect::<Vec<_>>();
+        values.chunks_exact(k).flat_map(row).collect()
+    };
+    let importance: Vec<f32> = hessians
+        .iter()
+        .flat_map(|hessian| arrange(hessian.importance()))
+        .collect();
+    let width = WIDTH.min(k);
+    let centroids = (rows * k / width / PER_CENTROID).clamp(1, CENTROIDS);
+    let coded = weights::codebook(
+        &arrange(&tensor.data),
+        rows,
+        &importance,
+        centroids,
+        width,
+        0,
+    )?;
+    let expanded = coded.expanded(k);
+    let mut integers = vec![0; expanded.len()];
+    for (row, stored) in integers.chunks_exact_mut(k).zip(expanded.chunks_exact(k)) {
+        for (&at, &weight) in order.iter().zip(stored) {
+            row[at] = weight;
+        }
+    }
+    Ok(Candidate {
+        quant: LayerQuant {
+            dtype: DType::I8,
+            weights: integers,
+            scales: coded.scales,
+            bias: Vec::new(),
+            groups: None,
+            codebook: Some(coded.codebook),
+        },
+        bias,
+    })
+}
+
+/// Where the weights of a channel, `[I/g, KH, KW]`, lie when they are stored as `[KH, KW, I/g]`.
+fn stored_order(dims: &[usize]) -> Vec<usize> {
+    let (inputs, taps) = (
+        dims.get(1).copied().unwrap_or(1),
+        dims.iter().skip(2).product(),
+    );
+    let tap = |tap: usize| (0..inputs).map(move |input| input * taps + tap);
+    (0..taps).flat_map(tap).collect()
+}
+
+fn layer(rounded: Rounded) -> LayerQuant {
+    LayerQuant {
+        dtype: rounded.dtype,
+        weights: rounded.weights,
+        scales: rounded.scales,
+        bias: Vec::new(),
+        groups: rounded.groups,
+        codebook: None,
+    }
+}
+
+/// A candidate as it is kept between jobs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Stored {
+    dtype: DType,
+    weights: Vec<i8>,
+    scales: Vec<f32>,
+    groups: Option<(usize, Vec<u8>)>,
+    codebook: Option<(Vec<u8>, Vec<i8>, usize)>,
+    bias: Vec<f32>,
+}
+
+impl Stored {
+    pub(super) fn of(candidate: &Candidate) -> Self {
+        let quant = &candidate.quant;
+        Stored {
+            dtype: quant.dtype,
+            weights: quant.weights.clone(),
+            scales: quant.scales.clone(),
+            groups: quant
+                .groups
+                .as_ref()
+                .map(|g| (g.size, g.multipliers.clone())),
+            codebook: quant
+                .codebook
+                .as_ref()
+                .map(|c| (c.indices.clone(), c.centroids.clone(), c.width)),
+            bias: candidate.bias.clone(),
+        }
+    }
+
+    pub(super) fn restore(self) -> Candidate {
+        Candidate {
+            quant: LayerQuant {
+                dtype: self.dtype,
+                weights: self.weights,
+                scales: self.scales,
+                bias: Vec::new(),
+                groups: self
+                    .groups
+                    .map(|(size, multipliers)| GroupScales { size, multipliers }),
+                codebook: self
+                    .codebook
+                    .map(|(indices, centroids, width)| CodebookWeights {
+                        indices,
+                        centroids,
+                        width,
+                    }),
+            },
+            bias: self.bias,
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! From a float graph and calibration samples to a quantized graph: observe → grids → round → search →
+//! assemble, each step a function of what came before it.
+
+mod candidates;
+mod describe;
+mod error;
+mod evaluate;
+mod grids;
+mod moments;
+mod observe;
+mod problem;
+mod quality;
+mod run;
+mod samples;
+mod sensitivity;
+
+pub use describe::describe;
+pub use error::PipelineError;
+pub use evaluate::{Evaluation, evaluate};
+pub use quality::{Quality, quality};
+pub use run::{Device, LayerOutcome, Method, Options, Outcome, UnknownMethod, run};
+pub use samples::{Samples, input_specs};
+
+use crate::progress::Progress;
+
+/// Asks whether the job should stop.
+fn check(progress: &dyn Progress) -> Result<(), PipelineError> {
+    if progress.cancelled() {
+        return Err(PipelineError::Interrupted);
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! Second moments of every layer's inputs, from the float model's activations: what error-aware rounding
+//! needs to know of the data.
+//!
+//! A layer's inputs are the columns that its weights meet. A fixed number of them is enough, so of large
+//! pictures a strip of pixels is taken, from another place in each sample.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+use requant_import::float::{Graph, Op, Tensor};
+
+use super::error::PipelineError;
+use super::observe::batch_size;
+use super::samples::Samples;
+use crate::exec::kernels::{Columns, ConvShape, im2col};
+use crate::exec::{Executor, Reals};
+use crate::progress::Progress;
+use crate::weights::{Gram, Moments};
+
+/// Bytes of sums held at once; layers beyond that get a pass of their own.
+const BUDGET: usize = 600 << 20;
+/// Columns a layer, unless it has very long ones.
+const COLUMNS: usize = 1 << 15;
+
+/// Moments of a layer's inputs, one for each group of a convolution.
+pub(super) type LayerMoments = Vec<Moments>;
+
+/// Inputs of an output of a layer, and groups; none for a node that is no layer.
+pub(super) fn depth(op: &Op) -> Option<(usize, usize)> {
+    let weights = op.weights()?;
+    let k: usize = weights.dims.iter().skip(1).product();
+    let groups = if let Op::Conv(conv) = op {
+        conv.groups
+    } else {
+        1
+    };
+    Some((k, groups))
+}
+
+/// Gathers the moments of `layers` (nodes). With `arithmetic` other than the float model's, those of what
+/// it computes.
+///
+/// # Errors
+/// Data that cannot be read, activations that are not finite, a stop.
+pub(super) fn moments(
+    executor: &Executor<'_>,
+    layers: &[usize],
+    samples: &Samples<'_>,
+    arithmetic: &Reals,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<usize, LayerMoments>, PipelineError> {
+    let graph = executor.graph();
+    let mut found = BTreeMap::new();
+    let passes = passes(graph, layers);
+    progress.stage("moments", passes.len() * samples.len());
+    for pass in passes {
+        let mut grams = BTreeMap::new();
+        for &layer in &pass {
+            if let Some((k, groups)) = depth(&graph.nodes[layer].op) {
+                grams.insert(layer, vec![Gram::new(k); groups]);
+            }
+        }
+        let targets: Vec<_> = pass.iter().map(|&l| graph.nodes[l].inputs[0]).collect();
+        let batch = batch_size(graph);
+        for first in (0..samples.len()).step_by(batch) {
+            super::check(progress)?;
+            let count = batch.min(samples.len() - first);
+            let mut values = executor.start(samples.batch(first, count), arithmetic)?;
+            executor.compute(&mut values, &targets, arithmetic, &mut |_, _| ())?;
+            for (&layer, grams) in &mut grams {
+                let node = &graph.nodes[layer];
+                let Some(x) = values.get(node.inputs[0]) else {
+                    continue;
+                };
+                add(&node.op, x, first, samples.len(), grams)
+                    .map_err(|source| PipelineError::weights(&node.name, source))?;
+            }
+            progress.advance(count);
+        }
+        for (layer, grams) in grams {
+            let name = &graph.nodes[layer].name;
+            let moments: Result<LayerMoments, _> = grams.into_iter().map(Gram::finish).collect();
+            found.insert(
+                layer,
+                moments.map_err(|source| PipelineError::weights(name, source))?,
+            );
+        }
+    }
+    Ok(found)
+}
+
+/// Layers whose sums fit into memory together.
+fn passes(graph: &Graph, layers: &[usize]) -> Vec<Vec<usize>> {
+    let mut passes: Vec<Vec<usize>> = Vec::new();
+    let mut room = 0usize;
+    for &layer in layers {
+        let Some((k, groups)) = depth(&graph.nodes[layer].op) else {
+            continue;
+        };
+        // Sums, and inputs that wait.
+        let bytes = groups * (k * k + k * 1024) * size_of::<f32>();
+        if bytes > room || passes.is_empty() {
+            passes.push(Vec::new());
+            room = BUDGET;
+        }
+        room = room.saturating_sub(bytes);
+        if let Some(pass) = passes.last_mut() {
+            pass.push(layer);
+        }
+    }
+    passes
+}
+
+fn add(
+    op: &Op,
+    x: &Tensor,
+    first: usize,
+    samples: usize,
+    grams: &mut [Gram],
+) -> Result<(), crate::weights::WeightError> {
+    let Op::Conv(conv) = op else {
+        return match grams.first_mut() {
+            Some(gram) => gram.add_rows(&x.data),
+            None => Ok(()),
+        };
+    };
+    let Some(shape) = ConvShape::new(&x.dims, &conv.weights.dims, &conv.window, conv.groups) else {
+        return Ok(());
+    };
+    let (pixels, k) = (shape.pixels(), shape.depth());
+    let length = (COLUMNS.max(8 * k))
+        .div_ceil(samples.max(1))
+        .clamp(1, pixels);
+    grams
+        .par_iter_mut()
+        .enumerate()
+        .try_for_each(|(group, gram)| {
+            let mut panel = vec![0.0f32; k * length];
+            for (index, sample) in x.data.chunks_exact(shape.input_elements()).enumerate() {
+                // Multiples of the golden ratio spread evenly over any interval.
+                let turn = (first + index).wrapping_mul(0x9e37_79b9) % (1 << 32);
+                let start = (pixels - length) * (turn >> 16) / (1 << 16);
+                let place = Columns {
+                    start,
+                    length,
+                    pitch: length,
+                    first: 0,
+                };
+                im2col(&shape, sample, group, place, &mut panel);
+                gram.add_columns(&panel)?;
+            }
+            Ok(())
+        })
+}

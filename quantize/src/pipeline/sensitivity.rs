@@ -1,0 +1,132 @@
+//! How much the model's answer suffers when one layer alone is quantized: the float model runs once a batch
+//! with every value kept, and for each layer and precision only what follows the layer is computed again.
+
+use std::collections::BTreeMap;
+
+use requant_import::float::{ActivationQuant, Graph, ValueId};
+use requant_numerics::{ActivationPrecision, LayerPrecision};
+
+use super::error::PipelineError;
+use super::samples::Samples;
+use crate::assemble::{Candidate, Grids};
+use crate::exec::{Executor, LayerReals, Reals};
+use crate::judge::{Answer, divergence};
+use crate::placement::Placement;
+use crate::progress::Progress;
+
+/// Elements of all values of a batch that are kept together.
+const KEPT_ELEMENTS: usize = 1 << 26;
+
+/// A precision of a layer, ready to be tried.
+#[derive(Clone, Debug)]
+pub(super) struct Trial<'c> {
+    /// The layer, by node.
+    pub(super) layer: usize,
+    /// The precision.
+    pub(super) precision: LayerPrecision,
+    /// Its weights.
+    pub(super) candidate: &'c Candidate,
+}
+
+/// The mean divergence of each trial from the float model over the samples.
+///
+/// # Errors
+/// Data that cannot be read, a model that does not run, a stop.
+pub(super) fn sensitivities(
+    executor: &Executor<'_>,
+    placement: &Placement,
+    grids: &[Grids],
+    trials: &[Trial<'_>],
+    samples: &Samples<'_>,
+    progress: &dyn Progress,
+) -> Result<Vec<f64>, PipelineError> {
+    let graph = executor.graph();
+    let answer = Answer::of(graph);
+    let outputs = executor.outputs();
+    let float = Reals::default();
+    let arithmetic: Vec<Reals> = trials
+        .iter()
+        .map(|trial| alone(graph, placement, grids, trial))
+        .collect();
+    let all: Vec<ValueId> = graph.nodes.iter().map(|node| node.output).collect();
+    let mut sums = vec![0.0; trials.len()];
+    let batch = batch_size(graph);
+    progress.stage("sensitivity", samples.len() * trials.len());
+    for first in (0..samples.len()).step_by(batch) {
+        let count = batch.min(samples.len() - first);
+        let mut kept = executor.start(samples.batch(first, count), &float)?;
+        executor.compute(&mut kept, &all, &float, &mut |_, _| ())?;
+        let Some(truth) = outputs.first().and_then(|&id| kept.get(id).cloned()) else {
+            return Err(PipelineError::NoLayers);
+        };
+        for ((trial, arithmetic), sum) in trials.iter().zip(&arithmetic).zip(&mut sums) {
+            super::check(progress)?;
+            let mut values = kept.clone();
+            let output = graph.nodes[trial.layer].output;
+            executor.invalidate(&mut values, output, true);
+            executor.compute(&mut values, &outputs, arithmetic, &mut |_, _| ())?;
+            let Some(changed) = outputs.first().and_then(|&id| values.get(id)) else {
+                continue;
+            };
+            let width = truth.data.len() / count.max(1);
+            let rows = truth.data.chunks_exact(width.max(1));
+            for (float, quantized) in rows.zip(changed.data.chunks_exact(width.max(1))) {
+                *sum += divergence(answer, float, quantized);
+            }
+            progress.advance(count);
+        }
+    }
+    let samples = samples.len().max(1) as f64;
+    Ok(sums.into_iter().map(|sum| sum / samples).collect())
+}
+
+/// Samples whose values can all be kept at once.
+fn batch_size(graph: &Graph) -> usize {
+    if !graph.batched {
+        return 1;
+    }
+    let elements: usize = graph.values.iter().map(|value| value.elements()).sum();
+    (KEPT_ELEMENTS / elements.max(1)).clamp(1, 16)
+}
+
+/// The float model with one layer quantized: its weights, and what it reads.
+fn alone(graph: &Graph, placement: &Placement, grids: &[Grids], trial: &Trial<'_>) -> Reals {
+    let grid = reads(
+        graph,
+        placement,
+        grids,
+        trial.layer,
+        trial.precision.activations,
+    );
+    let scale = grid.map(|grid| grid.quant.scale);
+    let candidate = trial.candidate;
+    let mut layer = LayerReals::of(graph, trial.layer, &candidate.quant, scale);
+    layer.bias.clone_from(&candidate.bias);
+    let mut operands = BTreeMap::new();
+    if let Some(grid) = grid {
+        operands.insert((trial.layer, 0), grid);
+    }
+    let reals = Reals {
+        operands,
+        ..Reals::default()
+    };
+    reals.with_layer(trial.layer, layer)
+}
+
+/// The grid on which a layer reads its activations.
+fn reads(
+    graph: &Graph,
+    placement: &Placement,
+    grids: &[Grids],
+    layer: usize,
+    activations: ActivationPrecision,
+) -> Option<ActivationQuant> {
+    let value = *graph.nodes[layer].inputs.first()?;
+    let grids = &grids[placement.group(value)?];
+    Some(match activations {
+        ActivationPrecision::A4 => grids.a4,
+        ActivationPrecision::A8 | ActivationPrecision::Ternary | ActivationPrecision::Binary => {
+            grids.a8
+        }
+    })
+}
