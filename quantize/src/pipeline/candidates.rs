@@ -11,7 +11,31 @@ use crate::weights::{
     self, DAMPING, Hessian, Order, Recipe, Rounded, Rounding, WeightError, equalise,
 };
 
-/// Rounds a layer. Without moments, to the nearest.
+/// What is known of a layer's inputs, made ready for rounding.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    hessians: Vec<Hessian>,
+    means: Vec<f64>,
+}
+
+impl Known {
+    /// From moments, one for each group of a convolution.
+    ///
+    /// # Errors
+    /// Moments whose slices do not fit together.
+    pub(super) fn new(moments: &LayerMoments) -> Result<Self, WeightError> {
+        let hessian = |moments| Hessian::new(moments, DAMPING, Order::Activation);
+        Ok(Known {
+            hessians: moments.iter().map(hessian).collect::<Result<_, _>>()?,
+            means: moments
+                .iter()
+                .flat_map(|m| m.mean.iter().copied())
+                .collect(),
+        })
+    }
+}
+
+/// Rounds a layer; to the nearest where nothing is known of its inputs.
 ///
 /// # Errors
 /// Weights that are not finite, moments of another layer.
@@ -19,38 +43,29 @@ pub(super) fn candidate(
     op: &Op,
     precision: WeightPrecision,
     rounding: Rounding,
-    moments: Option<&LayerMoments>,
+    known: &Known,
 ) -> Result<Candidate, WeightError> {
     let Some(tensor) = op.weights() else {
         return Err(WeightError::DType(DType::F32));
     };
     let (reals, rows) = (&tensor.data, tensor.dims[0]);
     let bias = op.bias().unwrap_or_default().to_vec();
-    let hessians: Vec<Hessian> = moments
-        .into_iter()
-        .flatten()
-        .map(|moments| Hessian::new(moments, DAMPING, Order::Activation))
-        .collect::<Result<_, _>>()?;
     let dtype = match precision {
         WeightPrecision::W8 => DType::I8,
         WeightPrecision::W4 => DType::I4,
         WeightPrecision::W2 => DType::I2,
         WeightPrecision::Ternary => DType::Ternary,
         WeightPrecision::Binary => DType::Binary,
-        WeightPrecision::Codebook => return coded(op, &hessians, bias),
+        WeightPrecision::Codebook => return coded(op, &known.hessians, bias),
     };
     let recipe = Recipe {
         rounding,
         ..Recipe::new(dtype)
     };
-    let rounded = weights::round(reals, rows, &hessians, recipe)?;
+    let rounded = weights::round(reals, rows, &known.hessians, recipe)?;
     let mut corrected = bias;
-    if let Some(moments) = moments {
-        let means: Vec<f64> = moments
-            .iter()
-            .flat_map(|m| m.mean.iter().copied())
-            .collect();
-        let shifts = equalise::bias_shift(reals, &rounded.reals(), rows, &means)?;
+    if !known.means.is_empty() {
+        let shifts = equalise::bias_shift(reals, &rounded.reals(), rows, &known.means)?;
         for (bias, shift) in corrected.iter_mut().zip(shifts) {
             *bias = (f64::from(*bias) - shift) as f32;
         }

@@ -18,7 +18,7 @@ use crate::progress::Progress;
 use crate::weights::{Gram, Moments};
 
 /// Bytes of sums held at once; layers beyond that get a pass of their own.
-const BUDGET: usize = 600 << 20;
+const BUDGET: usize = 192 << 20;
 /// Columns a layer, unless it has very long ones.
 const COLUMNS: usize = 1 << 15;
 
@@ -37,8 +37,7 @@ pub(super) fn depth(op: &Op) -> Option<(usize, usize)> {
     Some((k, groups))
 }
 
-/// Gathers the moments of `layers` (nodes). With `arithmetic` other than the float model's, those of what
-/// it computes.
+/// Gathers the moments of `layers` (nodes), which should fit into memory together (see [`passes`]).
 ///
 /// # Errors
 /// Data that cannot be read, activations that are not finite, a stop.
@@ -46,51 +45,44 @@ pub(super) fn moments(
     executor: &Executor<'_>,
     layers: &[usize],
     samples: &Samples<'_>,
-    arithmetic: &Reals,
     progress: &dyn Progress,
 ) -> Result<BTreeMap<usize, LayerMoments>, PipelineError> {
     let graph = executor.graph();
-    let mut found = BTreeMap::new();
-    let passes = passes(graph, layers);
-    progress.stage("moments", passes.len() * samples.len());
-    for pass in passes {
-        let mut grams = BTreeMap::new();
-        for &layer in &pass {
-            if let Some((k, groups)) = depth(&graph.nodes[layer].op) {
-                grams.insert(layer, vec![Gram::new(k); groups]);
-            }
-        }
-        let targets: Vec<_> = pass.iter().map(|&l| graph.nodes[l].inputs[0]).collect();
-        let batch = batch_size(graph);
-        for first in (0..samples.len()).step_by(batch) {
-            super::check(progress)?;
-            let count = batch.min(samples.len() - first);
-            let mut values = executor.start(samples.batch(first, count), arithmetic)?;
-            executor.compute(&mut values, &targets, arithmetic, &mut |_, _| ())?;
-            for (&layer, grams) in &mut grams {
-                let node = &graph.nodes[layer];
-                let Some(x) = values.get(node.inputs[0]) else {
-                    continue;
-                };
-                add(&node.op, x, first, samples.len(), grams)
-                    .map_err(|source| PipelineError::weights(&node.name, source))?;
-            }
-            progress.advance(count);
-        }
-        for (layer, grams) in grams {
-            let name = &graph.nodes[layer].name;
-            let moments: Result<LayerMoments, _> = grams.into_iter().map(Gram::finish).collect();
-            found.insert(
-                layer,
-                moments.map_err(|source| PipelineError::weights(name, source))?,
-            );
+    let reals = Reals::default();
+    let mut grams = BTreeMap::new();
+    for &layer in layers {
+        if let Some((k, groups)) = depth(&graph.nodes[layer].op) {
+            grams.insert(layer, vec![Gram::new(k); groups]);
         }
     }
-    Ok(found)
+    let targets: Vec<_> = layers.iter().map(|&l| graph.nodes[l].inputs[0]).collect();
+    let batch = batch_size(graph);
+    for first in (0..samples.len()).step_by(batch) {
+        super::check(progress)?;
+        let count = batch.min(samples.len() - first);
+        let mut values = executor.start(samples.batch(first, count), &reals)?;
+        executor.compute(&mut values, &targets, &reals, &mut |_, _| ())?;
+        for (&layer, grams) in &mut grams {
+            let node = &graph.nodes[layer];
+            let Some(x) = values.get(node.inputs[0]) else {
+                continue;
+            };
+            add(&node.op, x, first, samples.len(), grams)
+                .map_err(|source| PipelineError::weights(&node.name, source))?;
+        }
+        progress.advance(count);
+    }
+    let finish = |(layer, grams): (usize, Vec<Gram>)| {
+        let name = &graph.nodes[layer].name;
+        let moments: Result<LayerMoments, _> = grams.into_iter().map(Gram::finish).collect();
+        let moments = moments.map_err(|source| PipelineError::weights(name, source))?;
+        Ok((layer, moments))
+    };
+    grams.into_iter().map(finish).collect()
 }
 
 /// Layers whose sums fit into memory together.
-fn passes(graph: &Graph, layers: &[usize]) -> Vec<Vec<usize>> {
+pub(super) fn passes(graph: &Graph, layers: &[usize]) -> Vec<Vec<usize>> {
     let mut passes: Vec<Vec<usize>> = Vec::new();
     let mut room = 0usize;
     for &layer in layers {

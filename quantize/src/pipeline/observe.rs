@@ -11,7 +11,7 @@ use crate::placement::Placement;
 use crate::progress::Progress;
 
 /// Elements that the largest value of a batch may have.
-const BATCH_ELEMENTS: usize = 1 << 24;
+const BATCH_ELEMENTS: usize = 1 << 23;
 
 /// What the float model showed.
 #[derive(Clone, Debug)]

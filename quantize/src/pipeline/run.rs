@@ -10,7 +10,7 @@ use requant_import::float::{Graph, Quantized, to_graph};
 use requant_numerics::{ActivationPrecision, LayerPrecision, WeightPrecision};
 use requant_runtime::Backend;
 
-use super::candidates::{Stored, candidate};
+use super::candidates::{Known, Stored, candidate};
 use super::error::PipelineError;
 use super::evaluate::{Evaluation, Truth};
 use super::problem::{Rated, problem};
@@ -20,7 +20,7 @@ use super::{grids, moments, observe};
 use crate::assemble::{Candidate, Decided, Grids, assemble};
 use crate::calibrate::{Calibrator, Histogram};
 use crate::engine::Engine;
-use crate::exec::{Executor, Reals};
+use crate::exec::Executor;
 use crate::judge::{Answer, Verdict};
 use crate::latency::LatencyTable;
 use crate::placement::Placement;
@@ -416,45 +416,51 @@ fn round(
 ) -> Result<BTreeMap<(usize, WeightPrecision), Candidate>, PipelineError> {
     let graph = executor.graph();
     let mut candidates = BTreeMap::new();
-    let mut missing: Vec<(usize, WeightPrecision)> = Vec::new();
+    let mut missing: BTreeMap<usize, Vec<WeightPrecision>> = BTreeMap::new();
     for (&layer, wanted) in layers.iter().zip(wanted) {
         let mut weights: Vec<_> = wanted.choices.iter().map(|c| c.weights).collect();
         weights.sort_unstable();
         weights.dedup();
         for weights in weights {
-            let step = step(graph, layer, weights);
-            match work.load::<Stored>(&step, key).map(Stored::restore) {
-                Some(candidate) => {
-                    candidates.insert((layer, weights), candidate);
+            match work.load::<Stored>(&step(graph, layer, weights), key) {
+                Some(stored) => {
+                    candidates.insert((layer, weights), stored.restore());
                 }
-                None => missing.push((layer, weights)),
+                None => missing.entry(layer).or_default().push(weights),
             }
         }
     }
-    let mut observed: Vec<usize> = missing.iter().map(|&(layer, _)| layer).collect();
-    observed.dedup();
     let rounding = options.method.rounding();
-    let found = match rounding {
-        Rounding::Nearest => BTreeMap::new(),
-        Rounding::Gptq | Rounding::AdaRound | Rounding::Descent => {
-            let reals = Reals::default();
-            moments::moments(executor, &observed, samples, &reals, progress)?
-        }
-    };
-    progress.stage("round", missing.len());
-    let made: Vec<_> = missing
-        .par_iter()
-        .map(|&(layer, weights)| {
+    let todo: Vec<usize> = missing.keys().copied().collect();
+    let passes = moments::passes(graph, &todo);
+    progress.stage("round", passes.len() * samples.len());
+    for pass in passes {
+        let mut found = match rounding {
+            Rounding::Nearest => BTreeMap::new(),
+            Rounding::Gptq | Rounding::AdaRound | Rounding::Descent => {
+                moments::moments(executor, &pass, samples, progress)?
+            }
+        };
+        for layer in pass {
             super::check(progress)?;
             let node = &graph.nodes[layer];
-            let candidate = candidate(&node.op, weights, rounding, found.get(&layer))
-                .map_err(|source| PipelineError::weights(&node.name, source))?;
-            work.store(&step(graph, layer, weights), key, &Stored::of(&candidate))?;
-            progress.advance(1);
-            Ok(((layer, weights), candidate))
-        })
-        .collect::<Result<_, PipelineError>>()?;
-    candidates.extend(made);
+            let fault = |source| PipelineError::weights(&node.name, source);
+            let known = match found.remove(&layer) {
+                Some(moments) => Known::new(&moments).map_err(fault)?,
+                None => Known::default(),
+            };
+            let weights = missing.remove(&layer).unwrap_or_default();
+            let made: Vec<Candidate> = weights
+                .par_iter()
+                .map(|&weights| candidate(&node.op, weights, rounding, &known))
+                .collect::<Result<_, _>>()
+                .map_err(fault)?;
+            for (weights, candidate) in weights.into_iter().zip(made) {
+                work.store(&step(graph, layer, weights), key, &Stored::of(&candidate))?;
+                candidates.insert((layer, weights), candidate);
+            }
+        }
+    }
     Ok(candidates)
 }
 

@@ -15,7 +15,7 @@ use crate::placement::Placement;
 use crate::progress::Progress;
 
 /// Elements of all values of a batch that are kept together.
-const KEPT_ELEMENTS: usize = 1 << 26;
+const KEPT_ELEMENTS: usize = 1 << 25;
 
 /// A precision of a layer, ready to be tried.
 #[derive(Clone, Debug)]

@@ -163,7 +163,10 @@ impl QuantizeArgs {
         report.warnings.extend(warnings);
         bar.finish();
         self.write(&model, &outcome, &report)?;
-        work.finish()?;
+        if let Err(error) = work.finish() {
+            // Another run of the same command may be using it; the results are written.
+            bar.note(&format!("warning: finished steps stay on disk: {error}"));
+        }
         Ok(self.summary(&outcome, &report, evaluation.as_ref()))
     }
 
