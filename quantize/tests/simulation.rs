@@ -69,11 +69,17 @@ fn every_value_is_what_the_formulas_say() {
                         continue;
                     };
                     let stored = exact.stored(id, values.get(id).unwrap()).unwrap();
-                    let elements = stored.len() / SAMPLES;
-                    let got = stored[sample * elements..(sample + 1) * elements]
+                    let value = net.graph.value(id);
+                    // A constant is there once for all samples.
+                    let first = if value.batched {
+                        sample * value.elements()
+                    } else {
+                        0
+                    };
+                    let got = stored[first..first + value.elements()]
                         .iter()
                         .map(|&q| i128::from(q));
-                    let name = &net.graph.values[index].name;
+                    let name = &value.name;
                     assert!(
                         got.eq(want.iter().copied()),
                         "{} of seed {seed}: {name}",
