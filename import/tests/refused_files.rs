@@ -75,6 +75,21 @@ fn conv(weights: TensorProto, scales: &[f32]) -> ModelProto {
     )
 }
 
+/// A convolution whose result and input are added before anything rounds them.
+fn residual(terms: &[&str]) -> ModelProto {
+    between(
+        vec![
+            node("DequantizeLinear", &["w", "ws", ""], &["wd"]).int("axis", 0),
+            node("Conv", &["d", "wd"], &["c"]),
+            node("Add", terms, &["o"]),
+        ],
+        vec![
+            signed("w", &[4, 4, 1, 1], &[1; 16]),
+            floats("ws", &[4], &[0.1; 4]),
+        ],
+    )
+}
+
 /// A float port; a dimension without a size is not stated at all.
 fn sized(name: &str, dims: &[Option<i64>]) -> ValueInfoProto {
     let mut port = port(name, F32, &vec![1; dims.len()]);
@@ -303,6 +318,18 @@ fn unsupported_nodes() {
                 vec![floats("w", &[1, 4, 1, 1], &[1.0; 4])],
             ),
             "Conv_o (Conv): 'w' is float here: no QuantizeLinear and DequantizeLinear stand between",
+        ),
+        (
+            residual(&["c", "d"]),
+            "Add_o (Add): adds 'c', a layer's result that no QuantizeLinear has rounded: ONNX Runtime takes \
+             that sum in float, which no integers give to the bit. Quantize the layer's result, or, where \
+             requant-quantize exported the file, take the artefact that it wrote: that holds the sum in integers",
+        ),
+        (
+            residual(&["d", "c"]),
+            "Add_o (Add): adds 'c', a layer's result that no QuantizeLinear has rounded: ONNX Runtime takes \
+             that sum in float, which no integers give to the bit. Quantize the layer's result, or, where \
+             requant-quantize exported the file, take the artefact that it wrote: that holds the sum in integers",
         ),
         (
             one(node("Conv", &["d"], &["o"])),

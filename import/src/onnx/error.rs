@@ -248,6 +248,17 @@ pub enum Reason {
         /// The operand.
         tensor: String,
     },
+    /// A product with weights is added to an activation before it is quantized.
+    #[error(
+        "adds '{}', a layer's result that no QuantizeLinear has rounded: ONNX Runtime takes that sum in float, \
+         which no integers give to the bit. Quantize the layer's result, or, where requant-quantize exported the \
+         file, take the artefact that it wrote: that holds the sum in integers",
+        shown(.tensor)
+    )]
+    FloatSum {
+        /// The layer's result.
+        tensor: String,
+    },
     /// A result that would have to be float.
     #[error("its result is used as float: a QuantizeLinear must follow")]
     FloatResult,

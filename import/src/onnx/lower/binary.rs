@@ -123,8 +123,16 @@ impl<'m> Lowering<'m> {
         }
         let functions = (self.function_of(&a), self.function_of(&b));
         let (Some(f), Some(g)) = functions else {
-            let index = usize::from(functions.0.is_some());
-            return Err(float_operand(node, index));
+            let layer = match (op, &a.kind, &b.kind) {
+                ("Add", Kind::Linear(_), Kind::Activation { .. }) => Some(0),
+                ("Add", Kind::Activation { .. }, Kind::Linear(_)) => Some(1),
+                (_, _, _) => None,
+            };
+            if let Some(layer) = layer {
+                let tensor = name(node, layer).to_owned();
+                return Err(Reason::FloatSum { tensor }.into());
+            }
+            return Err(float_operand(node, usize::from(functions.0.is_some())));
         };
         if a.shape != b.shape {
             return Ok(None);
