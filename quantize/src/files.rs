@@ -204,7 +204,7 @@ fn readable(_: &NamedTempFile) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what [`write`] has not finished: for whoever ends the program at once.
+/// Removes what [`write()`] has not finished: for whoever ends the program at once.
 pub fn remove_unfinished() {
     let mut files = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
     for file in files.drain(..) {
