@@ -30,7 +30,7 @@ def wait_ready(address, process, seconds=60):
             if client.is_server_ready():
                 return client
         time.sleep(0.05)
-    raise SystemExit("the server is not ready after a minute")
+    raise SystemExit(f"the server is not ready after {seconds} s")
 
 
 @contextlib.contextmanager

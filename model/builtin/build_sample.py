@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 
 import integer
-from artifact import read
-from build_fashion import normalise
 
 COUNT = 200
+
+
+def normalise(images):
+    """Bytes `[N, 28, 28]` to the model's input `[N, 1, 28, 28]`."""
+    return ((images[:, None] / 255 - 0.2860) / 0.3530).astype(np.float32)
 
 
 def main():
@@ -28,7 +31,7 @@ def main():
     args = parser.parse_args()
     data = np.load(args.data)
     x, y = data["x"][:COUNT], data["y"][:COUNT]
-    logits = integer.run(read(args.model), normalise(x))
+    logits = integer.run(integer.Artifact(args.model), normalise(x))
     np.savez_compressed(args.output_dir / "fashion-sample.npz", x=x, y=y, logits=logits)
     np.save(args.output_dir / "example.npy", normalise(x[:1]))
     right = int((logits.argmax(axis=1) == y).sum())

@@ -1,29 +1,49 @@
-"""Runs an artefact in numpy, integer by integer: the build script's view of what the engine computes.
+"""Reads an artefact and runs it in numpy, integer by integer: a second opinion on what the engine computes.
 
 It knows the operators of the built-in model only, and shares no code with the engine, so equal bytes
 from both say something. Products are summed in float32 where every partial sum stays below 2^24, which
 makes them exact, and in float64 otherwise.
 """
 
-import math
+import json
 
 import numpy as np
 
 DTYPES = {"u8": np.uint8, "i8": np.int8}
+STORED = {"U8": np.uint8, "I8": np.int8, "I32": np.int32, "F32": np.float32}
 
 
-def dyadic(multiplier):
-    """The pair (m, s) of a real multiplier: s = 32 where 2^20 <= m < 2^31, else normalised."""
-    fixed = math.floor(multiplier * 2.0**32 + 0.5)
-    if 2**20 <= fixed < 2**31:
-        return fixed, 32
-    fraction, exponent = math.frexp(multiplier)
-    m = math.floor(fraction * 2.0**31 + 0.5)
-    if m == 2**31:
-        m, exponent = m // 2, exponent + 1
-    if not -31 <= exponent <= 30:
-        raise ValueError(f"multiplier {multiplier} is out of range")
-    return m, 31 - exponent
+class Artifact:
+    """A graph of the file: values and nodes in order, constants by name. Nothing is validated."""
+
+    def __init__(self, path):
+        data = path.read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        manifest = json.loads(header["__metadata__"]["requant"])
+        for field in ("values", "nodes", "inputs", "outputs"):
+            setattr(self, field, manifest[field])
+        self.tensors = {}
+        for name, entry in manifest["tensors"].items():
+            begin, end = header[name]["data_offsets"]
+            kind = STORED[header[name]["dtype"]]
+            stored = np.frombuffer(data[start + begin : start + end], kind)
+            stored = stored.reshape(header[name]["shape"])
+            if entry["dtype"] == "i4":
+                stored = unpack_i4(stored, entry["dims"][-1])
+            self.tensors[name] = stored.reshape(entry["dims"])
+
+    def quant(self, index):
+        """Scale and zero point of a value."""
+        quant = self.values[index]["quant"]
+        return quant["scale"], quant["zero_point"]
+
+
+def unpack_i4(packed, columns):
+    """Two elements a byte, the first in the low half; rows of odd length end in an unused half."""
+    halves = np.stack([packed & 15, packed >> 4], axis=-1).astype(np.int8)
+    values = halves.reshape(*packed.shape[:-1], -1)[..., :columns]
+    return np.where(values > 7, values - 16, values)
 
 
 def columns(x, window):
@@ -56,8 +76,8 @@ def product(x, weights):
 def finish(artifact, spec, total, output, residual=None):
     """Rounding `rhu`, with the residual `(r, m2)` inside the one rounding; zero point and clamp."""
     scheme = spec["scheme"]
-    m = artifact.tensors[scheme["m"]][1].astype(np.int64)
-    s = artifact.tensors[scheme["s"]][1].astype(np.int64)
+    m = artifact.tensors[scheme["m"]].astype(np.int64)
+    s = artifact.tensors[scheme["s"]].astype(np.int64)
     total = total * m
     if residual is not None:
         total = total + (residual[0] << 8) * residual[1]
@@ -70,14 +90,14 @@ def finish(artifact, spec, total, output, residual=None):
 def linear(artifact, node, patches, held):
     """The shared end of `conv` and `gemm`: product, bias, residual, requantization."""
     spec = node["op"]["linear"]
-    weights = artifact.tensors[spec["weights"]["tensor"]][1]
+    weights = artifact.tensors[spec["weights"]["tensor"]]
     acc = product(patches, weights.reshape(weights.shape[0], -1))
-    acc = acc + artifact.tensors[spec["bias"]][1].astype(np.int64)
+    acc = acc + artifact.tensors[spec["bias"]].astype(np.int64)
     residual = None
     if "residual" in spec:
         index = node["inputs"][1]
         centred = held[index].astype(np.int64) - artifact.quant(index)[1]
-        residual = (centred, artifact.tensors[spec["residual"]][1].astype(np.int64))
+        residual = (centred, artifact.tensors[spec["residual"]].astype(np.int64))
     return finish(artifact, spec["requantize"], acc, node["outputs"][0], residual)
 
 

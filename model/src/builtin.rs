@@ -4,13 +4,15 @@
 /// first and last layer with 8-bit weights, the layers between with 4-bit ones.
 ///
 /// Input `input`, `f32 [N, 1, 28, 28]`: `(byte/255 − 0.2860)/0.3530`; its integer form is the image's
-/// bytes. Output `logits`, `f32 [N, 10]`, one score a class. `model/builtin` holds the script that
-/// made it; the graph's provenance names its sources. Read it with [`crate::artifact::read`].
+/// bytes. Output `logits`, `f32 [N, 10]`, one score a class. `model/builtin` holds the float model it was
+/// made of and says by which command; the graph's provenance names both. Read it with
+/// [`crate::artifact::read`].
 pub const FASHION: &[u8] = include_bytes!("../builtin/fashion.safetensors");
 
 #[cfg(test)]
 mod tests {
     use requant_numerics::{DType, ModelPrecision, WeightPrecision};
+    use sha2::{Digest as _, Sha256};
 
     use super::FASHION;
     use crate::artifact;
@@ -21,9 +23,21 @@ mod tests {
         let graph = artifact::read(FASHION).unwrap();
         assert_eq!(graph.name, "fashion");
         assert_eq!(graph.precision(), ModelPrecision::Mixed);
-        for key in ["source", "licence", "data", "tool", "calibration", "layers"] {
-            assert!(graph.provenance.contains_key(key), "{key}");
+        let expected = [
+            ("source", "fashion.onnx"),
+            ("calibration_samples", "256"),
+            ("weights", "int4"),
+            ("rounding", "block"),
+        ];
+        for (key, value) in expected {
+            assert_eq!(graph.provenance[key], value, "{key}");
         }
+        let source = include_bytes!("../builtin/fashion.onnx");
+        let digest: String = Sha256::digest(source)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(graph.provenance["source_sha256"], digest);
         let layers = graph.layers();
         let weights = |precisions: &[WeightPrecision]| -> u64 {
             let of = |layer: &&crate::LayerInfo| {

@@ -1,5 +1,6 @@
 //! Precisions as the command line names them, and which of them each layer may choose from.
 
+use std::fmt;
 use std::str::FromStr;
 
 use requant_numerics::{ActivationPrecision, LayerPrecision, WeightPrecision};
@@ -80,6 +81,36 @@ impl FromStr for Activations {
             "int4" => Ok(Activations::Four),
             _ => Err(PrecisionError::Activations(word.to_owned())),
         }
+    }
+}
+
+impl fmt::Display for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Weights::Auto => "auto",
+            Weights::All(WeightPrecision::W8) => "int8",
+            Weights::All(WeightPrecision::W4) => "int4",
+            Weights::All(WeightPrecision::W2) => "int2",
+            Weights::All(WeightPrecision::Ternary) => "ternary",
+            Weights::All(WeightPrecision::Binary) => "binary",
+            Weights::All(WeightPrecision::Codebook) => "codebook",
+        })
+    }
+}
+
+impl fmt::Display for Activations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Activations::Auto => "auto",
+            Activations::Eight => "int8",
+            Activations::Four => "int4",
+        })
+    }
+}
+
+impl fmt::Display for Fix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.layer, self.precision.label())
     }
 }
 
@@ -172,6 +203,15 @@ mod tests {
         assert_eq!(fix.precision.label(), "w4a4");
         let fix: Fix = "fc=int4".parse().unwrap();
         assert_eq!(fix.precision.label(), "w4a8");
+        assert_eq!(fix.to_string(), "fc=w4a8");
+        for word in [
+            "auto", "int8", "int4", "int2", "ternary", "binary", "codebook",
+        ] {
+            assert_eq!(word.parse::<Weights>().unwrap().to_string(), word);
+        }
+        for word in ["auto", "int8", "int4"] {
+            assert_eq!(word.parse::<Activations>().unwrap().to_string(), word);
+        }
         for wrong in ["conv", "=w8a8", "conv=w3a8", "conv=w8a1"] {
             assert!(wrong.parse::<Fix>().is_err(), "{wrong}");
         }

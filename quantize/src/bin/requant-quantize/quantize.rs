@@ -284,6 +284,12 @@ impl QuantizeArgs {
         note("source_sha256", work::hex(&Sha256::digest(bytes)));
         note("calibration_sha256", samples.digest());
         note("calibration_samples", samples.len().to_string());
+        note("weights", self.weights.to_string());
+        note("activations", self.activations.to_string());
+        if !self.fix.is_empty() {
+            let fixed: Vec<String> = self.fix.iter().map(Fix::to_string).collect();
+            note("fixed", fixed.join(" "));
+        }
         note("calibrator", self.calibrator.to_string());
         note("rounding", self.rounding.to_string());
         note("seed", self.seed.to_string());
