@@ -241,7 +241,7 @@ fn profile_measures_every_layer_at_every_precision() {
     );
     let path = folder.path().join("latency.json");
     let json: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-    assert_eq!((&json["format"], &json["batch"]), (&1.into(), &1.into()));
+    assert_eq!((&json["format"], &json["batch"]), (&2.into(), &1.into()));
     assert!(json["runs"].as_u64().unwrap() >= 50);
     let table: LatencyTable = serde_json::from_value(json.clone()).unwrap();
     let graph = artifact::read(builtin::FASHION).unwrap();
@@ -311,7 +311,7 @@ fn profile_measures_every_layer_at_every_precision() {
         ),
         ("/device/name", Value::from("abacus"), "of device abacus"),
         ("/device/backend", Value::from("cuda"), "of backend cuda"),
-        ("/format", Value::from(2), "of format 2, this is 1"),
+        ("/format", Value::from(1), "of format 1, this is 2"),
         (
             "/layers/0/seconds_median",
             Value::from("soon"),
@@ -451,7 +451,7 @@ fn an_interrupt_ends_it_with_one_line_and_no_file() {
     let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
     let mut first = String::new();
     stderr.read_line(&mut first).unwrap();
-    assert_eq!(first, "fashion: w8a8\n");
+    assert_eq!(first, "fashion: w8a8, w4a8, w4a4, w2a8, wta8, w1a8, wca8\n");
     let kill = Command::new("kill")
         .args(["-INT", &child.id().to_string()])
         .status()

@@ -76,21 +76,36 @@ fn a_table_is_read_back_where_it_was_measured() {
         runs: 1,
         precisions: precisions(),
     };
-    let mut told = Vec::new();
-    let table = LatencyTable::measure(&graph, &backend, &options, |label| {
-        told.push(label.to_owned())
-    });
-    let table = table.unwrap();
+    let table = LatencyTable::measure(&graph, &backend, &options, &()).unwrap();
     assert_eq!(
         (table.batch, table.runs),
         (2, 50),
         "a median of one run is none"
     );
-    assert_eq!(told.len(), options.precisions.len());
+    let labels: BTreeSet<&str> = options.precisions.iter().map(|p| p.label()).collect();
+    let networks: BTreeSet<&str> = table.networks.keys().map(|label| &label[..]).collect();
+    assert_eq!(networks, labels);
+    assert!(table.networks.values().all(|&seconds| seconds > 0.0));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("latency.json");
     fs::write(&path, table.json().unwrap()).unwrap();
     assert_eq!(LatencyTable::load(&path, &backend.info()).unwrap(), table);
+
+    // Times that cannot be.
+    type Change = fn(&mut LatencyTable) -> &mut f64;
+    let places: [Change; 4] = [
+        |table| &mut table.overhead,
+        |table| &mut table.layers[0].seconds_median,
+        |table| &mut table.steps[0].seconds_median,
+        |table| table.networks.get_mut("w8a8").unwrap(),
+    ];
+    for place in places {
+        let mut wrong = table.clone();
+        *place(&mut wrong) = -1.0;
+        fs::write(&path, wrong.json().unwrap()).unwrap();
+        let error = LatencyTable::load(&path, &backend.info()).unwrap_err();
+        assert_eq!(error.to_string(), "the latency profile has a time of -1 s");
+    }
 
     // A mixture of precisions that was never run as such is predicted by its steps.
     let mixed = variant(&graph, |node| options.precisions.get(node % 3).copied());
@@ -112,7 +127,7 @@ fn a_table_is_read_back_where_it_was_measured() {
         precisions: vec![LayerPrecision::ALL[0]],
         ..options
     };
-    let narrow = LatencyTable::measure(&graph, &backend, &other, |_| {}).unwrap();
+    let narrow = LatencyTable::measure(&graph, &backend, &other, &()).unwrap();
     let error = narrow.predict(&mixed, &backend).unwrap_err().to_string();
     assert!(
         error.starts_with("the latency profile lacks the step '"),
@@ -196,7 +211,7 @@ fn a_float_network_has_a_stand_in() {
         runs: 50,
         precisions: precisions(),
     };
-    let table = LatencyTable::measure(&made, &cpu(), &options, |_| {}).unwrap();
+    let table = LatencyTable::measure(&made, &cpu(), &options, &()).unwrap();
     let network = table.network(&made, &cpu()).unwrap();
     let [layer] = &network.layers[..] else {
         panic!("{network:?}")

@@ -7,6 +7,7 @@
 
 mod key;
 mod measure;
+mod turns;
 mod variant;
 
 use std::collections::BTreeMap;
@@ -26,11 +27,12 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 pub use key::StepKey;
-pub use measure::{FEWEST_RUNS, MeasureOptions, network_seconds};
+pub use measure::{FEWEST_RUNS, MeasureOptions};
+pub use turns::network_seconds;
 pub use variant::{layers, stand_in, variant};
 
 /// Version of the table's form.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Precisions that are measured where nothing else is asked for: those that a layer may be given.
 pub fn precisions() -> Vec<LayerPrecision> {
@@ -58,6 +60,8 @@ pub struct LatencyTable {
     pub layers: Vec<LayerTiming>,
     /// Steps without weights.
     pub steps: Vec<StepTiming>,
+    /// Measured median of whole networks, all layers at the precision of the label, in seconds.
+    pub networks: BTreeMap<String, f64>,
     /// What a run takes besides its steps: both edges and what lies between steps, in seconds.
     pub overhead: f64,
     /// Precisions that the device has no kernel for, with the reason.
@@ -86,7 +90,7 @@ pub struct LayerTiming {
     pub key: StepKey,
     /// Label of the precision.
     pub precision: String,
-    /// Median time of a batch, in seconds; the mean over layers of the same key.
+    /// Median time of a batch, in seconds; the mean over the places where it was met.
     pub seconds_median: f64,
     /// 95th percentile, in seconds.
     pub seconds_p95: f64,
@@ -98,7 +102,7 @@ pub struct LayerTiming {
 pub struct StepTiming {
     /// The step.
     pub key: StepKey,
-    /// Median time of a batch, in seconds; the mean over steps of the same key.
+    /// Median time of a batch, in seconds; the mean over the places where it was met.
     pub seconds_median: f64,
     /// 95th percentile, in seconds.
     pub seconds_p95: f64,
@@ -260,8 +264,10 @@ impl LatencyTable {
         }
         let layers = table.layers.iter().map(|layer| layer.seconds_median);
         let steps = table.steps.iter().map(|step| step.seconds_median);
+        let whole = table.networks.values().copied().chain([table.overhead]);
         match layers
             .chain(steps)
+            .chain(whole)
             .find(|seconds| !(seconds.is_finite() && *seconds >= 0.0))
         {
             Some(seconds) => Err(LatencyError::Time { seconds }),

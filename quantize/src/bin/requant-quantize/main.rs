@@ -3,6 +3,7 @@
 //! exits with 2 and one line on standard error when a flag, a file or its content is wrong, or when it is
 //! interrupted; with 1 when the machine fails it otherwise.
 
+mod bar;
 mod compare;
 mod device;
 mod inspect;

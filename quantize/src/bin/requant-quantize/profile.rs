@@ -9,6 +9,7 @@ use requant_model::Graph;
 use requant_quantize::files;
 use requant_quantize::latency::{FEWEST_RUNS, LatencyTable, MeasureOptions, precisions, stand_in};
 
+use crate::bar::Bar;
 use crate::device::Device;
 
 /// What to measure.
@@ -36,9 +37,11 @@ impl Profile {
         };
         let backend = self.device.open()?;
         files::check_writable(&self.output)?;
-        let table = LatencyTable::measure(&graph, &*backend, &options, |label| {
-            eprintln!("{}: {label}", graph.name);
-        })?;
+        let bar = Bar::new();
+        let labels: Vec<&str> = options.precisions.iter().map(|p| p.label()).collect();
+        bar.note(&format!("{}: {}", graph.name, labels.join(", ")));
+        let table = LatencyTable::measure(&graph, &*backend, &options, &bar)?;
+        bar.finish();
         files::write(&self.output, table.json()?.as_bytes())?;
 
         let mut text = String::new();
@@ -49,7 +52,11 @@ impl Profile {
                 Some(reason) => text.push_str(&format!("{label}: not on this device: {reason}\n")),
                 None => {
                     let micros = 1e6 * table.predict(&made, &*backend)?;
-                    text.push_str(&format!("{label}: {micros:.1} us, every layer so\n"));
+                    let measured = table.networks.get(label).copied().unwrap_or(f64::NAN);
+                    text.push_str(&format!(
+                        "{label}: {micros:.1} us from its steps, {:.1} us measured, every layer so\n",
+                        1e6 * measured
+                    ));
                 }
             }
         }

@@ -1,12 +1,10 @@
 //! The command itself: a float model and samples in, an integer model and a report out.
 
-use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use requant_import::float;
 use requant_import::onnx::ImportOptions;
 use requant_model::Graph;
@@ -21,13 +19,13 @@ use requant_quantize::pipeline::{
     run,
 };
 use requant_quantize::precision::{Activations, Fix, Weights};
-use requant_quantize::progress::Progress;
 use requant_quantize::reconstruct::Effort;
 use requant_quantize::report::{Report, html, layer_table, totals_text};
 use requant_quantize::search::{Budgets, Settings, Strategy};
 use requant_quantize::work::{self, Key, Work};
 use sha2::{Digest as _, Sha256};
 
+use crate::bar::Bar;
 use crate::device::{Choice, Device};
 
 /// Quantize a float ONNX model.
@@ -159,6 +157,10 @@ impl QuantizeArgs {
             evaluation.as_ref(),
             network.as_ref(),
         );
+        if let Some(target) = &target {
+            // The model as it is now, 16-bit streams included, which the search did not know of.
+            report.totals.seconds = Some(target.table.predict(&model, target.backend)?);
+        }
         report.provenance.clone_from(&model.provenance);
         report.warnings.extend(warnings);
         bar.finish();
@@ -356,47 +358,3 @@ impl QuantizeArgs {
 
 /// Samples of noise where there is no data.
 const NOISE_SAMPLES: usize = 64;
-
-/// A progress bar, where somebody watches.
-struct Bar {
-    bar: ProgressBar,
-}
-
-impl Bar {
-    fn new() -> Self {
-        let bar = ProgressBar::new(0);
-        if let Ok(style) = ProgressStyle::with_template("{msg:12} {bar:40} {pos}/{len} {eta}") {
-            bar.set_style(style);
-        }
-        Bar { bar }
-    }
-
-    fn note(&self, text: &str) {
-        if self.bar.is_hidden() {
-            // Nobody is left to tell where standard error is closed.
-            let _ = writeln!(io::stderr(), "{text}");
-        } else {
-            self.bar.println(text);
-        }
-    }
-
-    fn finish(&self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-impl Progress for Bar {
-    fn stage(&self, name: &str, steps: usize) {
-        self.bar.set_position(0);
-        self.bar.set_length(steps as u64);
-        self.bar.set_message(name.to_owned());
-    }
-
-    fn advance(&self, steps: usize) {
-        self.bar.inc(steps as u64);
-    }
-
-    fn warn(&self, message: &dyn std::fmt::Display) {
-        self.note(&format!("warning: {message}"));
-    }
-}
