@@ -7,7 +7,9 @@ use requant_import::float;
 use requant_import::onnx::{ImportError, ImportOptions};
 use requant_model::Graph;
 use requant_quantize::files;
-use requant_quantize::latency::{FEWEST_RUNS, LatencyTable, MeasureOptions, precisions, stand_in};
+use requant_quantize::latency::{
+    FEWEST_RUNS, LatencyTable, MeasureOptions, network_seconds, precisions, stand_in,
+};
 
 use crate::bar::Bar;
 use crate::device::Device;
@@ -41,6 +43,7 @@ impl Profile {
         let labels: Vec<&str> = options.precisions.iter().map(|p| p.label()).collect();
         bar.note(&format!("{}: {}", graph.name, labels.join(", ")));
         let table = LatencyTable::measure(&graph, &*backend, &options, &bar)?;
+        let own = network_seconds(&[&graph], &*backend, options.batch, options.runs)?;
         bar.finish();
         files::write(&self.output, table.json()?.as_bytes())?;
 
@@ -59,6 +62,14 @@ impl Profile {
                     ));
                 }
             }
+        }
+        // A layer at a precision that is not offered has no prediction.
+        if let (Ok(predicted), Some(measured)) = (table.predict(&graph, &*backend), own.first()) {
+            text.push_str(&format!(
+                "as it is: {:.1} us from its steps, {:.1} us measured\n",
+                1e6 * predicted,
+                1e6 * measured
+            ));
         }
         text.push_str(&format!(
             "{} layers and {} other steps: {}\n",
