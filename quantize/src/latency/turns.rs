@@ -36,7 +36,7 @@ impl Spread {
         times.sort_by(f64::total_cmp);
         let at = |share: f64| {
             let index = (share * times.len().saturating_sub(1) as f64).round() as usize;
-            times.get(index).copied().unwrap_or(0.0)
+            rounded(times.get(index).copied().unwrap_or(0.0))
         };
         Spread {
             median: at(0.5),
@@ -47,10 +47,15 @@ impl Spread {
     pub(super) fn mean(spreads: &[Spread]) -> Self {
         let count = spreads.len().max(1) as f64;
         Spread {
-            median: spreads.iter().map(|s| s.median).sum::<f64>() / count,
-            p95: spreads.iter().map(|s| s.p95).sum::<f64>() / count,
+            median: rounded(spreads.iter().map(|s| s.median).sum::<f64>() / count),
+            p95: rounded(spreads.iter().map(|s| s.p95).sum::<f64>() / count),
         }
     }
+}
+
+/// To tenths of a nanosecond: clocks tell no more, and JSON gives such numbers back as they were.
+fn rounded(seconds: f64) -> f64 {
+    (seconds * 1e10).round() / 1e10
 }
 
 /// What a network took.
