@@ -175,6 +175,18 @@ pub enum DataError {
         /// Its label.
         value: i64,
     },
+    /// A label beyond the model's classes.
+    #[error("{}: label {value} of sample {sample} is no class: the model has {classes}", path.display())]
+    NoClass {
+        /// The file.
+        path: PathBuf,
+        /// Which sample, from 0.
+        sample: usize,
+        /// Its label.
+        value: i64,
+        /// Classes of the model.
+        classes: usize,
+    },
 }
 
 fn wanted(dims: &[usize]) -> String {
@@ -210,18 +222,33 @@ impl Data {
         Ok(data)
     }
 
-    /// As [`Data::read`], with labels.
+    /// As [`Data::read`], with labels, each one of `classes` where the model has classes.
     ///
     /// # Errors
-    /// As [`Data::read`]; where there are no labels.
-    pub fn read_labelled(path: &Path, inputs: &[InputSpec]) -> Result<Data, DataError> {
+    /// As [`Data::read`]; where there are no labels, or other classes.
+    pub fn read_labelled(
+        path: &Path,
+        inputs: &[InputSpec],
+        classes: Option<usize>,
+    ) -> Result<Data, DataError> {
         let data = Self::read(path, inputs)?;
-        match data.labels {
-            Some(_) => Ok(data),
-            None => Err(DataError::NoLabels {
+        let Some(labels) = &data.labels else {
+            return Err(DataError::NoLabels {
                 path: path.to_owned(),
-            }),
+            });
+        };
+        if let Some(classes) = classes {
+            let outside = |&label: &i64| usize::try_from(label).is_ok_and(|l| l >= classes);
+            if let Some(sample) = labels.iter().position(outside) {
+                return Err(DataError::NoClass {
+                    path: path.to_owned(),
+                    sample,
+                    value: labels[sample],
+                    classes,
+                });
+            }
         }
+        Ok(data)
     }
 
     /// Standard normal noise in the shapes of a model's inputs, the same for the same seed: for whoever has

@@ -2,9 +2,9 @@
 //! whatever names it, and what is written is there whole or not at all.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use requant_import::{onnx, tflite};
 use requant_model::artifact::{self, ArtifactError};
@@ -25,6 +25,14 @@ pub enum FileError {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
+    },
+    /// A file that is no model for its size alone.
+    #[error("{}: larger than {limit} bytes, which no ONNX file is", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit.
+        limit: u64,
     },
     /// A folder without a model.
     #[error("{}: no model in this folder: neither {}, nor a folder named by a version that has one", path.display(), NAMES.join(", "))]
@@ -111,12 +119,25 @@ pub fn model_file(path: &Path) -> Result<PathBuf, FileError> {
     })
 }
 
-/// Reads a file as it is.
+/// Largest message of a protocol buffer, and with it largest ONNX file.
+const LARGEST: u64 = 1 << 31;
+
+/// Reads an ONNX file as it is.
 ///
 /// # Errors
-/// What the system says.
+/// What the system says; a file that is too large.
 pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
-    fs::read(path).map_err(io_error(path))
+    let mut bytes = Vec::new();
+    let read = fs::File::open(path)
+        .and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes))
+        .map_err(io_error(path))?;
+    if read as u64 > LARGEST {
+        return Err(FileError::TooLarge {
+            path: path.to_owned(),
+            limit: LARGEST,
+        });
+    }
+    Ok(bytes)
 }
 
 /// Reads the integer model behind a path, by the ending of its file's name.
@@ -162,8 +183,33 @@ static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 /// # Errors
 /// What the system says.
 pub fn check_writable(path: &Path) -> Result<(), FileError> {
-    NamedTempFile::new_in(folder_of(path)).map_err(io_error(path))?;
-    Ok(())
+    match Place::of(path).map_err(io_error(path))? {
+        Place::Special => Ok(()),
+        Place::File(place) => {
+            NamedTempFile::new_in(folder_of(&place)).map_err(io_error(path))?;
+            Ok(())
+        }
+    }
+}
+
+/// Where a path leads.
+enum Place {
+    /// To an ordinary file, there or not.
+    File(PathBuf),
+    /// To a device or a pipe, that must not be replaced by a file.
+    Special,
+}
+
+impl Place {
+    fn of(path: &Path) -> io::Result<Self> {
+        match fs::metadata(path) {
+            Ok(kind) if kind.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+            // The file behind a link is what is written, not the link.
+            Ok(kind) if kind.is_file() => Ok(Place::File(fs::canonicalize(path)?)),
+            Ok(_) => Ok(Place::Special),
+            Err(_) => Ok(Place::File(path.to_owned())),
+        }
+    }
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -173,22 +219,81 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Writes a file, whole or not at all: beside its place first, then renamed into it.
+/// Writes a file, whole or not at all: beside its place first, then renamed into it. A device or a pipe is
+/// written to as it is.
 ///
 /// # Errors
 /// What the system says; nothing is left behind then.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), FileError> {
-    let mut file = NamedTempFile::new_in(folder_of(path)).map_err(io_error(path))?;
-    let partial = file.path().to_owned();
-    let unfinished = || UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
-    unfinished().push(partial.clone());
-    let written = file
-        .write_all(content)
-        .and_then(|()| file.as_file().sync_all())
-        .and_then(|()| readable(&file))
-        .and_then(|()| Ok(file.persist(path)?));
-    unfinished().retain(|other| *other != partial);
-    written.map(drop).map_err(io_error(path))
+    write_all(&[(path, content)])
+}
+
+/// Writes several files that belong together: none takes its place before all of them are whole.
+///
+/// # Errors
+/// What the system says of the first that fails.
+pub fn write_all(files: &[(&Path, &[u8])]) -> Result<(), FileError> {
+    let mut staged = Staged::default();
+    let mut special = Vec::new();
+    for &(path, content) in files {
+        match Place::of(path).map_err(io_error(path))? {
+            Place::File(place) => staged.add(&place, content).map_err(io_error(path))?,
+            Place::Special => special.push((path, content)),
+        }
+    }
+    for (path, content) in special {
+        let opened = fs::OpenOptions::new().write(true).open(path);
+        opened
+            .and_then(|mut file| file.write_all(content))
+            .map_err(io_error(path))?;
+    }
+    staged.place()
+}
+
+/// Files that are whole, but not yet in their place.
+#[derive(Default)]
+struct Staged {
+    files: Vec<(NamedTempFile, PathBuf)>,
+}
+
+impl Staged {
+    fn add(&mut self, place: &Path, content: &[u8]) -> io::Result<()> {
+        let mut file = {
+            // Whoever is about to remove unfinished files waits until this one is among them.
+            let mut unfinished = unfinished();
+            let file = NamedTempFile::new_in(folder_of(place))?;
+            unfinished.push(file.path().to_owned());
+            file
+        };
+        let written = file
+            .write_all(content)
+            .and_then(|()| file.as_file().sync_all())
+            .and_then(|()| readable(&file));
+        self.files.push((file, place.to_owned()));
+        written
+    }
+
+    fn place(mut self) -> Result<(), FileError> {
+        // Nobody ends the program between two of them.
+        let _held = unfinished();
+        for (file, place) in self.files.drain(..) {
+            file.persist(&place)
+                .map_err(|fault| io_error(&place)(fault.error))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staged {
+    /// What is still here failed, and removes itself; what is not here has its place.
+    fn drop(&mut self) {
+        self.files.clear();
+        unfinished().retain(|file| file.exists());
+    }
+}
+
+fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Gives a file the permissions that one made in the ordinary way has; temporary ones are their owner's alone.
@@ -206,8 +311,7 @@ fn readable(_: &NamedTempFile) -> io::Result<()> {
 
 /// Removes what [`write()`] has not finished: for whoever ends the program at once.
 pub fn remove_unfinished() {
-    let mut files = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
-    for file in files.drain(..) {
+    for file in unfinished().drain(..) {
         // What is gone already is as good as removed, and nobody could be told of anything else.
         let _ = fs::remove_file(file);
     }

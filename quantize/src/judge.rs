@@ -114,7 +114,8 @@ impl Verdict {
     }
 }
 
-/// Compares answers, `samples` rows each; `labels` are class indices.
+/// Compares answers, `samples` rows each; `labels` are class indices, and mean nothing where there are no
+/// classes.
 pub fn compare(
     answer: Answer,
     samples: usize,
@@ -123,6 +124,7 @@ pub fn compare(
     labels: Option<&[i64]>,
 ) -> Verdict {
     let width = float.len() / samples.max(1);
+    let labels = labels.filter(|_| answer.classes().is_some());
     let mut verdict = Verdict {
         samples,
         right: labels.map(|_| 0),
@@ -202,7 +204,7 @@ mod tests {
         let q = 1f64.exp() / (1.0 + 1f64.exp());
         let expected = p * (p / q).ln() + (1.0 - p) * ((1.0 - p) / (1.0 - q)).ln();
         assert!((verdict.divergence - expected).abs() < 1e-12);
-        let same = compare(Answer::Reals, 1, &[3.0, 4.0], &[3.0, 4.5], None);
+        let same = compare(Answer::Reals, 1, &[3.0, 4.0], &[3.0, 4.5], Some(&[1]));
         assert_eq!(
             (same.divergence, same.agreeing, same.right),
             (0.01, 0, None)

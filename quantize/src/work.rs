@@ -49,16 +49,13 @@ pub struct Work {
 }
 
 impl Work {
-    /// Keeps steps in a folder, which is made; reads those of an earlier job only where `resume` is set.
-    ///
-    /// # Errors
-    /// The folder cannot be made.
-    pub fn new(directory: &Path, resume: bool) -> io::Result<Self> {
-        fs::create_dir_all(directory)?;
-        Ok(Work {
+    /// Keeps steps in a folder, made with the first of them; reads those of an earlier job only where
+    /// `resume` is set.
+    pub fn new(directory: &Path, resume: bool) -> Self {
+        Work {
             directory: Some(directory.to_owned()),
             read: resume,
-        })
+        }
     }
 
     /// The result of a step, where an earlier job left it.
@@ -72,7 +69,7 @@ impl Work {
     /// Keeps the result of a step.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// The file cannot be written; names it.
     pub fn store<T: Serialize>(&self, step: &str, key: &Key, value: &T) -> io::Result<()> {
         let Some(path) = self.path(step) else {
             return Ok(());
@@ -80,8 +77,11 @@ impl Work {
         let bytes = serde_json::to_vec(&(&key.0, value)).map_err(io::Error::other)?;
         // A job may be stopped at any time: a file is there whole or not at all.
         let partial = path.with_extension("partial");
-        fs::write(&partial, bytes)?;
-        fs::rename(partial, path)
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let kept = fs::create_dir_all(folder)
+            .and_then(|()| fs::write(&partial, bytes))
+            .and_then(|()| fs::rename(&partial, &path));
+        kept.map_err(|fault| named(&path, &fault))
     }
 
     /// Removes everything: the job is done.
@@ -90,8 +90,10 @@ impl Work {
     /// The folder cannot be removed.
     pub fn finish(self) -> io::Result<()> {
         match self.directory {
-            Some(directory) => fs::remove_dir_all(directory),
-            None => Ok(()),
+            Some(directory) if directory.exists() => {
+                fs::remove_dir_all(&directory).map_err(|fault| named(&directory, &fault))
+            }
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -104,6 +106,10 @@ impl Work {
     }
 }
 
+fn named(path: &Path, fault: &io::Error) -> io::Error {
+    io::Error::new(fault.kind(), format!("{}: {fault}", path.display()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,7 +120,7 @@ mod tests {
         let folder = directory.path().join("work");
         let (one, two) = (Key::of([&b"a"[..], b"b"]), Key::of([&b"ab"[..]]));
         assert_ne!(one, two);
-        let work = Work::new(&folder, true).unwrap();
+        let work = Work::new(&folder, true);
         work.store("../conv 1", &one, &vec![1.5f32, -0.0]).unwrap();
         assert_eq!(work.load("../conv 1", &one), Some(vec![1.5f32, -0.0]));
         assert_eq!(work.load::<Vec<f32>>("../conv 1", &two), None);
@@ -124,7 +130,7 @@ mod tests {
             None,
             "another type"
         );
-        let fresh = Work::new(&folder, false).unwrap();
+        let fresh = Work::new(&folder, false);
         assert_eq!(
             fresh.load::<Vec<f32>>("../conv 1", &one),
             None,

@@ -80,7 +80,7 @@ fn samples_are_found_by_name_and_given_in_batches() {
     ];
     for members in cases {
         let path = archive(&folder, members);
-        let data = Data::read_labelled(&path, &[input("image", &[2])]).unwrap();
+        let data = Data::read_labelled(&path, &[input("image", &[2])], Some(10)).unwrap();
         assert_eq!(data.samples(), 5);
         assert_eq!(data.labels(), Some(&[0, 1, 2, 3, 4][..]));
         let batches: Vec<_> = data.batches(2).collect();
@@ -215,6 +215,8 @@ fn labels_are_one_class_a_sample() {
     );
     assert_eq!(refusal(&path, &image), "label -1 of sample 1 is no class");
     let path = archive(&folder, &[x()]);
-    let error = Data::read_labelled(&path, &image).unwrap_err().to_string();
+    let error = Data::read_labelled(&path, &image, None)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("no labels"), "{error}");
 }

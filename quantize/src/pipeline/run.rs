@@ -489,13 +489,15 @@ fn rate<'c>(
             }
         }
     }
-    let found = match work.load::<Vec<f64>>("sensitivity", key) {
+    let tried: Vec<_> = trials.iter().map(|t| (t.layer, t.precision)).collect();
+    let step = format!("sensitivity {tried:?}");
+    let found = match work.load::<Vec<f64>>(&step, key) {
         Some(found) if found.len() == trials.len() => found,
         Some(_) | None => {
             let grids = bench.grids;
             let found =
                 sensitivities(executor, bench.placement, grids, &trials, samples, progress)?;
-            work.store("sensitivity", key, &found)?;
+            work.store(&step, key, &found)?;
             found
         }
     };

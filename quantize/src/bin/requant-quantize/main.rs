@@ -77,10 +77,23 @@ fn main() -> ExitCode {
     match outcome {
         Ok(text) => answer(&text),
         Err(error) => {
-            complain(&format!("{error:#}"));
+            complain(&causes(&error));
             ExitCode::from(2)
         }
     }
+}
+
+/// An error and its causes, without those that are part of what is said already.
+fn causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            let separator = if text.is_empty() { "" } else { ": " };
+            text.push_str(separator);
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// One line on standard error; nobody is left to tell when that is closed too.

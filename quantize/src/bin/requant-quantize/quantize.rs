@@ -1,6 +1,7 @@
 //! The command itself: a float model and samples in, an integer model and a report out.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
@@ -13,6 +14,7 @@ use requant_quantize::calibrate::Calibrator;
 use requant_quantize::data::Data;
 use requant_quantize::exec::Executor;
 use requant_quantize::files;
+use requant_quantize::judge::Answer;
 use requant_quantize::latency::LatencyTable;
 use requant_quantize::pipeline::{
     self, Evaluation, Method, Options, Outcome, Samples, describe, evaluate, input_specs, quality,
@@ -90,9 +92,11 @@ pub(crate) struct QuantizeArgs {
 impl QuantizeArgs {
     /// Quantizes; gives what is printed.
     pub(crate) fn run(&self) -> anyhow::Result<String> {
-        let bytes = files::read(&self.model)?;
         let options = self.options()?;
         let name = self.name()?;
+        let bytes = files::read(&self.model)?;
+        self.check_places()?;
+        self.use_threads()?;
         let graph = float::read_bytes(&bytes, &name, &ImportOptions::default())
             .with_context(|| self.model.display().to_string())?;
         let bar = Bar::new();
@@ -112,7 +116,10 @@ impl QuantizeArgs {
             bar.note(&format!("warning: {warning}"));
         }
         let labelled = match &self.evaluate {
-            Some(path) => Some(Data::read_labelled(path, &specs)?),
+            Some(path) => {
+                let classes = Answer::of(&graph).classes();
+                Some(Data::read_labelled(path, &specs, classes)?)
+            }
             None => None,
         };
         let profiled = match &self.profile {
@@ -127,11 +134,9 @@ impl QuantizeArgs {
             backend: &**backend,
         });
         let threads = self.device().threads();
-        self.check_places()?;
         let samples = Samples::new(&graph, &data);
         let key = self.key(&bytes, &samples);
-        let work = Work::new(&self.work_folder(&name), self.resume)
-            .with_context(|| self.output.display().to_string())?;
+        let work = Work::new(&self.work_folder(&name), self.resume);
         let outcome = run(&graph, &samples, &options, target, (&work, &key), &bar)?;
         let executor = Executor::new(&graph)?;
         let evaluation = match &labelled {
@@ -238,20 +243,55 @@ impl QuantizeArgs {
         self.output.with_file_name(format!(".{name}.work"))
     }
 
-    /// Finds out before hours of work whether the results have a place to go.
+    /// Finds out before hours of work whether the results have a place to go, and overwrite nothing that is
+    /// read.
     fn check_places(&self) -> anyhow::Result<()> {
-        if self.output.exists() && !self.output.is_dir() {
-            bail!("--output {}: not a folder", self.output.display());
-        }
-        for file in [&self.report, &self.export_qdq].into_iter().flatten() {
-            let folder = file
-                .parent()
-                .filter(|folder| !folder.as_os_str().is_empty());
-            if folder.is_some_and(|folder| !folder.is_dir()) || file.is_dir() {
-                bail!("{}: no such folder, or not a file", file.display());
+        let version = self.output.join("1");
+        for folder in version.ancestors() {
+            if folder.is_dir() || folder.as_os_str().is_empty() {
+                files::check_writable(&folder.join("model.safetensors"))
+                    .with_context(|| format!("--output {}", self.output.display()))?;
+                break;
+            }
+            if folder.exists() {
+                bail!(
+                    "--output {}: {} is not a folder",
+                    self.output.display(),
+                    folder.display()
+                );
             }
         }
+        let read = [&self.calibration, &self.evaluate, &self.profile];
+        let mut taken: Vec<PathBuf> = read.into_iter().flatten().map(|path| real(path)).collect();
+        taken.push(real(&self.model));
+        taken.push(real(&version.join("model.safetensors")));
+        taken.push(real(&self.output.join("report.json")));
+        for (flag, file) in [
+            ("--report", &self.report),
+            ("--export-qdq", &self.export_qdq),
+        ] {
+            let Some(file) = file else { continue };
+            files::check_writable(file).with_context(|| flag.to_owned())?;
+            let place = real(file);
+            if taken.contains(&place) && (place.is_file() || !place.exists()) {
+                bail!(
+                    "{flag} {}: would overwrite another file of this command",
+                    file.display()
+                );
+            }
+            taken.push(place);
+        }
         Ok(())
+    }
+
+    /// Gives the float model as many threads as the integer one.
+    fn use_threads(&self) -> anyhow::Result<()> {
+        match self.threads {
+            Some(threads) => Ok(rayon::ThreadPoolBuilder::new()
+                .num_threads(usize::from(threads))
+                .build_global()?),
+            None => Ok(()),
+        }
     }
 
     /// A digest of everything that finished steps depend on.
@@ -302,25 +342,35 @@ impl QuantizeArgs {
         }
     }
 
-    /// Everything is made before anything is written, and each file is there whole or not at all.
+    /// Everything is made before anything is written, and the files are there all together or not at all.
     fn write(&self, model: &Graph, outcome: &Outcome<'_>, report: &Report) -> anyhow::Result<()> {
         let artifact = requant_model::artifact::write(model)?;
-        let (json, page) = (report.json()?, html(report));
+        let (json, html) = (report.json()?, html(report));
         let exported = match &self.export_qdq {
             Some(path) => Some((path, float::to_onnx(&outcome.quantized)?)),
             None => None,
         };
         let version = self.output.join("1");
-        std::fs::create_dir_all(&version).with_context(|| version.display().to_string())?;
-        if let Some((path, bytes)) = exported {
-            files::write(path, &bytes)?;
+        let place = version.join("model.safetensors");
+        let data = self.output.join("report.json");
+        let page = self.output.join("report.html");
+        let page = self.report.as_ref().unwrap_or(&page);
+        let mut all: Vec<(&Path, &[u8])> = vec![(&data, json.as_bytes()), (page, html.as_bytes())];
+        if let Some((path, bytes)) = &exported {
+            all.push((path, bytes));
         }
-        files::write(&self.output.join("report.json"), json.as_bytes())?;
-        let place = self.report.clone();
-        let place = place.unwrap_or_else(|| self.output.join("report.html"));
-        files::write(&place, page.as_bytes())?;
-        files::write(&version.join("model.safetensors"), &artifact)?;
-        Ok(())
+        all.push((&place, &artifact));
+        let missing: Vec<&Path> = version.ancestors().take_while(|f| !f.exists()).collect();
+        let written = fs::create_dir_all(&version)
+            .with_context(|| version.display().to_string())
+            .and_then(|()| Ok(files::write_all(&all)?));
+        if written.is_err() {
+            for folder in missing {
+                // The fault that is reported is the first one; what is not empty stays.
+                let _ = fs::remove_dir(folder);
+            }
+        }
+        written
     }
 
     fn summary(
@@ -354,6 +404,19 @@ impl QuantizeArgs {
         text.push_str(&format!("{}\n", written.display()));
         text
     }
+}
+
+/// A path without links, of a file that is there or not.
+fn real(path: &Path) -> PathBuf {
+    let whole = || path.canonicalize().ok();
+    let folder = || {
+        let parent = match path.parent()? {
+            parent if parent.as_os_str().is_empty() => Path::new("."),
+            parent => parent,
+        };
+        Some(parent.canonicalize().ok()?.join(path.file_name()?))
+    };
+    whole().or_else(folder).unwrap_or_else(|| path.to_owned())
 }
 
 /// Samples of noise where there is no data.
