@@ -1,0 +1,341 @@
+//! Models that are made: the same ones again, within their budget, and what runs them agrees.
+
+use std::fs;
+
+use requant_conformance::npz::test_data;
+use requant_import::onnx::{ImportOptions, import_file};
+use requant_npy::{Array, Npz};
+use requant_quantize::report::Report;
+use tempfile::TempDir;
+
+use super::onnx::Model;
+use super::process::*;
+
+#[test]
+fn the_same_inputs_give_the_same_file() {
+    let folder = folder();
+    for (model, flags) in [
+        ("residual", "--budget size=0.7,bops=0.8 --activations auto"),
+        ("plain", "--weights int4 --activations int4"),
+        ("residual", "--weights codebook --calibrator entropy"),
+    ] {
+        let mut made: Vec<Vec<u8>> = Vec::new();
+        for (threads, pool) in [
+            ("--threads 1", "2"),
+            ("--threads 2", "1"),
+            ("", "1"),
+            ("", "2"),
+        ] {
+            let line =
+                format!("{model}.onnx --calibration data.npz --output net {flags} {threads}");
+            let outcome = command(&folder, &line)
+                .env("RAYON_NUM_THREADS", pool)
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&outcome.stderr);
+            assert_eq!(outcome.status.code(), Some(0), "{line}: {text}");
+            made.push(artefact(&folder, "net"));
+        }
+        for other in &made {
+            assert!(*other == made[0], "{model} {flags}");
+        }
+    }
+}
+
+#[test]
+fn what_is_written_can_be_run_and_read() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    let text = good(
+        &folder,
+        "plain.onnx --calibration data.npz --evaluate labelled.npz --output models/net --export-qdq qdq.onnx",
+    );
+    assert!(text.ends_with("models/net/1/model.safetensors\n"), "{text}");
+    assert!(text.contains("On 40 evaluation samples: float "), "{text}");
+    assert_eq!(
+        answers(&folder, "models/net", "cpu"),
+        answers(&folder, "models/net", "reference")
+    );
+    let json = fs::read_to_string(at("models/net/report.json")).unwrap();
+    let report: Report = serde_json::from_str(&json).unwrap();
+    let graph = graph(&folder, "models/net");
+    assert_eq!((&report.model[..], &graph.name[..]), ("net", "net"));
+    let names: Vec<&str> = report.layers.iter().map(|l| &l.name[..]).collect();
+    for layer in ["conv1", "conv2", "conv3", "fc"] {
+        assert!(names.contains(&layer), "{names:?}");
+    }
+    assert_eq!(graph.provenance["source"], "plain.onnx");
+    let page = fs::read_to_string(at("models/net/report.html")).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>") && page.contains("<svg"));
+    assert!(!at("models/.net.work").exists());
+    // Others run the exported model; so does our importer, which rounds as they do.
+    let imported = import_file(&at("qdq.onnx"), &ImportOptions::default()).unwrap();
+    imported.validate().unwrap();
+    let (ours, theirs) = (
+        answers(&folder, "models/net", "cpu"),
+        answers(&folder, "qdq.onnx", "cpu"),
+    );
+    let values = |array: &Array| -> Vec<f32> {
+        let (values, _) = array.data.as_chunks();
+        values.iter().map(|&v| f32::from_le_bytes(v)).collect()
+    };
+    let (ours, theirs) = (values(&ours), values(&theirs));
+    let largest = ours.iter().fold(0f32, |m, v| m.max(v.abs()));
+    for (a, b) in ours.iter().zip(&theirs) {
+        assert!((a - b).abs() <= 0.03 * largest, "{a} {b} of {largest}");
+    }
+
+    good(
+        &folder,
+        "residual.onnx --calibration data.npz --output net --report page.html --export-qdq sum.onnx",
+    );
+    assert!(at("page.html").is_file() && !at("net/report.html").exists());
+    assert!(at("sum.onnx").is_file());
+    assert_eq!(
+        answers(&folder, "net", "cpu"),
+        answers(&folder, "net", "reference")
+    );
+}
+
+#[test]
+fn every_word_of_every_flag_makes_a_model() {
+    let folder = folder();
+    let each = |flag: &str, words: &str| -> Vec<String> {
+        words
+            .split(' ')
+            .map(|word| format!("--{flag} {word}"))
+            .collect()
+    };
+    let mut lines = each("weights", "int8 int4 int2 ternary binary codebook auto");
+    lines.extend(each("activations", "int8"));
+    lines.push("--weights int4 --activations int4 --rounding nearest".to_owned());
+    lines.push("--activations auto --budget bops=0.5".to_owned());
+    lines.extend(each("rounding", "nearest gptq adaround descent block auto"));
+    lines.extend(each("calibrator", "minmax ema percentile entropy mse"));
+    for search in ["ilp", "rl", "nas", "greedy"] {
+        lines.push(format!("--search {search} --budget size=0.8"));
+    }
+    lines.push("--budget accuracy=0.9".to_owned());
+    lines.push("--fix conv2=w4a4 --fix conv1=w4a8 --fix fc=w1a8".to_owned());
+    for line in lines {
+        let rest = "--calibration data.npz --output net";
+        let text = good(&folder, &format!("residual.onnx {rest} {line}"));
+        assert!(text.contains("divergence"), "{line}: {text}");
+        let cpu = answers(&folder, "net", "cpu");
+        assert_eq!(cpu, answers(&folder, "net", "reference"), "{line}");
+        // Something is computed, and not the same for all samples.
+        let rows: Vec<_> = cpu.data.chunks_exact(20).collect();
+        assert!(rows.iter().any(|row| *row != rows[0]), "{line}");
+    }
+}
+
+/// Bytes of the layers' weights and of nine more a channel: bias, and what its requantization needs.
+fn bytes(folder: &TempDir, name: &str) -> u64 {
+    let json = fs::read_to_string(folder.path().join(name).join("report.json")).unwrap();
+    let report: Report = serde_json::from_str(&json).unwrap();
+    report.layers.iter().map(|l| l.weight_bytes).sum()
+}
+
+#[test]
+fn a_budget_is_kept_or_the_smallest_is_named() {
+    let folder = folder();
+    let line = |output: &str, more: &str| {
+        format!("plain.onnx --calibration data.npz --output {output} {more}")
+    };
+    good(&folder, &line("eight", "--rounding nearest"));
+    let all = bytes(&folder, "eight");
+    for (output, fraction) in [("a", 0.9), ("b", 0.7)] {
+        good(
+            &folder,
+            &line(
+                output,
+                &format!("--rounding nearest --budget size={fraction}"),
+            ),
+        );
+        let found = bytes(&folder, output);
+        assert!(found as f64 <= fraction * all as f64, "{found} of {all}");
+        let mut layers = graph(&folder, output).layers();
+        layers.retain(|layer| layer.precision.is_some());
+        let ends = [&layers[0], &layers[layers.len() - 1]];
+        for end in ends {
+            assert_eq!(end.precision.unwrap().label(), "w8a8", "{}", end.name);
+        }
+    }
+    let asked = line("c", "--rounding nearest --budget size=0.05");
+    bad(
+        &folder,
+        &asked,
+        "budget size=0.05 cannot be reached: the smallest reachable value is size=",
+    );
+    let text = run(&folder, &asked).stderr;
+    let least = text.trim().rsplit_once('=').unwrap().1;
+    good(
+        &folder,
+        &line("c", &format!("--rounding nearest --budget size={least}")),
+    );
+    assert!(bytes(&folder, "c") < bytes(&folder, "b"));
+    bad(
+        &folder,
+        &line("d", "--fix conv9=w4a8"),
+        "--fix names layer 'conv9', the model has conv1, conv2, conv3, fc",
+    );
+}
+
+#[test]
+fn odd_values_make_a_model_that_runs() {
+    let folder = folder();
+    // Dead weights beside a large bias; a channel of weights that all but vanish.
+    let mut model = Model::new(4);
+    model.input("x", &["N", "2", "8", "8"]);
+    let weights = [0.0, 0.0, 1e-30, -1e-30, 0.5, -0.25];
+    model.conv_of(("x", "a"), &[3, 2, 1, 1], &weights, &[1e4, -3.0, 0.5], 1);
+    model
+        .relu("a", "b")
+        .conv(("b", "c"), (4, 3, 3, 1))
+        .relu("c", "d");
+    model.head("d", 4, 5);
+    save(&folder, "dead.onnx", &model);
+    let mut model = Model::new(5);
+    model.input("x", &["N", "2", "8", "8"]);
+    model.conv_of(("x", "a"), &[3, 2, 1, 1], &[0.0; 6], &[0.0; 3], 1);
+    model
+        .relu("a", "b")
+        .conv(("b", "c"), (4, 3, 3, 1))
+        .head("c", 4, 5);
+    save(&folder, "zeros.onnx", &model);
+    let count = 3 * 2 * 64;
+    archive(
+        &folder,
+        "zero.npz",
+        &[("x", reals(&[3, 2, 8, 8], &vec![0.0; count]))],
+    );
+    archive(
+        &folder,
+        "same.npz",
+        &[("x", reals(&[3, 2, 8, 8], &vec![-7.5; count]))],
+    );
+    archive(
+        &folder,
+        "tiny.npz",
+        &[("x", reals(&[3, 2, 8, 8], &vec![1e-38; count]))],
+    );
+    archive(
+        &folder,
+        "huge.npz",
+        &[("x", reals(&[3, 2, 8, 8], &vec![1e12; count]))],
+    );
+    let kinds = [
+        "",
+        "--weights int4 --activations int4",
+        "--weights int2 --rounding nearest",
+        "--weights ternary",
+        "--weights binary --calibrator entropy",
+        "--weights codebook --calibrator mse",
+        "--calibrator percentile",
+        "--calibrator ema",
+        "--budget size=0.9",
+    ];
+    for model in ["dead", "zeros", "plain"] {
+        for data in ["zero", "same", "tiny", "huge", "data"] {
+            for kind in kinds {
+                if kind.contains("int4") && data != "zero" {
+                    continue;
+                }
+                let line = format!("{model}.onnx --calibration {data}.npz --output net {kind}");
+                let outcome = run(&folder, &line);
+                let text = &outcome.stderr;
+                assert!(matches!(outcome.code, Some(0 | 2)), "{line}: {text}");
+                assert!(!text.contains("panicked"), "{line}: {text}");
+                if outcome.code == Some(2) {
+                    // Only what no scale of the format can hold, or no bits can.
+                    assert!(data == "huge" || kind.contains("budget"), "{line}: {text}");
+                    continue;
+                }
+                let few = data == "data" || text.contains("warning: only 3 samples");
+                assert!(few, "{line}: {text}");
+                assert_eq!(
+                    answers(&folder, "net", "cpu"),
+                    answers(&folder, "net", "reference"),
+                    "{line}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn without_data_there_is_a_warning() {
+    let folder = folder();
+    let outcome = run(&folder, "plain.onnx --output net --rounding nearest");
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(
+        outcome.stderr.starts_with("warning: calibrated on noise"),
+        "{}",
+        outcome.stderr
+    );
+    let json = fs::read_to_string(folder.path().join("net/report.json")).unwrap();
+    assert!(json.contains("calibrated on noise"));
+}
+
+/// Pixels of one image.
+const PIXELS: usize = 28 * 28;
+
+#[test]
+fn a_trained_network_keeps_its_answers() {
+    let Some(data) = test_data("a_trained_network_keeps_its_answers") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let read = |file: &str, count: usize| {
+        let mut npz = Npz::open(&data.join("eval/small").join(file)).unwrap();
+        let images = npz.read("x").unwrap();
+        let real = |&byte: &u8| (f32::from(byte) / 255.0 - 0.2860) / 0.3530;
+        let values: Vec<f32> = images.data[..count * PIXELS].iter().map(real).collect();
+        (npz, reals(&[count, 1, 28, 28], &values))
+    };
+    let (_, calibration) = read("fashion_mnist_calib.npz", 128);
+    archive(&folder, "calibration.npz", &[("x", calibration)]);
+    let (mut npz, images) = read("fashion_mnist_dev.npz", 200);
+    let labels = npz.read("y").unwrap();
+    let size = labels.element.size();
+    let labels = Array {
+        shape: vec![200],
+        data: labels.data.slice(..200 * size),
+        ..labels
+    };
+    let few = Array {
+        shape: vec![8, 1, 28, 28],
+        data: images.data.slice(..8 * PIXELS * 4),
+        ..images.clone()
+    };
+    archive(&folder, "evaluation.npz", &[("x", images), ("y", labels)]);
+    requant_npy::write(&folder.path().join("x.npy"), &few).unwrap();
+    let model = data.join("models/fmnist_resnet.onnx");
+    let text = good(
+        &folder,
+        &format!(
+            "{} --calibration calibration.npz --evaluate evaluation.npz --rounding nearest --output net",
+            model.display()
+        ),
+    );
+    let line = text
+        .lines()
+        .find(|l| l.contains("evaluation samples"))
+        .unwrap();
+    let agreement: f64 = line.rsplit(' ').nth(1).unwrap().parse().unwrap();
+    assert!(agreement > 96.0, "{line}");
+    let graph = graph(&folder, "net");
+    let ports = (
+        &graph.value(graph.inputs[0]).name,
+        &graph.value(graph.outputs[0]).name,
+    );
+    let ask = |backend: &str| {
+        let (x, y) = ports;
+        good(
+            &folder,
+            &format!("run net --input {x}=x.npy --output {y}=y.npy --backend {backend}"),
+        );
+        requant_npy::read(&folder.path().join("y.npy")).unwrap()
+    };
+    assert_eq!(ask("cpu"), ask("reference"));
+}
