@@ -320,7 +320,7 @@ fn a_latency_budget_wants_a_profile_of_this_model_and_device() {
         "\"backend\": \"cuda\"",
         "of backend cuda",
     );
-    refuse("\"format\": 1", "\"format\": 9", "of format 9, this is 1");
+    refuse("\"format\": 2", "\"format\": 9", "of format 9, this is 2");
     let other = asked.replace("plain.onnx", "residual.onnx");
     bad(&folder, &format!("{other} latency.json"), "conv");
 }
