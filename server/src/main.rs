@@ -87,9 +87,11 @@ async fn serve(options: &Options) -> anyhow::Result<()> {
         stopped(&mut terminate, &mut interrupt).await;
     }
     tracing::info!("stopping");
-    if !server.drain().await {
+    let drained = server.drain().await;
+    if !drained.complete {
         tracing::warn!("drain timeout: some requests were not answered");
     }
+    tracing::info!(calls = drained.calls, "stopped");
     Ok(())
 }
 

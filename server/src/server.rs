@@ -182,10 +182,10 @@ impl Server {
     }
 
     /// Stops: not ready, then no new connections, then nothing. Calls that were accepted are
-    /// answered, unless that takes longer than the drain timeout; then false is returned.
-    pub async fn drain(mut self) -> bool {
+    /// answered, unless that takes longer than the drain timeout.
+    pub async fn drain(mut self) -> Drained {
         self.registry.stop();
-        let drained = tokio::time::timeout(self.drain_limit.max(ANNOUNCEMENT), async {
+        let complete = tokio::time::timeout(self.drain_limit.max(ANNOUNCEMENT), async {
             tokio::time::sleep(ANNOUNCEMENT.min(self.drain_limit)).await;
             self.leave.send_replace(true);
             tokio::select! {
@@ -200,8 +200,20 @@ impl Server {
         for task in &self.background {
             task.abort();
         }
-        drained
+        Drained {
+            complete,
+            calls: self.in_flight.arrived(),
+        }
     }
+}
+
+/// How a server ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Drained {
+    /// Whether every accepted call was answered in time.
+    pub complete: bool,
+    /// How many calls were accepted since the start, of every kind.
+    pub calls: usize,
 }
 
 /// Waits until for `time` no call was worked on and nothing arrived.

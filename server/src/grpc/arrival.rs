@@ -28,6 +28,8 @@ pub(crate) struct InFlight(Arc<Counters>);
 struct Counters {
     /// Calls whose message is here and which are not answered yet.
     working: AtomicUsize,
+    /// Calls whose message has arrived in full, ever.
+    arrived: AtomicUsize,
     /// Frames received so far.
     frames: AtomicUsize,
     /// Bytes of messages that are not here in full.
@@ -42,6 +44,7 @@ impl InFlight {
     pub(crate) fn new(max_arriving: usize, max_silence: Duration) -> Self {
         InFlight(Arc::new(Counters {
             working: AtomicUsize::new(0),
+            arrived: AtomicUsize::new(0),
             frames: AtomicUsize::new(0),
             arriving: AtomicUsize::new(0),
             max_arriving,
@@ -52,6 +55,11 @@ impl InFlight {
     /// How many calls have arrived in full and are not answered.
     pub(crate) fn working(&self) -> usize {
         self.0.working.load(SeqCst)
+    }
+
+    /// How many calls have ever arrived in full.
+    pub(crate) fn arrived(&self) -> usize {
+        self.0.arrived.load(SeqCst)
     }
 
     /// How many frames have arrived: a change shows that a caller is still sending.
@@ -93,6 +101,7 @@ impl CallState {
     fn arrive(&self) {
         if self.arrived.compare_exchange(0, 1, SeqCst, SeqCst).is_ok() {
             self.counters.working.fetch_add(1, SeqCst);
+            self.counters.arrived.fetch_add(1, SeqCst);
         }
     }
 }
