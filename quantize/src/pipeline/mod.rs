@@ -5,20 +5,26 @@ mod candidates;
 mod describe;
 mod error;
 mod evaluate;
+mod finish;
 mod grids;
 mod moments;
 mod observe;
+mod options;
 mod problem;
 mod quality;
+mod round;
 mod run;
 mod samples;
+mod seek;
 mod sensitivity;
+mod wanted;
 
 pub use describe::describe;
 pub use error::PipelineError;
 pub use evaluate::{Evaluation, evaluate};
+pub use options::{Device, Method, Options, UnknownMethod};
 pub use quality::{Quality, quality};
-pub use run::{Device, LayerOutcome, Method, Options, Outcome, UnknownMethod, run};
+pub use run::{LayerOutcome, Outcome, run};
 pub use samples::{Samples, input_specs};
 
 use crate::progress::Progress;
