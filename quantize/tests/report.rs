@@ -105,6 +105,7 @@ fn full() -> Report {
         seconds: Some(bytes as f64 * 1e-9),
         bytes,
         chosen,
+        front: true,
     };
     report.pareto = vec![
         point("all w8a8", 0.91, 42_000, false),

@@ -8,7 +8,7 @@ use super::run::{Options, Outcome};
 use crate::calibrate;
 use crate::latency::NetworkLatency;
 use crate::report::{Histogram, ParetoPoint, Report, SearchSummary};
-use crate::search::{Problem, Solution};
+use crate::search::{self, Problem, Solution};
 
 /// Bins of a histogram in the report.
 const BINS: usize = 48;
@@ -79,15 +79,25 @@ fn pareto(problem: &Problem, outcome: &Outcome<'_>) -> Vec<ParetoPoint> {
     }
     seen.sort_by_key(|solution| solution.cost.bytes);
     let reference = problem.reference().bytes.max(1) as f64;
-    seen.into_iter()
-        .map(|solution| ParetoPoint {
-            label: format!("{:.0} %", 100.0 * solution.cost.bytes as f64 / reference),
-            accuracy: solution.score.map_or(0.0, |score| score.accuracy),
-            seconds: solution.cost.latency,
-            bytes: solution.cost.bytes,
-            chosen: chosen.is_some_and(|chosen| chosen.choices == solution.choices),
+    let accuracy = |solution: &Solution| solution.score.map_or(0.0, |score| score.accuracy);
+    let costs: Vec<[f64; 3]> = seen
+        .iter()
+        .map(|solution| {
+            let cost = &solution.cost;
+            let latency = cost.latency.unwrap_or(0.0);
+            [cost.bytes as f64, latency, -accuracy(solution)]
         })
-        .collect()
+        .collect();
+    let front = search::front(&costs);
+    let point = |(index, solution): (usize, &Solution)| ParetoPoint {
+        label: format!("{:.0} %", 100.0 * solution.cost.bytes as f64 / reference),
+        accuracy: accuracy(solution),
+        seconds: solution.cost.latency,
+        bytes: solution.cost.bytes,
+        chosen: chosen.is_some_and(|chosen| chosen.choices == solution.choices),
+        front: front.contains(&index),
+    };
+    seen.into_iter().enumerate().map(point).collect()
 }
 
 fn summary(outcome: &Outcome<'_>, options: &Options) -> SearchSummary {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::svg::{self, Axis, Bar, COLOURS, Point, escape};
+use super::svg::{self, Axis, Bar, GREY, Point, escape};
 use super::table::{joules, metric, percent, seconds, shape};
 use super::{LayerReport, Report};
 
@@ -20,7 +20,7 @@ dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere}.scroll{overflow-x:auto}\
 .bad{color:var(--bad)}.good{color:var(--good)}\
 svg{width:100%;height:auto;display:block}svg text{fill:var(--dim);font-size:11px}\
 .end{text-anchor:end}.mid{text-anchor:middle}.grid{stroke:var(--rule);stroke-width:1}\
-.c0{fill:#3b76d6}.c1{fill:#e08a1e}.c2{fill:#2e9e6b}.c3{fill:#c2479b}.c4{fill:#8460d4}.c5{fill:#c9504a}.c6{fill:#3aa6b9}.c7{fill:#8a8f2c}\
+.c0{fill:#3b76d6}.c1{fill:#e08a1e}.c2{fill:#2e9e6b}.c3{fill:#c2479b}.c4{fill:#8460d4}.c5{fill:#c9504a}.c6{fill:#3aa6b9}.c7{fill:#8a8f2c}.c8{fill:#9aa3ad}\
 .strong{stroke:var(--fg);stroke-width:2}.key{display:inline-block;width:.8em;height:.8em;margin:0 .35em 0 1em}\
 .key svg{width:100%;height:100%}.small{display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:.8rem}\
 figure{margin:0}figcaption{font-size:.8rem;color:var(--dim);overflow-wrap:anywhere}";
@@ -142,19 +142,22 @@ fn proof(page: &mut String, report: &Report) {
     _ = writeln!(page, "<p>At the edges: {}</p>", escape(&edges.join(", ")));
 }
 
-/// A colour for each label, in the order of the labels.
-fn colours<'a>(labels: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str, usize> {
-    let labels: BTreeSet<&str> = labels.collect();
-    labels
-        .into_iter()
-        .enumerate()
-        .map(|(index, label)| (label, index % COLOURS))
+/// A colour for each precision that the report names, the same in every chart.
+fn colours(report: &Report) -> BTreeMap<&str, usize> {
+    let named = report.layers.iter().flat_map(|layer| {
+        let judged = layer.sensitivity.keys().map(String::as_str);
+        judged.chain(layer.precision.as_deref())
+    });
+    let labels: BTreeSet<&str> = named.collect();
+    let numbered = labels.into_iter().enumerate();
+    numbered
+        .map(|(index, label)| (label, index % GREY))
         .collect()
 }
 
-fn legend(page: &mut String, colours: &BTreeMap<&str, usize>) {
+fn legend(page: &mut String, colours: &BTreeMap<&str, usize>, shown: &BTreeSet<&str>) {
     page.push_str("<p>");
-    for (label, colour) in colours {
+    for (label, colour) in colours.iter().filter(|(label, _)| shown.contains(*label)) {
         _ = write!(
             page,
             "<span class=\"key\"><svg viewBox=\"0 0 1 1\" aria-hidden=\"true\"><rect class=\"c{colour}\" width=\"1\" height=\"1\"/></svg></span>{}",
@@ -174,7 +177,8 @@ fn bits(page: &mut String, report: &Report) {
     if layers().next().is_none() {
         return;
     }
-    let colours = colours(layers().map(|(_, label, _)| label));
+    let colours = colours(report);
+    let shown = layers().map(|(_, label, _)| label).collect();
     let bar = |(layer, label, [weights, _]): (&LayerReport, &str, [u32; 2])| Bar {
         label: layer.name.clone(),
         value: f64::from(weights),
@@ -182,7 +186,7 @@ fn bits(page: &mut String, report: &Report) {
         colour: colours.get(label).copied().unwrap_or(0),
     };
     heading(page, "Precision by layer");
-    legend(page, &colours);
+    legend(page, &colours, &shown);
     let bars: Vec<Bar> = layers().map(bar).collect();
     page.push_str(&svg::bars(
         "Bits of a weight, by layer",
@@ -196,10 +200,11 @@ fn sensitivity(page: &mut String, report: &Report) {
         .layers
         .iter()
         .flat_map(|layer| layer.sensitivity.keys());
-    let colours = colours(labels.map(String::as_str));
-    if colours.is_empty() {
+    let shown: BTreeSet<&str> = labels.map(String::as_str).collect();
+    if shown.is_empty() {
         return;
     }
+    let colours = colours(report);
     let mut marks = Vec::new();
     let measured = report
         .layers
@@ -217,7 +222,7 @@ fn sensitivity(page: &mut String, report: &Report) {
         }
     }
     heading(page, "Sensitivity by layer");
-    legend(page, &colours);
+    legend(page, &colours, &shown);
     let title = "Sensitivity by layer, one mark a precision, the chosen one large";
     let axes = (
         ("layers, first to last", Axis::Linear),
@@ -231,6 +236,7 @@ fn pareto(page: &mut String, report: &Report) {
         return;
     }
     heading(page, "Accuracy against size and latency");
+    page.push_str("<p>Accuracy is here the share of calibration samples answered as the float model answers them. Models are named by their size as a share of all layers with 8 bits.</p>\n");
     let chart = |name: &str, unit: &str, cost: &dyn Fn(&super::ParetoPoint) -> Option<f64>| {
         let mark = |point: &super::ParetoPoint| {
             Some(Point {
@@ -242,12 +248,12 @@ fn pareto(page: &mut String, report: &Report) {
                     percent(point.accuracy),
                     metric(point.bytes as f64)
                 ),
-                colour: usize::from(point.chosen),
+                colour: if point.front { 0 } else { GREY },
                 strong: point.chosen,
             })
         };
         let marks: Vec<Point> = report.pareto.iter().filter_map(mark).collect();
-        let title = format!("Accuracy against {name}, the chosen model large");
+        let title = format!("Accuracy against {name}, the chosen model large, beaten ones grey");
         if marks.is_empty() {
             return String::new();
         }
@@ -266,10 +272,10 @@ fn pareto(page: &mut String, report: &Report) {
             page,
             "<tr><td>{}{}</td><td class=\"n\">{}</td><td class=\"n\">{}B</td><td class=\"n\">{}</td></tr>",
             escape(&point.label),
-            if point.chosen {
-                " <strong>(chosen)</strong>"
-            } else {
-                ""
+            match (point.chosen, point.front) {
+                (true, _) => " <strong>(chosen)</strong>",
+                (false, true) => " (Pareto front)",
+                (false, false) => "",
             },
             percent(point.accuracy),
             metric(point.bytes as f64),

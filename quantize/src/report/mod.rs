@@ -122,6 +122,8 @@ pub struct ParetoPoint {
     pub bytes: u64,
     /// Whether it is the one that was written.
     pub chosen: bool,
+    /// Whether no other is at least as good in accuracy, size and latency.
+    pub front: bool,
 }
 
 /// How precisions were searched.

@@ -7,7 +7,9 @@ use std::fmt::Write as _;
 use super::Histogram;
 
 /// Colours that the style sheet has, `c0` and on.
-pub(super) const COLOURS: usize = 8;
+pub(super) const COLOURS: usize = 9;
+/// The grey one, for what matters less.
+pub(super) const GREY: usize = 8;
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 260.0;
