@@ -51,6 +51,14 @@ pub enum PipelineError {
     /// A block cannot be reconstructed.
     #[error(transparent)]
     Reconstruct(#[from] crate::reconstruct::ReconstructError),
+    /// A sensitivity that cannot be measured.
+    #[error("--sensitivity {measure}: {source}; kl and mse need no gradients")]
+    Sensitivity {
+        /// By what.
+        measure: search::sensitivity::Measure,
+        /// What is wrong.
+        source: crate::reconstruct::ReconstructError,
+    },
     /// The search found nothing.
     #[error(transparent)]
     Search(#[from] search::Error),

@@ -10,6 +10,7 @@ use crate::calibrate::Calibrator;
 use crate::latency::LatencyTable;
 use crate::precision::{Activations, Fix, Weights};
 use crate::reconstruct::Effort;
+use crate::search::sensitivity::Measure;
 use crate::search::{Budgets, Settings};
 use crate::weights::Rounding;
 
@@ -93,6 +94,8 @@ pub struct Options {
     pub budgets: Option<Budgets>,
     /// How precisions are searched.
     pub search: Settings,
+    /// What a precision's harm is measured by.
+    pub sensitivity: Measure,
     /// Samples on which each precision of each layer is tried.
     pub trial_samples: usize,
     /// Samples on which a search judges a whole model.
@@ -113,6 +116,7 @@ impl Default for Options {
             fixes: Vec::new(),
             budgets: None,
             search: Settings::default(),
+            sensitivity: Measure::default(),
             trial_samples: 32,
             judge_samples: 128,
             threads: 0,

@@ -120,6 +120,7 @@ pub fn run<'g>(
                 &executor,
                 &bench,
                 &wanted,
+                options.sensitivity,
                 &calibration.take(options.trial_samples),
                 (work, key),
                 progress,

@@ -20,6 +20,7 @@ use crate::judge::Verdict;
 use crate::placement::Placement;
 use crate::precision::REFERENCE;
 use crate::progress::Progress;
+use crate::search::sensitivity::Measure;
 use crate::search::{self, Budgets, Evaluator, Problem, Score, Solution};
 use crate::work::{Key, Work};
 
@@ -63,6 +64,7 @@ pub(super) fn rate<'c>(
     executor: &Executor<'_>,
     bench: &Bench<'c, '_>,
     wanted: &[Wanted],
+    measure: Measure,
     samples: &Samples<'_>,
     (work, key): (&Work, &Key),
     progress: &dyn Progress,
@@ -80,13 +82,12 @@ pub(super) fn rate<'c>(
         }
     }
     let tried: Vec<_> = trials.iter().map(|t| (t.layer, t.precision)).collect();
-    let step = format!("sensitivity {tried:?}");
+    let step = format!("sensitivity {measure} {tried:?}");
     let found = match work.load::<Vec<f64>>(&step, key) {
         Some(found) if found.len() == trials.len() => found,
         Some(_) | None => {
-            let grids = bench.grids;
-            let found =
-                sensitivities(executor, bench.placement, grids, &trials, samples, progress)?;
+            let simulated = (bench.placement, bench.grids);
+            let found = sensitivities(executor, simulated, &trials, measure, samples, progress)?;
             work.store(&step, key, &found)?;
             found
         }

@@ -1,5 +1,6 @@
-//! How much the model's answer suffers when one layer alone is quantized: the float model runs once a batch
-//! with every value kept, and for each layer and precision only what follows the layer is computed again.
+//! How much the model's answer suffers when one layer alone is quantized. Either it is tried: the float model
+//! runs once a batch with every value kept, and for each layer and precision only what follows the layer is
+//! computed again. Or it is estimated from the loss's curvature at the float weights.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,8 @@ use crate::exec::{Executor, LayerReals, Reals};
 use crate::judge::{Answer, divergence};
 use crate::placement::Placement;
 use crate::progress::Progress;
+use crate::reconstruct::{self, Loss, NetworkLoss, ReconstructError};
+use crate::search::sensitivity::{Hutchinson, Measure, fisher, hawq, traces};
 
 /// Elements of all values of a batch that are kept together.
 const KEPT_ELEMENTS: usize = 1 << 25;
@@ -28,20 +31,42 @@ pub(super) struct Trial<'c> {
     pub(super) candidate: &'c Candidate,
 }
 
-/// The mean divergence of each trial from the float model over the samples.
+/// Curvature is estimated on at most so many samples: what a layer's weights are worth depends little on them.
+const CURVATURE_SAMPLES: usize = 16;
+/// When traces are known well enough to rank layers.
+const TRACES: Hutchinson = Hutchinson {
+    draws: (8, 50),
+    tolerance: 0.1,
+    step: 1e-2,
+    seed: 0,
+};
+
+/// What each trial does to the model, by one measure, over the samples.
 ///
 /// # Errors
-/// Data that cannot be read, a model that does not run, a stop.
+/// Data that cannot be read, a model that does not run or has no gradient where the measure needs one, a stop.
 pub(super) fn sensitivities(
     executor: &Executor<'_>,
-    placement: &Placement,
-    grids: &[Grids],
+    (placement, grids): (&Placement, &[Grids]),
     trials: &[Trial<'_>],
+    measure: Measure,
     samples: &Samples<'_>,
     progress: &dyn Progress,
 ) -> Result<Vec<f64>, PipelineError> {
     let graph = executor.graph();
-    let answer = Answer::of(graph);
+    let answer = match measure {
+        Measure::Kl => Answer::of(graph),
+        Measure::Mse => Answer::Reals,
+        Measure::Fisher | Measure::Hessian => {
+            let found = by_curvature(graph, trials, measure, samples, progress);
+            return found.map_err(|source| {
+                if matches!(source, ReconstructError::Cancelled) {
+                    return PipelineError::Interrupted;
+                }
+                PipelineError::Sensitivity { measure, source }
+            });
+        }
+    };
     let outputs = executor.outputs();
     let float = Reals::default();
     let arithmetic: Vec<Reals> = trials
@@ -78,6 +103,60 @@ pub(super) fn sensitivities(
     }
     let samples = samples.len().max(1) as f64;
     Ok(sums.into_iter().map(|sum| sum / samples).collect())
+}
+
+/// Squared errors of the weights, weighed by the loss's curvature.
+fn by_curvature(
+    graph: &Graph,
+    trials: &[Trial<'_>],
+    measure: Measure,
+    samples: &Samples<'_>,
+    progress: &dyn Progress,
+) -> Result<Vec<f64>, ReconstructError> {
+    let count = samples.len().min(CURVATURE_SAMPLES);
+    let inputs = samples.batch(0, count);
+    let slices = inputs.iter().map(|tensor| &tensor.data[..]).collect();
+    let data = reconstruct::Samples::new(graph, count, slices)?;
+    let layers: Vec<usize> = graph.layers().collect();
+    let weights: Vec<&[f32]> = layers
+        .iter()
+        .map(|&layer| graph.nodes[layer].op.weights().map_or(&[][..], |w| &w.data))
+        .collect();
+    let check = || match progress.cancelled() {
+        true => Err(ReconstructError::Cancelled),
+        false => Ok(()),
+    };
+    let all = |rate: &dyn Fn(usize, &[f32]) -> f64| -> Vec<f64> {
+        let of = |trial: &Trial<'_>| {
+            let rounded = LayerReals::of(graph, trial.layer, &trial.candidate.quant, None);
+            let position = layers.iter().position(|&layer| layer == trial.layer);
+            position.map_or(0.0, |at| rate(at, &rounded.weights))
+        };
+        trials.iter().map(of).collect()
+    };
+    if measure == Measure::Fisher {
+        progress.stage("sensitivity", count);
+        let diagonals = reconstruct::fisher(graph, &data, || {
+            progress.advance(1);
+            check()
+        })?;
+        return Ok(all(&|at, rounded| {
+            fisher(&diagonals[at], weights[at], rounded)
+        }));
+    }
+    let loss = NetworkLoss::new(graph, data, Loss::Divergence)?;
+    progress.stage("sensitivity", TRACES.draws.1);
+    let mut runs = 0;
+    let traces = traces(&weights, &TRACES, |shifted| {
+        runs += 1;
+        progress.advance(runs % 2);
+        let shifted = layers.iter().copied().zip(shifted.iter().cloned());
+        loss.mean_gradients(&shifted.collect(), check)
+    })?;
+    // An estimate of a layer that hardly matters may lie below 0.
+    Ok(all(&|at, rounded| {
+        hawq(traces[at].mean.max(0.0), weights[at], rounded)
+    }))
 }
 
 /// Samples whose values can all be kept at once.

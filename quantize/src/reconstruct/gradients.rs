@@ -14,7 +14,9 @@ use super::tape::{Tape, Var};
 use crate::exec::{Executor, Reals, dims};
 use crate::search::sensitivity::add_squares;
 
-/// Samples that a layer's gradient is computed on at a time.
+/// Bytes that the tape of a batch may take, with about eight values of four bytes for each activation.
+const TAPE: usize = 256 << 20;
+/// Most samples of a batch.
 const BATCH: usize = 16;
 
 /// What is differentiated. Of a network whose answer is no vector of classes, both are half the squared
@@ -103,43 +105,6 @@ impl<'a> NetworkLoss<'a> {
         weights: &BTreeMap<usize, Vec<f32>>,
         samples: Range<usize>,
     ) -> Result<Vec<Vec<f32>>, ReconstructError> {
-        let layers: Vec<usize> = self.graph.layers().collect();
-        self.of_layers(&layers, weights, samples)
-    }
-
-    /// The gradient of the mean loss of all samples with respect to the weights of one layer, at `weights`.
-    ///
-    /// # Errors
-    /// As [`NetworkLoss::gradients`].
-    pub fn layer_gradient(
-        &self,
-        node: usize,
-        weights: &[f32],
-    ) -> Result<Vec<f32>, ReconstructError> {
-        let weights = BTreeMap::from([(node, weights.to_vec())]);
-        let mut sum: Vec<f32> = Vec::new();
-        for first in (0..self.data.count).step_by(BATCH) {
-            let range = first..(first + BATCH).min(self.data.count);
-            let share = range.len() as f32 / self.data.count as f32;
-            let gradient = self.of_layers(&[node], &weights, range)?;
-            let gradient = gradient.into_iter().flatten();
-            if sum.is_empty() {
-                sum = gradient.map(|g| g * share).collect();
-            } else {
-                sum.iter_mut()
-                    .zip(gradient)
-                    .for_each(|(s, g)| *s += g * share);
-            }
-        }
-        Ok(sum)
-    }
-
-    fn of_layers(
-        &self,
-        layers: &[usize],
-        weights: &BTreeMap<usize, Vec<f32>>,
-        samples: Range<usize>,
-    ) -> Result<Vec<Vec<f32>>, ReconstructError> {
         let range = samples.start.min(self.data.count)..samples.end.min(self.data.count);
         let count = range.len();
         if count == 0 {
@@ -175,11 +140,7 @@ impl<'a> NetworkLoss<'a> {
                         node: node.name.clone(),
                     });
                 }
-                let leaf = if layers.contains(&index) {
-                    tape.parameter(&own.dims, data.clone())
-                } else {
-                    tape.constant(&own.dims, data.clone())
-                };
+                let leaf = tape.parameter(&own.dims, data.clone());
                 leaves.insert(index, leaf);
                 let bias = real_bias(&node.op).to_vec();
                 layer = Some(LayerVars {
@@ -222,22 +183,56 @@ impl<'a> NetworkLoss<'a> {
             };
             found.unwrap_or_else(zeros)
         };
-        Ok(layers.iter().copied().map(of).collect())
+        Ok(self.graph.layers().map(of).collect())
+    }
+
+    /// Gradients of the mean loss of all samples, as [`NetworkLoss::gradients`] of all of them but in batches
+    /// that fit into memory. `before` is asked before each batch and may end it.
+    ///
+    /// # Errors
+    /// As [`NetworkLoss::gradients`], and those of `before`.
+    pub fn mean_gradients(
+        &self,
+        weights: &BTreeMap<usize, Vec<f32>>,
+        mut before: impl FnMut() -> Result<(), ReconstructError>,
+    ) -> Result<Vec<Vec<f32>>, ReconstructError> {
+        let elements: usize = self.graph.values.iter().map(|v| v.elements()).sum();
+        let batch = (TAPE / (32 * elements.max(1))).clamp(1, BATCH);
+        let mut sums: Vec<Vec<f32>> = Vec::new();
+        for first in (0..self.data.count).step_by(batch) {
+            before()?;
+            let range = first..(first + batch).min(self.data.count);
+            let share = range.len() as f32 / self.data.count as f32;
+            let gradients = self.gradients(weights, range)?;
+            sums.resize_with(gradients.len(), Vec::new);
+            for (sum, gradient) in sums.iter_mut().zip(gradients) {
+                sum.resize(gradient.len(), 0.0);
+                let pairs = sum.iter_mut().zip(gradient);
+                pairs.for_each(|(sum, g)| *sum += g * share);
+            }
+        }
+        Ok(sums)
     }
 }
 
 /// The diagonal of the empirical Fisher information: for each weight the mean over samples of the squared
 /// gradient of a sample's cross entropy with its own top class; layers in the order of [`Graph::layers`].
+/// `before` is asked before each sample and may end it.
 ///
 /// # Errors
-/// See [`NetworkLoss`].
-pub fn fisher(graph: &Graph, data: &Samples<'_>) -> Result<Vec<Vec<f64>>, ReconstructError> {
+/// See [`NetworkLoss`], and those of `before`.
+pub fn fisher(
+    graph: &Graph,
+    data: &Samples<'_>,
+    mut before: impl FnMut() -> Result<(), ReconstructError>,
+) -> Result<Vec<Vec<f64>>, ReconstructError> {
     let loss = NetworkLoss::new(graph, data.clone(), Loss::TopClass)?;
     let mut sums: Vec<Vec<f64>> = graph
         .layers()
         .map(|index| vec![0.0; graph.nodes[index].op.weights().map_or(0, |w| w.data.len())])
         .collect();
     for sample in 0..data.count {
+        before()?;
         let gradients = loss.gradients(&BTreeMap::new(), sample..sample + 1)?;
         for (sum, gradient) in sums.iter_mut().zip(gradients) {
             add_squares(sum, &gradient);

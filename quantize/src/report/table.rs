@@ -172,10 +172,13 @@ pub fn totals_text(report: &Report) -> String {
         )
     }));
     if let Some(search) = &report.search {
+        let details = search.details.iter();
+        let details = details.map(|(name, value)| format!(", {name} {value}"));
         lines.push(format!(
-            "search: {} under {}, {} models evaluated in {}",
+            "search: {} under {}{}, {} models evaluated in {}",
             search.method,
             search.budget,
+            details.collect::<String>(),
             search.evaluated,
             seconds(search.seconds)
         ));

@@ -4,13 +4,77 @@
 //! | --- | --- | --- |
 //! | [`kl`], [`mse`], [`sqnr`] | forward passes with one layer quantized | the model's output |
 //! | [`fisher`] | one backward pass a sample | weights, or a layer's output |
-//! | [`hawq`] with [`trace`] | two backward passes a draw | weights |
+//! | [`hawq`] with [`traces`] | two backward passes a draw | weights |
 //!
 //! Sums run in the order of the indices and exponentials come from `libm`, so that equal inputs give equal
 //! figures on every machine.
 
+use core::fmt;
+use core::str::FromStr;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+/// What a sensitivity is measured by, as `--sensitivity` has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Measure {
+    /// [`kl`] of the output with only one layer quantized; of an output without classes, [`Measure::Mse`].
+    #[default]
+    Kl,
+    /// Squared error of the output with only one layer quantized, relative to the output's square.
+    Mse,
+    /// [`fisher`] of the weights.
+    Fisher,
+    /// [`hawq`] of the weights.
+    Hessian,
+}
+
+/// A name that is no measure's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("sensitivity {name:?} is none of kl, mse, fisher and hessian")]
+pub struct UnknownMeasure {
+    /// The name.
+    pub name: String,
+}
+
+impl Measure {
+    /// All of them.
+    pub const ALL: [Measure; 4] = [Measure::Kl, Measure::Mse, Measure::Fisher, Measure::Hessian];
+
+    /// The name.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Measure::Kl => "kl",
+            Measure::Mse => "mse",
+            Measure::Fisher => "fisher",
+            Measure::Hessian => "hessian",
+        }
+    }
+
+    /// Whether it sees the rounding of weights alone, not that of what layers read.
+    pub const fn weighs_weights_only(self) -> bool {
+        matches!(self, Measure::Fisher | Measure::Hessian)
+    }
+}
+
+impl FromStr for Measure {
+    type Err = UnknownMeasure;
+
+    fn from_str(name: &str) -> Result<Self, UnknownMeasure> {
+        let found = Measure::ALL
+            .into_iter()
+            .find(|measure| measure.label() == name);
+        found.ok_or_else(|| UnknownMeasure {
+            name: name.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
 
 /// Kullback-Leibler divergence of softmax outputs in nats, the mean over rows of
 /// `Σ_c p_c·(ln p_c − ln q_c)`: p from the reference's logits, q from the other's (ZeroQ, Cai et al., CVPR 2020,
@@ -119,15 +183,15 @@ pub struct Trace {
     pub draws: usize,
 }
 
-/// When a [`trace`] is known well enough.
+/// When [`traces`] are known well enough.
 #[derive(Clone, Copy, Debug)]
 pub struct Hutchinson {
-    /// Draws at least and at most. Between them, the estimate ends when its standard error is below
-    /// `tolerance·|mean|`.
+    /// Draws at least and at most. Between them, the estimate ends when every layer's standard error is
+    /// below `tolerance·|mean|`.
     pub draws: (usize, usize),
     /// See there.
     pub tolerance: f64,
-    /// Step of the central differences, as a fraction of the weights' root mean square.
+    /// Step of the central differences, as a fraction of a layer's weights' root mean square.
     pub step: f64,
     /// Of the draws.
     pub seed: u64,
@@ -145,64 +209,91 @@ impl Default for Hutchinson {
     }
 }
 
-/// Hutchinson's estimate of the trace of a loss's Hessian: the mean of `vᵀHv` over v with entries ±1
-/// (Hutchinson, Communications in Statistics 1990; HAWQ-V2, section 3.2). Products with H are central
-/// differences of first-order gradients, `Hv ≈ (g(w + εv) − g(w − εv)) / 2ε`: no second backward pass.
+/// Hutchinson's estimate of the traces of the diagonal blocks of a loss's Hessian, a block a layer: the mean
+/// of `v_lᵀ(Hv)_l` over v with entries ±1 in all layers at once (Hutchinson, Communications in Statistics
+/// 1990; HAWQ-V2, section 3.2). What other layers' entries add has mean 0, so each draw serves every layer.
+/// Products with H are central differences of first-order gradients, `HDv ≈ (g(w + Dv) − g(w − Dv)) / 2`
+/// with a step a layer on D's diagonal: no second backward pass.
 ///
-/// `gradient` writes the loss's gradient at the weights that it is given; both slices have the weights'
-/// length.
+/// `gradient` gives the loss's gradient at the weights that it is given, layer by layer.
 ///
 /// # Errors
 /// The first error of `gradient`.
-pub fn trace<E>(
-    weights: &[f32],
+pub fn traces<E>(
+    weights: &[&[f32]],
     settings: &Hutchinson,
-    mut gradient: impl FnMut(&[f32], &mut [f32]) -> Result<(), E>,
-) -> Result<Trace, E> {
-    let count = weights.len();
+    mut gradient: impl FnMut(&[Vec<f32>]) -> Result<Vec<Vec<f32>>, E>,
+) -> Result<Vec<Trace>, E> {
     let (least, most) = settings.draws;
-    let zeros = vec![0.0f32; count];
-    let rms = (squared_distance(weights, &zeros) / count.max(1) as f64).sqrt();
-    let step = settings.step * if rms > 0.0 { rms } else { 1.0 };
+    let steps: Vec<f64> = weights
+        .iter()
+        .map(|weights| {
+            let square: f64 = weights.iter().map(|&w| f64::from(w) * f64::from(w)).sum();
+            let rms = (square / weights.len().max(1) as f64).sqrt();
+            settings.step * if rms > 0.0 { rms } else { 1.0 }
+        })
+        .collect();
     let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
-    let (mut shifted, mut above, mut below) = (zeros.clone(), zeros.clone(), zeros);
-    let mut signs = vec![0.0f64; count];
-    let (mut mean, mut squares) = (0.0, 0.0);
+    let mut signs: Vec<Vec<f64>> = weights.iter().map(|w| vec![0.0; w.len()]).collect();
+    let mut found = vec![Running::default(); weights.len()];
     let mut draws = 0;
     while draws < most.max(1) {
-        for chunk in signs.chunks_mut(64) {
+        for chunk in signs.iter_mut().flat_map(|signs| signs.chunks_mut(64)) {
             let bits = random.next_u64();
             for (bit, sign) in chunk.iter_mut().enumerate() {
                 *sign = if bits >> bit & 1 == 0 { 1.0 } else { -1.0 };
             }
         }
-        for (gradients, epsilon) in [(&mut above, step), (&mut below, -step)] {
-            for ((shifted, &weight), sign) in shifted.iter_mut().zip(weights).zip(&signs) {
-                *shifted = (f64::from(weight) + epsilon * sign) as f32;
-            }
-            gradient(&shifted, gradients)?;
-        }
-        let pairs = above.iter().zip(&below).zip(&signs);
-        let product = pairs.fold(0.0, |sum, ((&above, &below), sign)| {
-            sum + sign * (f64::from(above) - f64::from(below))
-        });
-        let sample = product / (2.0 * step);
-        // Welford's running mean and sum of squares.
+        let mut at = |side: f64| {
+            let layers = weights.iter().zip(&signs).zip(&steps);
+            let shifted: Vec<Vec<f32>> = layers
+                .map(|((weights, signs), step)| {
+                    let pairs = weights.iter().zip(signs);
+                    let shift =
+                        |(&w, sign): (&f32, &f64)| (f64::from(w) + side * step * sign) as f32;
+                    pairs.map(shift).collect()
+                })
+                .collect();
+            gradient(&shifted)
+        };
+        let (above, below) = (at(1.0)?, at(-1.0)?);
         draws += 1;
-        let before = sample - mean;
-        mean += before / draws as f64;
-        squares += before * (sample - mean);
-        if draws >= least.max(2)
-            && standard_error(squares, draws) <= settings.tolerance * mean.abs()
-        {
+        for (layer, found) in found.iter_mut().enumerate() {
+            let pairs = above[layer].iter().zip(&below[layer]).zip(&signs[layer]);
+            let product = pairs.fold(0.0, |sum, ((&above, &below), sign)| {
+                sum + sign * (f64::from(above) - f64::from(below))
+            });
+            found.add(product / (2.0 * steps[layer]), draws);
+        }
+        let settled = |found: &Running| {
+            standard_error(found.squares, draws) <= settings.tolerance * found.mean.abs()
+        };
+        if draws >= least.max(2) && found.iter().all(settled) {
             break;
         }
     }
-    Ok(Trace {
-        mean,
-        error: standard_error(squares, draws),
+    let trace = |found: &Running| Trace {
+        mean: found.mean,
+        error: standard_error(found.squares, draws),
         draws,
-    })
+    };
+    Ok(found.iter().map(trace).collect())
+}
+
+/// Welford's running mean and sum of squared distances from it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Running {
+    mean: f64,
+    squares: f64,
+}
+
+impl Running {
+    /// Adds the sample that makes `count` of them.
+    fn add(&mut self, sample: f64, count: usize) {
+        let before = sample - self.mean;
+        self.mean += before / count as f64;
+        self.squares += before * (sample - self.mean);
+    }
 }
 
 fn standard_error(squares: f64, draws: usize) -> f64 {
@@ -274,35 +365,35 @@ mod tests {
         })
     }
 
-    #[test]
-    fn trace_of_a_diagonal_hessian_is_exact() {
+    /// Traces of the blocks of [`quadratic`]'s Hessian, the first `split` weights a layer and the others one.
+    fn blocks(matrix: &[[f64; 6]; 6], split: usize, settings: &Hutchinson) -> Vec<Trace> {
         let weights = [0.3, -0.2, 0.5, 0.1, 0.9, -0.4];
-        let found = trace(&weights, &Hutchinson::default(), |x, gradient| {
-            quadratic(&symmetric(0.0), x, gradient);
-            Ok::<(), ()>(())
+        let (first, second) = weights.split_at(split);
+        traces(&[first, second], settings, |shifted| {
+            let mut gradient = [0.0; 6];
+            quadratic(matrix, &shifted.concat(), &mut gradient);
+            Ok::<_, ()>(vec![gradient[..split].to_vec(), gradient[split..].to_vec()])
         })
-        .unwrap();
-        // Every draw gives 1 + 2 + … + 6, but for the rounding of f32 gradients.
-        assert!((found.mean - 21.0).abs() < 0.01, "{found:?}");
-        assert_eq!(found.draws, 20);
+        .unwrap()
     }
 
     #[test]
-    fn trace_of_a_full_hessian_is_met_within_its_error() {
+    fn traces_of_a_diagonal_hessian_are_exact() {
+        let found = blocks(&symmetric(0.0), 2, &Hutchinson::default());
+        // Every draw gives 1 + 2 and 3 + … + 6, but for the rounding of f32 gradients.
+        assert!((found[0].mean - 3.0).abs() < 0.01, "{found:?}");
+        assert!((found[1].mean - 18.0).abs() < 0.01, "{found:?}");
+        assert_eq!(found[0].draws, 20);
+    }
+
+    #[test]
+    fn traces_of_a_full_hessian_are_met_within_their_errors() {
         let settings = Hutchinson {
             draws: (2000, 2000),
             ..Hutchinson::default()
         };
-        let weights = [0.3, -0.2, 0.5, 0.1, 0.9, -0.4];
         let matrix = symmetric(0.7);
-        let estimate = |seed| {
-            let settings = Hutchinson { seed, ..settings };
-            trace(&weights, &settings, |x, gradient| {
-                quadratic(&matrix, x, gradient);
-                Ok::<(), ()>(())
-            })
-            .unwrap()
-        };
+        let estimate = |split, seed| blocks(&matrix, split, &Hutchinson { seed, ..settings });
         // The variance of vᵀAv is twice the sum of squares off the diagonal.
         let off = (0..6).flat_map(|i| (0..6).map(move |j| (i, j)));
         let squares: f64 = off
@@ -311,21 +402,32 @@ mod tests {
             .sum();
         let error = (2.0 * squares / 2000.0).sqrt();
         for seed in 0..5 {
-            let found = estimate(seed);
-            assert!((found.mean - 21.0).abs() < 4.0 * error, "{found:?} {error}");
-            assert!((found.error / error - 1.0).abs() < 0.1, "{found:?} {error}");
+            let whole = estimate(6, seed)[0];
+            assert!((whole.mean - 21.0).abs() < 4.0 * error, "{whole:?} {error}");
+            assert!((whole.error / error - 1.0).abs() < 0.1, "{whole:?} {error}");
+            for (found, trace) in estimate(2, seed).iter().zip([3.0, 18.0]) {
+                assert!((found.mean - trace).abs() < 4.0 * found.error, "{found:?}");
+            }
         }
-        assert_eq!(estimate(3), estimate(3));
-        assert_ne!(estimate(3).mean, estimate(4).mean);
+        assert_eq!(estimate(2, 3), estimate(2, 3));
+        assert_ne!(estimate(2, 3)[0].mean, estimate(2, 4)[0].mean);
     }
 
     #[test]
     fn a_failing_gradient_ends_the_estimate() {
         let mut calls = 0;
-        let found = trace(&[1.0], &Hutchinson::default(), |_, _| {
+        let found = traces(&[&[1.0]], &Hutchinson::default(), |_| {
             calls += 1;
-            Err::<(), &str>("out of memory")
+            Err::<_, &str>("out of memory")
         });
         assert_eq!((found, calls), (Err("out of memory"), 1));
+    }
+
+    #[test]
+    fn measures_have_names() {
+        for measure in Measure::ALL {
+            assert_eq!(measure.to_string().parse(), Ok(measure));
+        }
+        assert!("trace".parse::<Measure>().is_err());
     }
 }

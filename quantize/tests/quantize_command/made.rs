@@ -115,6 +115,9 @@ fn every_word_of_every_flag_makes_a_model() {
     for search in ["ilp", "rl", "nas", "greedy"] {
         lines.push(format!("--search {search} --budget size=0.8"));
     }
+    for sensitivity in ["kl", "mse", "fisher", "hessian"] {
+        lines.push(format!("--sensitivity {sensitivity} --budget size=0.8"));
+    }
     lines.push("--budget accuracy=0.9".to_owned());
     lines.push("--fix conv2=w4a4 --fix conv1=w4a8 --fix fc=w1a8".to_owned());
     for line in lines {
@@ -129,11 +132,18 @@ fn every_word_of_every_flag_makes_a_model() {
     }
 }
 
+fn report(folder: &TempDir, name: &str) -> Report {
+    let json = fs::read_to_string(folder.path().join(name).join("report.json")).unwrap();
+    serde_json::from_str(&json).unwrap()
+}
+
 /// Bytes of the layers' weights and of nine more a channel: bias, and what its requantization needs.
 fn bytes(folder: &TempDir, name: &str) -> u64 {
-    let json = fs::read_to_string(folder.path().join(name).join("report.json")).unwrap();
-    let report: Report = serde_json::from_str(&json).unwrap();
-    report.layers.iter().map(|l| l.weight_bytes).sum()
+    report(folder, name)
+        .layers
+        .iter()
+        .map(|l| l.weight_bytes)
+        .sum()
 }
 
 #[test]
@@ -338,4 +348,66 @@ fn a_trained_network_keeps_its_answers() {
         requant_npy::read(&folder.path().join("y.npy")).unwrap()
     };
     assert_eq!(ask("cpu"), ask("reference"));
+}
+
+/// An image of half the width made twice as large, which has no gradient here.
+fn resized() -> Model {
+    let mut model = Model::new(6);
+    model.input("x", &["N", "2", "8", "8"]);
+    model.conv(("x", "a"), (4, 2, 3, 1)).relu("a", "b");
+    model.constant("sizes", &[4], &[1.0, 1.0, 2.0, 2.0]);
+    let inputs = ["b", "", "sizes"];
+    model.node_of("Resize", "up", &inputs, "c", &[("mode", "linear")]);
+    model.conv(("c", "d"), (6, 4, 3, 2)).relu("d", "e");
+    model.conv(("e", "f"), (6, 6, 3, 1)).relu("f", "g");
+    model.head("g", 6, 5);
+    model
+}
+
+#[test]
+fn the_report_names_the_measure_of_sensitivity() {
+    let folder = folder();
+    save(&folder, "resized.onnx", &resized());
+    let line = |model: &str, measure: &str| {
+        format!(
+            "{model} --calibration data.npz --output net --budget size=0.8 --sensitivity {measure}"
+        )
+    };
+    let mut seen = Vec::new();
+    for measure in ["kl", "mse", "fisher", "hessian"] {
+        let text = good(&folder, &line("residual.onnx", measure));
+        assert!(
+            text.contains(&format!("sensitivity {measure},")),
+            "{measure}: {text}"
+        );
+        let report = report(&folder, "net");
+        assert_eq!(report.search.unwrap().details["sensitivity"], measure);
+        assert_eq!(report.provenance["sensitivity"], measure);
+        let layers = report.layers.iter().filter(|l| l.sensitivity.len() > 1);
+        let harms: Vec<_> = layers.map(|layer| layer.sensitivity.clone()).collect();
+        assert_eq!(harms.len(), 3);
+        for harms in &harms {
+            // Two bits hurt more than eight by any measure.
+            assert!(harms["w2a8"] > 10.0 * harms["w8a8"], "{measure}: {harms:?}");
+        }
+        assert!(!seen.contains(&harms), "{measure} is another measure");
+        seen.push(harms);
+    }
+    for measure in ["kl", "mse"] {
+        good(&folder, &line("resized.onnx", measure));
+    }
+    fs::remove_dir_all(folder.path().join("net")).unwrap();
+    for measure in ["fisher", "hessian"] {
+        let cause = format!(
+            "--sensitivity {measure}: node 'up': a resize that is no repetition of elements cannot be differentiated; kl and mse need no gradients"
+        );
+        bad(&folder, &line("resized.onnx", measure), &cause);
+        bad(
+            &folder,
+            &format!("{} --activations auto", line("residual.onnx", measure)),
+            &format!(
+                "--sensitivity {measure} sees weights alone: --activations auto needs kl or mse"
+            ),
+        );
+    }
 }

@@ -125,6 +125,25 @@ impl Model {
         self.add(1, &node)
     }
 
+    /// A node whose attributes are texts.
+    pub(super) fn node_of(
+        &mut self,
+        op: &str,
+        name: &str,
+        inputs: &[&str],
+        output: &str,
+        attributes: &[(&str, &str)],
+    ) -> &mut Self {
+        let inputs = inputs.iter();
+        let node = inputs.fold(Message::default(), |node, input| node.text(1, input));
+        let mut node = node.text(2, output).text(3, name).text(4, op);
+        for (name, value) in attributes {
+            let attribute = Message::default().text(1, name).text(4, value).int(20, 3);
+            node = node.message(5, &attribute);
+        }
+        self.add(1, &node)
+    }
+
     /// Normal-looking numbers of standard deviation about `scale`.
     pub(super) fn reals(&mut self, count: usize, scale: f64) -> Vec<f32> {
         let mut one = || (0..6).map(|_| self.rng.unit() - 0.5).sum::<f64>();

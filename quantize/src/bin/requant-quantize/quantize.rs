@@ -23,6 +23,7 @@ use requant_quantize::pipeline::{
 use requant_quantize::precision::{Activations, Fix, Weights};
 use requant_quantize::reconstruct::Effort;
 use requant_quantize::report::{Report, html, layer_table, totals_text};
+use requant_quantize::search::sensitivity::Measure;
 use requant_quantize::search::{Budgets, Settings, Strategy};
 use requant_quantize::work::{self, Key, Work};
 use sha2::{Digest as _, Sha256};
@@ -57,6 +58,9 @@ pub(crate) struct QuantizeArgs {
     /// How precisions are searched: ilp, rl, nas or greedy.
     #[arg(long, default_value = "ilp", value_parser = Strategy::from_str)]
     pub(crate) search: Strategy,
+    /// How the harm of a layer's precision is measured for the search: kl or mse of the output with only that layer quantized (kl is mse where the output is no classes), fisher (squared gradients) or hessian (its trace) of the weights.
+    #[arg(long, default_value = "kl", value_parser = Measure::from_str)]
+    pub(crate) sensitivity: Measure,
     /// What the model may cost as fractions of its all-8-bit cost, such as size=0.6, latency=0.7, bops=0.5, or a floor accuracy=0.98; several with commas.
     #[arg(long, value_name = "COST=FRACTION", value_parser = Budgets::from_str)]
     pub(crate) budget: Option<Budgets>,
@@ -166,6 +170,10 @@ impl QuantizeArgs {
             // The model as it is now, 16-bit streams included, which the search did not know of.
             report.totals.seconds = Some(target.table.predict(&model, target.backend)?);
         }
+        if let Some(search) = &mut report.search {
+            let measure = self.sensitivity.to_string();
+            search.details.insert("sensitivity".to_owned(), measure);
+        }
         report.provenance.clone_from(&model.provenance);
         report.warnings.extend(warnings);
         bar.finish();
@@ -205,6 +213,13 @@ impl QuantizeArgs {
                 }
             );
         }
+        if self.sensitivity.weighs_weights_only() && narrow {
+            bail!(
+                "--sensitivity {} sees weights alone: --activations {} needs kl or mse",
+                self.sensitivity,
+                self.activations
+            );
+        }
         Ok(Options {
             weights: self.weights,
             activations: self.activations,
@@ -212,6 +227,7 @@ impl QuantizeArgs {
             method: self.rounding,
             fixes: self.fix.clone(),
             budgets: self.budget,
+            sensitivity: self.sensitivity,
             search: Settings {
                 strategy: self.search,
                 seed: self.seed,
@@ -338,6 +354,7 @@ impl QuantizeArgs {
         if let (Some(budget), Some(best)) = (&self.budget, outcome.solutions.first()) {
             note("search", self.search.to_string());
             note("budget", budget.to_string());
+            note("sensitivity", self.sensitivity.to_string());
             note("search_sensitivity", format!("{:e}", best.sensitivity));
         }
     }
