@@ -1,7 +1,7 @@
 //! Speed of whole models on the CPU backend, from bytes to bytes.
 //!
-//! `cargo bench -p requant-import --bench network -- MODEL.{onnx,tflite} [--batch N] [--threads N] [--isa NAME] [--runs N]` prints
-//! the time of every layer. `--tune FILE` first measures every way of computing each layer and adds those that beat the usual ones to
+//! `cargo bench -p requant-import --bench network -- MODEL.{onnx,tflite,safetensors} [--batch N] [--threads N] [--isa NAME] [--runs N]`
+//! prints the time of every layer. `--tune FILE` first measures every way of computing each layer and adds those that beat the usual ones to
 //! the table in FILE; `--tuning FILE` computes by such a table. With `--serve` it reads a number of runs from each line of stdin and answers with the
 //! seconds of each run instead, so that another program can measure it in turn with others.
 #![allow(clippy::expect_used, clippy::panic)]
@@ -12,13 +12,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use requant_import::{onnx, tflite};
-use requant_model::Graph;
+use requant_model::{Graph, artifact};
 use requant_runtime::{
     Backend, CpuBackend, CpuOptions, Executable, Form, Isa, Plan, PlanOptions, Tuning, probe,
     profile,
 };
 
-const USAGE: &str = "usage: network MODEL.{onnx,tflite} [--batch N] [--threads N] [--isa NAME] [--runs N] [--tune FILE | --tuning FILE] [--serve]";
+const USAGE: &str = "usage: network MODEL.{onnx,tflite,safetensors} [--batch N] [--threads N] [--isa NAME] [--runs N] [--tune FILE | --tuning FILE] [--serve]";
 
 struct Arguments {
     model: String,
@@ -129,6 +129,10 @@ fn import(path: &Path) -> Graph {
     if path.extension().is_some_and(|e| e == "tflite") {
         let options = tflite::ImportOptions::default();
         return tflite::import_file(path, &options).unwrap_or_else(|error| panic!("{error}"));
+    }
+    if path.extension().is_some_and(|e| e == "safetensors") {
+        let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{error}"));
+        return artifact::read(&bytes).unwrap_or_else(|error| panic!("{error}"));
     }
     let options = onnx::ImportOptions::default();
     onnx::import_file(path, &options).unwrap_or_else(|error| panic!("{error}"))

@@ -472,12 +472,13 @@ fn extreme_sums() {
 /// A 4-bit layer so deep that 16-fold sums leave 32 bits is stored as bytes, on every ISA.
 #[test]
 fn deep_int4_layers_are_stored_as_bytes() {
+    const CHANNELS: usize = 64;
     for (depth, want) in [(65_793usize, "s8"), (65_792, "s4")] {
-        let packed = vec![0x88u8; depth.div_ceil(2)];
+        let packed = vec![0x88u8; CHANNELS * depth.div_ceil(2)];
         let input = vec![255u8; depth];
         for isa in isas() {
             let spec = ConvSpec {
-                shape: ConvShape::gemm(1, depth, 1),
+                shape: ConvShape::gemm(1, depth, CHANNELS),
                 input: DType::U8,
                 input_zero_point: 0,
                 weights: Weights::I4(&packed),
@@ -487,7 +488,7 @@ fn deep_int4_layers_are_stored_as_bytes() {
             let conv = Conv::new(isa, &spec).unwrap();
             assert!(conv.kernel().contains(want), "{} {depth}", conv.kernel());
             let mut scratch = vec![0; conv.scratch_bytes(1)];
-            let mut got = [0; 4];
+            let mut got = [0; 4 * CHANNELS];
             conv.run(
                 ConvIo {
                     batch: 1,
@@ -500,7 +501,8 @@ fn deep_int4_layers_are_stored_as_bytes() {
                 &requant_kernels_cpu::Serial,
             )
             .unwrap();
-            assert_eq!(i32::from_le_bytes(got), -8 * 255 * depth as i32);
+            let want = (-8 * 255 * depth as i32).to_le_bytes();
+            assert_eq!(got.as_chunks::<4>().0, [want; CHANNELS]);
         }
     }
 }

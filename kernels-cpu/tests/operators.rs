@@ -8,7 +8,8 @@ use requant_kernels_cpu::elementwise::broadcast_strides;
 use requant_kernels_cpu::table::{self, WeightFormat};
 use requant_kernels_cpu::{
     AveragePool, AveragePoolSpec, Binary, BinaryIo, BinaryOp, BinarySpec, Dequantize, Lookup,
-    MatMul, MatMulIo, MatMulSpec, MaxPool, Planes, PoolShape, Quantize, Transpose,
+    MatMul, MatMulIo, MatMulSpec, MaxPool, Planes, PoolShape, Quantize, Rescale, RescaleSpec,
+    Transpose,
 };
 use requant_numerics::edge::{self, EdgeRounding};
 use requant_numerics::elementwise::{MulParams, MulScheme};
@@ -413,6 +414,53 @@ fn lookups() {
                 assert_same(&got, &want, || {
                     format!("{isa} {threads} {inner} {elements}")
                 });
+            }
+        }
+    }
+}
+
+#[test]
+fn rescalings() {
+    let mut rng = Rng(15);
+    for round in 0..400 {
+        let channels = rng.pick(&[1, 3, 16, 40, 64, 65, 128, 200]);
+        let rows = if round % 20 == 0 {
+            rng.size(20_000 / channels, 90_000 / channels)
+        } else {
+            rng.size(1, 70)
+        };
+        let (input, output) = (
+            rng.pick(&[DType::I16, DType::I16, DType::I32, DType::U8, DType::I4]),
+            rng.pick(&NARROW),
+        );
+        let (lo, hi) = input.range().unwrap();
+        let zero_point = if input == DType::I32 {
+            0
+        } else {
+            rng.int(lo, hi) as i32
+        };
+        let rounding = rng.pick(&Rounding::ALL);
+        let entries = if rng.chance(3) { channels } else { 1 };
+        let spec = RescaleSpec {
+            input,
+            input_zero_point: zero_point,
+            channels,
+            requantize: requantize(&mut rng, rounding, output, entries, (hi - lo) as f64),
+            output,
+        };
+        let values: Vec<i32> = (0..rows * channels)
+            .map(|_| rng.int(lo, hi) as i32)
+            .collect();
+        let bytes = store(input, values.iter().copied());
+        let of =
+            |(at, value): (usize, &i32)| spec.requantize.apply(value - zero_point, at % channels);
+        let want = store(output, values.iter().enumerate().map(of));
+        for isa in isas() {
+            let rescale = Rescale::new(isa, &spec).unwrap();
+            for threads in [1, 2, 3] {
+                let mut got = vec![0x5a; want.len()];
+                rescale.run(&bytes, &mut got, &Threads(threads)).unwrap();
+                assert_same(&got, &want, || format!("{isa} {threads} {rows} {spec:?}"));
             }
         }
     }

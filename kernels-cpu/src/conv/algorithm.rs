@@ -2,11 +2,13 @@
 
 use core::fmt;
 
+use crate::pack::Panels;
 use crate::table::{self, Activations, DepthwiseKernel, Kernel, WeightFormat};
 use crate::{Isa, KernelError};
 
 use super::depthwise::Depthwise;
 use super::depthwise_rows::DepthwiseByRows;
+use super::lift::Lifted;
 use super::stem::Stem;
 use super::tiled::Tiled;
 use super::{Conv, ConvSpec, Engine, Weights, check, fits_sixteen_fold, shift};
@@ -68,6 +70,11 @@ impl Conv {
     ) -> Result<Option<Conv>, KernelError> {
         let signed = check(spec)?;
         table::usable(isa, true)?;
+        let packed =
+            matches!(algorithm, Algorithm::Tiled(kernel) if kernel.weights == WeightFormat::I4);
+        let lifted = if packed { None } else { Lifted::new(spec) };
+        let lifted = lifted.as_ref().map(|lifted| lifted.spec(spec));
+        let spec = lifted.as_ref().unwrap_or(spec);
         let engine = match algorithm {
             Algorithm::Stem => Stem::new(isa, spec, signed)?.map(Engine::Stem),
             Algorithm::Tiled(kernel) => {
@@ -117,7 +124,9 @@ fn usual_kernel(
 ) -> Result<&'static Kernel, KernelError> {
     let format = match spec.weights {
         Weights::I8(_) => WeightFormat::I8,
-        Weights::I4(_) if fits_sixteen_fold(spec) => WeightFormat::I4,
+        Weights::I4(_) if fits_sixteen_fold(spec) && stays_packed(isa, spec, signed)? => {
+            WeightFormat::I4
+        }
         Weights::I4(_) => WeightFormat::I8,
         Weights::I16(_) if shift::fits(&spec.weights) => {
             // Faster where activations are read as bytes too.
@@ -130,6 +139,22 @@ fn usual_kernel(
         Weights::I16(_) => WeightFormat::I16,
     };
     table::select(isa, signed, format)
+}
+
+/// Weights of a channel from which on their bytes count: those of smaller layers stay in a core's cache.
+const MANY_WEIGHTS: usize = 512;
+
+/// Whether weights of 4 bits are unpacked by the kernel, again and again, rather than once when they are
+/// packed: where they are many, or each is used for one row, and panels of bytes are not as small.
+fn stays_packed(isa: Isa, spec: &ConvSpec<'_>, signed: bool) -> Result<bool, KernelError> {
+    let shape = &spec.shape;
+    let bytes = |format| -> Result<usize, KernelError> {
+        let kernel = table::select(isa, signed, format)?;
+        let panels = Panels::new(kernel, 1, shape.out_c / shape.groups, kernel.group)?;
+        Ok(panels.bytes)
+    };
+    let large = shape.depth() >= MANY_WEIGHTS || shape.out_h * shape.out_w == 1;
+    Ok(large && 4 * bytes(WeightFormat::I4)? <= 3 * bytes(WeightFormat::I8)?)
 }
 
 /// Whether a kernel takes the operands of a convolution.

@@ -17,6 +17,7 @@ mod coded;
 mod depthwise;
 mod depthwise_rows;
 mod fold;
+mod lift;
 mod shape;
 mod shift;
 mod stem;

@@ -105,9 +105,7 @@ impl<'a> Layer<'a> {
     /// # Errors
     /// Those of the kernels.
     pub(super) fn ways(&self) -> Result<Vec<String>, KernelError> {
-        let mut ways = self.narrow_ways();
-        let algorithms = Conv::algorithms(self.isa, &self.spec())?;
-        ways.extend(algorithms.into_iter().map(Way::Plain));
+        let ways = self.all_ways()?;
         let (mut names, mut usual) = (Vec::new(), None);
         for way in ways {
             let Some(kernel) = self.by(way)? else {
@@ -127,26 +125,31 @@ impl<'a> Layer<'a> {
     /// # Errors
     /// Those of the kernels.
     pub(super) fn kernel(&self, choice: Option<&str>) -> Result<Kernel, KernelError> {
-        let narrow = self.narrow_ways();
-        if let Some(choice) = choice {
-            let algorithms = Conv::algorithms(self.isa, &self.spec())?;
-            let plain = algorithms.into_iter().map(Way::Plain);
-            let mut ways = narrow.iter().copied().chain(plain);
-            if let Some(way) = ways.find(|way| way.to_string() == choice)
-                && let Some(kernel) = self.by(way)?
-            {
+        let ways = self.all_ways()?;
+        let named = ways
+            .iter()
+            .filter(|way| choice.is_some_and(|choice| way.to_string() == choice));
+        for way in named.chain(&ways) {
+            if let Some(kernel) = self.by(*way)? {
                 return Ok(kernel);
             }
         }
-        for way in narrow {
-            if let Some(kernel) = self.by(way)? {
-                return Ok(kernel);
-            }
-        }
-        Ok(self.plain(Conv::new(self.isa, &self.spec())?))
+        Err(KernelError::NoKernel(self.isa))
     }
 
-    /// Ways for weights of few bits, in the order in which they are tried; some may turn out not to serve.
+    /// All ways, in the order in which they are tried; some may turn out not to serve.
+    fn all_ways(&self) -> Result<Vec<Way>, KernelError> {
+        let algorithms = Conv::algorithms(self.isa, &self.spec())?;
+        let plain = algorithms.into_iter().map(Way::Plain);
+        let narrow = self.narrow_ways();
+        // Few weights stay in a core's cache as bytes, and need no decoding there.
+        let (first, last): (Vec<Way>, Vec<Way>) = narrow
+            .into_iter()
+            .partition(|way| matches!(way, Way::Bits) || self.shape.depth() >= MANY_WEIGHTS);
+        Ok(first.into_iter().chain(plain).chain(last).collect())
+    }
+
+    /// Ways for weights of few bits.
     fn narrow_ways(&self) -> Vec<Way> {
         let (input, weights) = (self.plan.buffer(self.step.inputs[0]).dtype, self.weights);
         let few_bits = |dtype| matches!(dtype, DType::Binary | DType::Ternary);

@@ -314,6 +314,7 @@ impl CpuRunner {
                 binary.run(io, pool)
             }
             Kernel::Lookup(lookup) => lookup.run(input(0), out, pool),
+            Kernel::Rescale(rescale) => rescale.run(input(0), out, pool),
             Kernel::MaxPool {
                 pool: kernel,
                 images,

@@ -1,14 +1,13 @@
 //! From a step to the kernel that runs it.
 //!
 //! Steps that run the reference's loops instead: float edges with scales along an axis, softmax,
-//! ArgMax, dynamic quantization and its scaling, rescaling on its own, linear resize, means over
-//! unusual axes, and products whose weights are computed. They are small, or rare.
+//! ArgMax, dynamic quantization and its scaling, linear resize, means over unusual axes, and products whose weights are computed. They are small, or rare.
 
 use requant_kernels_cpu::elementwise::broadcast_strides;
 use requant_kernels_cpu::{
     AveragePool, AveragePoolSpec, Binary, BinaryOp, BinarySpec, BitConv, Conv, Dequantize, Isa,
     KernelError, Lookup, MatMul, MatMulSpec, MaxPool, Output, PoolShape, Quantize, Quantized,
-    Transpose,
+    Rescale, RescaleSpec, Transpose,
 };
 use requant_model::ops::Window;
 
@@ -43,6 +42,8 @@ pub(super) enum Kernel {
     Binary(Binary),
     /// Table.
     Lookup(Lookup),
+    /// Requantization on its own.
+    Rescale(Box<Rescale>),
     /// Max pool.
     MaxPool { pool: MaxPool, images: usize },
     /// Average pool, or mean over height and width.
@@ -67,6 +68,7 @@ impl Kernel {
             Kernel::MatMul { matmul, .. } => matmul.kernel(),
             Kernel::Binary(_) => "binary",
             Kernel::Lookup(_) => "lookup",
+            Kernel::Rescale(_) => "rescale",
             Kernel::MaxPool { .. } => "max-pool",
             Kernel::AveragePool { .. } => "average-pool",
             Kernel::Transpose(_) => "transpose",
@@ -94,6 +96,7 @@ impl Kernel {
             Kernel::MatMul { matmul, .. } => matmul.scratch_bytes(threads),
             Kernel::Binary(_)
             | Kernel::Lookup(_)
+            | Kernel::Rescale(_)
             | Kernel::MaxPool { .. }
             | Kernel::AveragePool { .. }
             | Kernel::Transpose(_)
@@ -142,6 +145,19 @@ pub(super) fn step(
             let inner = axis.map_or(1, |axis| buffer(0).dims[axis + 1..].iter().product());
             let tables = tables.as_chunks().0;
             Kernel::Lookup(Lookup::new(isa, tables, inner)?)
+        }
+        StepOp::Rescale {
+            zero_point,
+            requantize,
+        } if output().dtype.size_in_memory() <= 2 => {
+            let spec = RescaleSpec {
+                input: buffer(0).dtype,
+                input_zero_point: *zero_point,
+                channels: buffer(0).dims.last().copied().unwrap_or(1),
+                requantize: requantize.clone(),
+                output: output().dtype,
+            };
+            Kernel::Rescale(Box::new(Rescale::new(isa, &spec)?))
         }
         StepOp::MaxPool(window) => {
             let shape = pool_shape(&buffer(0).dims, &output().dims, window);

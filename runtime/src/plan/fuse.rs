@@ -3,13 +3,17 @@
 //! A fused plan computes the same roundings in the same order, so it gives the same bytes. A product
 //! takes over a consumer when it is the only reader of the product's output: a table at any time, a
 //! sum of equal shapes once and before a table. The fused step stands where the consumer stood, so
-//! everything it reads is there.
+//! everything it reads is there. Requantizations from at most 8 bits to at most 8 bits by one scale are tables
+//! too.
+
+use requant_numerics::table;
 
 use super::build::Draft;
 use super::step::{Join, Step, StepOp};
 use super::{Buffer, BufferId, Storage};
 
 pub(super) fn fuse(draft: &mut Draft) {
+    tabulate(draft);
     let readers = sole_readers(draft);
     let mut steps: Vec<Option<Step>> = draft.steps.drain(..).map(Some).collect();
     for index in 0..steps.len() {
@@ -23,6 +27,29 @@ pub(super) fn fuse(draft: &mut Draft) {
         }
     }
     draft.steps.extend(steps.into_iter().flatten());
+}
+
+/// Makes tables of requantizations from byte to byte.
+fn tabulate(draft: &mut Draft) {
+    for step in &mut draft.steps {
+        let StepOp::Rescale {
+            zero_point,
+            requantize,
+        } = &step.op
+        else {
+            continue;
+        };
+        let dtype = |id: BufferId| draft.buffers[id.0].dtype;
+        let (input, output) = (dtype(step.inputs[0]), dtype(step.outputs[0]));
+        let bytes = input.is_quantized() && output.is_quantized();
+        if bytes && requantize.scheme.channels() == 1 {
+            let map = |q: i32| requantize.apply(q - zero_point, 0);
+            step.op = StepOp::Table {
+                tables: table::from_fn(input, map).to_vec(),
+                axis: None,
+            };
+        }
+    }
 }
 
 /// The step that reads each buffer, where it alone does, once, and no output and no view.
