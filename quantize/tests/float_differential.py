@@ -27,9 +27,9 @@ HERE = pathlib.Path(__file__).parent
 TOLERANCE = 1e-5
 CASES = {}
 # ONNX cases of these operators must be read; what else the data holds may be refused.
-READ = {"Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "Div", "Erf", "Flatten",
-        "Gelu", "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish", "MatMul", "MaxPool", "Mul",
-        "Pad", "Pow", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Slice", "Softmax", "Sqrt", "Sub",
+READ = {"Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "Div", "Erf",
+        "Flatten", "Gelu", "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish", "InstanceNormalization",
+        "LayerNormalization", "MatMul", "MaxPool", "Mul", "Pad", "Pow", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Slice", "Softmax", "Sqrt", "Sub",
         "Tanh", "Transpose", "Unsqueeze"}
 # Cases of them that are refused: empty results, and an exponent for each element.
 REFUSED = {"test_pow", "test_reshape_allowzero_reordered", "test_slice_start_out_of_bounds"}
@@ -340,6 +340,93 @@ def mixed_samples(g):
     g.batch = 1
     x = g.input(3, 4)
     g.output(g.node("Relu", g.node("Transpose", x, perm=[1, 0, 2])))
+
+
+@case
+def transposed_convolutions(g):
+    groups = int(g.rng.choice([1, 2]))
+    line = g.rng.random() < 0.3
+    x, c = (g.input(2 * groups, 7), 2 * groups) if line else g.image(2 * groups)[:2]
+    spatial = 1 if line else 2
+    kernel = g.rng.integers(1, 5, spatial).tolist()
+    strides = g.rng.integers(1, 4, spatial).tolist()
+    attributes = {"strides": strides, "group": groups}
+    mode = int(g.rng.integers(0, 4))
+    if mode == 0:
+        attributes["auto_pad"] = str(g.rng.choice(["SAME_UPPER", "SAME_LOWER", "VALID"]))
+        kernel = [k + s for k, s in zip(kernel, strides)]
+    elif mode == 1:
+        attributes["dilations"] = g.rng.integers(1, 3, spatial).tolist()
+        attributes["output_padding"] = [int(g.rng.integers(0, s)) for s in strides]
+    elif mode == 2:
+        kernel = [k + 1 for k in kernel]
+        attributes["pads"] = [1, 0, 1, 1] if spatial == 2 else [1, 0]
+    else:
+        kernel = [k + 2 for k in kernel]
+        attributes["output_shape"] = [2 + s * 4 for s in strides]
+    operands = [x, g.reals(c, 3, *kernel)]
+    if g.rng.random() < 0.7:
+        operands.append(g.reals(3 * groups))
+    g.output(g.node("Relu", g.node("ConvTranspose", *operands, **attributes)))
+
+
+@case
+def own_norms(g):
+    """Normalizations over a sample's own elements."""
+    x, c, h, w = g.image(4)
+    g.output(g.node("InstanceNormalization", x, g.reals(c), g.reals(c), epsilon=1e-3))
+    if g.opset >= 17:
+        y = g.node("LayerNormalization", x, g.reals(w), g.reals(w), axis=-1)
+        g.output(y)
+        g.output(g.node("LayerNormalization", y, g.reals(h, w), axis=2, epsilon=1e-4))
+    if g.opset >= 21:
+        g.output(g.node("GroupNormalization", x, g.reals(c), g.reals(c), num_groups=2))
+    # As exporters take a layer norm apart.
+    axes = {"axes": [-1]} if g.opset < 18 else {}
+    operands = [] if g.opset < 18 else [g.longs(-1)]
+    centred = g.node("Sub", x, g.node("ReduceMean", x, *operands, **axes))
+    squares = g.node("Pow", centred, g.constant(np.float32(2)))
+    spread = g.node("Add", g.node("ReduceMean", squares, *operands, **axes), g.constant(np.float32(1e-5)))
+    g.output(g.node("Mul", g.node("Div", centred, g.node("Sqrt", spread)), g.reals(w)))
+
+
+@case
+def reductions(g):
+    x, c, h, w = g.image()
+    listed = lambda op: g.opset >= (13 if op == "ReduceSum" else 18)
+    for op, choices in [("ReduceSum", [[1], [2, 3]]), ("ReduceL2", [[1], [3]]), ("ReduceMax", [[2, 3], [3]])]:
+        axes = choices[int(g.rng.integers(0, 2))]
+        keep = int(g.rng.random() < 0.5)
+        if listed(op):
+            g.output(g.node(op, x, g.longs(*axes), keepdims=keep))
+        else:
+            g.output(g.node(op, x, axes=axes, keepdims=keep))
+
+
+@case
+def quotients(g):
+    x, y = g.input(3, 4), g.input(3, 4, low=0.5, high=2)
+    z = g.node("Div", x, g.node("Add", y, g.reals(4, low=0.1)))
+    g.output(g.node("Div", g.reals(3, 4), g.node("Exp", z)))
+
+
+@case
+def repeats(g):
+    x = g.input(1, 5)
+    shape = g.node("Concat", g.node("Slice", g.node("Shape", x), g.longs(0), g.longs(1)) if g.opset >= 10
+                   else g.node("Slice", g.node("Shape", x), starts=[0], ends=[1]), g.longs(3, 5), axis=0)
+    g.output(g.node("Expand", x, shape))
+    g.output(g.node("Expand", g.node("Relu", x), g.longs(1, 4, 1)))
+    y, _, _, _ = g.image(least=6)
+    mode = str(g.rng.choice(["reflect", "edge"]))
+    pads = [0, 0, *g.rng.integers(-1, 4, 2).tolist(), 0, 0, *g.rng.integers(0, 4, 2).tolist()]
+    if g.opset < 11:
+        pads = [max(pad, 0) for pad in pads]
+        g.output(g.node("Pad", y, pads=pads, mode=mode))
+    else:
+        g.output(g.node("Pad", y, g.longs(*pads), mode=mode))
+    if g.opset >= 15:
+        g.output(g.node("Mul", y, g.node("CastLike", g.longs(3), y)))
 
 
 def run_ours(example, path, feeds, directory):

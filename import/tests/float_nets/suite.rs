@@ -25,7 +25,18 @@ const SIX: Clamp = Clamp { lo: 0.0, hi: 6.0 };
 pub fn all(seed: u64) -> Vec<Net> {
     let seeds = (0..).map(|i| seed.wrapping_mul(1000) + i);
     let makers = [
-        residuals, stream, four_bits, maps, pools, stores, matrices, layer, moves, values, lines,
+        residuals,
+        stream,
+        four_bits,
+        narrow_pool,
+        maps,
+        pools,
+        stores,
+        matrices,
+        layer,
+        moves,
+        values,
+        lines,
     ];
     makers
         .iter()
@@ -127,6 +138,20 @@ fn four_bits(seed: u64) -> Net {
         a = c;
     }
     net.output(a);
+    net
+}
+
+/// A pool between values of 4 bits.
+fn narrow_pool(seed: u64) -> Net {
+    let mut net = Net::new("narrow_pool", seed);
+    let q = net.some(DType::U8, 0.02);
+    let x = net.input(&[1, 3, 8, 8], q);
+    let q = net.some(DType::U4, 0.2);
+    let a = net.conv(x, (8, 3, 1, 1), STORES[1], None, Clamp::RELU, q);
+    let b = net.node(Op::MaxPool(window(2, 2, 0)), &[a], &[1, 8, 4, 4], q);
+    let q = net.some(DType::U8, 0.03);
+    let c = net.conv(b, (4, 3, 1, 1), STORES[1], None, Clamp::NONE, q);
+    net.output(c);
     net
 }
 

@@ -11,6 +11,7 @@ use crate::onnx::functions;
 use crate::onnx::lower::{Lowered, Stop};
 use crate::onnx::model::{Domain, Node};
 
+use super::norms::unary;
 use super::reader::{Mapped, Reader};
 
 /// An operand of an elementwise operator.
@@ -125,13 +126,7 @@ impl<'m> Reader<'m> {
             dims: Vec::new(),
             data: vec![epsilon],
         });
-        let root = Unary {
-            op: "Sqrt".to_owned(),
-            microsoft: false,
-            floats: Vec::new(),
-            texts: Vec::new(),
-        };
-        let deviation = Expr::Unary(root, Box::new(binary("Add", constant(variance), epsilon)));
+        let deviation = unary("Sqrt", binary("Add", constant(variance), epsilon));
         let factor = binary("Div", constant(scale), deviation);
         let centred = binary("Sub", Expr::Input, constant(mean));
         let expr = binary("Add", binary("Mul", centred, factor), constant(shift));
@@ -215,8 +210,8 @@ impl<'m> Reader<'m> {
             ("Add", _) => BinaryKind::Sum,
             ("Sub", _) => BinaryKind::Difference,
             ("Mul", _) => BinaryKind::Product,
-            // By a constant: times its reciprocal.
-            ("Div", Side::Constant(..)) => BinaryKind::Product,
+            // Times the divisor's reciprocal.
+            ("Div", _) => BinaryKind::Product,
             (_, _) => {
                 let index = match (a, b) {
                     (Side::Constant(_, index), _) | (_, Side::Constant(_, index)) => *index,
@@ -242,7 +237,11 @@ impl<'m> Reader<'m> {
     /// An operand as a value.
     fn side(&mut self, node: &Node, side: &Side, reciprocal: bool) -> Lowered<ValueId> {
         match side {
-            Side::Value(value) => Ok(*value),
+            Side::Value(value) if !reciprocal => Ok(*value),
+            Side::Value(value) => {
+                let expr = unary("Reciprocal", Expr::Input);
+                self.part(node, "reciprocal", *value, expr)
+            }
             Side::Constant(_, index) if !reciprocal => self.placed(node, *index),
             Side::Constant(_, index) => {
                 let mut tensor = self.tensor(node, *index)?;
@@ -291,7 +290,8 @@ impl<'m> Reader<'m> {
     }
 }
 
-fn binary(op: &str, a: Expr, b: Expr) -> Expr {
+/// An ONNX operator of two operands.
+pub(super) fn binary(op: &str, a: Expr, b: Expr) -> Expr {
     Expr::Binary(op.to_owned(), Box::new(a), Box::new(b))
 }
 

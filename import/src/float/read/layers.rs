@@ -54,7 +54,7 @@ impl<'m> Reader<'m> {
     }
 
     /// The bias of a convolution of `channels`.
-    fn bias(&self, node: &Node, channels: usize) -> Lowered<Vec<f32>> {
+    pub(super) fn bias(&self, node: &Node, channels: usize) -> Lowered<Vec<f32>> {
         if node.input(2).is_none() {
             return Ok(vec![0.0; channels]);
         }

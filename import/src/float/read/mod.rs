@@ -6,9 +6,11 @@
 mod elementwise;
 mod layers;
 mod moves;
+mod norms;
 mod pools;
 mod reader;
 mod select;
+mod transposed;
 
 use std::path::Path;
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::float::graph::{Interpolation, Op, Resampling, ValueId};
 use crate::onnx::Reason;
+use crate::onnx::constant::Dim;
 use crate::onnx::fold::{self, axis_of};
 use crate::onnx::lower::{Lowered, Stop, axis_attribute};
 use crate::onnx::model::Node;
@@ -45,7 +46,7 @@ impl<'m> Reader<'m> {
         Ok(())
     }
 
-    fn permuted(
+    pub(super) fn permuted(
         &mut self,
         node: &Node,
         x: ValueId,
@@ -77,7 +78,13 @@ impl<'m> Reader<'m> {
         Ok(())
     }
 
-    fn sliced(&mut self, node: &Node, x: ValueId, part: &str, ranges: Ranges) -> Lowered<ValueId> {
+    pub(super) fn sliced(
+        &mut self,
+        node: &Node,
+        x: ValueId,
+        part: &str,
+        ranges: Ranges,
+    ) -> Lowered<ValueId> {
         let dims = self.dims(x);
         if ranges.iter().zip(&dims).all(|(r, &d)| *r == (0, 1, d)) {
             return Ok(x);
@@ -197,6 +204,11 @@ impl<'m> Reader<'m> {
     pub(super) fn pad(&mut self, node: &'m Node) -> Lowered<()> {
         let operands = self.constant_operands(node)?;
         let x = self.value(node, 0)?;
+        let mode = node.text("mode", "constant")?;
+        if mode == "reflect" || mode == "edge" {
+            let padding = rules::borders(node, &self.dims(x), self.is_batched(x), &operands)?;
+            return self.repeated(node, x, &padding, mode == "reflect");
+        }
         let padding = rules::padding(node, &self.dims(x), self.is_batched(x), &operands)?;
         if padding.value.is_nan() {
             let (name, value) = ("value", padding.value);
@@ -221,6 +233,95 @@ impl<'m> Reader<'m> {
         };
         self.define_value(node, value);
         Ok(())
+    }
+
+    /// Expand: elements along axes of extent 1 picked more than once.
+    pub(super) fn expand(&mut self, node: &'m Node) -> Lowered<()> {
+        let operands = self.constant_operands(node)?;
+        let x = self.value(node, 0)?;
+        let shape = fold::operand(&operands, 1)?;
+        let symbols = shape.symbols().ok_or_else(|| Reason::Operand {
+            tensor: node.input(1).unwrap_or_default().to_owned(),
+        })?;
+        let mut dims = self.dims(x);
+        if symbols.len() > dims.len() {
+            if self.is_batched(x) {
+                return Err(Stop::MixesSamples);
+            }
+            dims.splice(0..0, vec![1; symbols.len() - dims.len()]);
+        }
+        let missing = dims.len() - symbols.len();
+        let mut value = self.reshaped_to(node, x, "axes", dims.clone())?;
+        for (axis, dim) in symbols.iter().enumerate() {
+            let axis = axis + missing;
+            let (batch, wanted) = match *dim {
+                Dim::Known(wanted) => (false, wanted),
+                Dim::Batch(wanted) => (true, wanted),
+            };
+            let own = dims[axis];
+            let lead = axis == 0 && self.is_batched(x);
+            if batch && !lead || lead && wanted != own as i64 && wanted != 1 {
+                return Err(Stop::MixesSamples);
+            }
+            if wanted == 1 || wanted == own as i64 {
+                continue;
+            }
+            let count = usize::try_from(wanted).ok().filter(|_| own == 1);
+            let count = count.ok_or_else(|| Reason::Shape(vec![own as i64, wanted]))?;
+            dims[axis] = self.folder.pay(&[count])?;
+            let (picks, part) = (vec![0; count], format!("axis{axis}"));
+            let op = Op::Gather { axis, picks };
+            value = self.emit_part(node, &part, op, &[value], dims.clone())?;
+        }
+        if value == x {
+            self.define_value(node, x);
+            return Ok(());
+        }
+        self.finish(node, value)
+    }
+
+    /// A border that repeats a value's own elements: its last ones, or mirrored behind them.
+    fn repeated(
+        &mut self,
+        node: &'m Node,
+        x: ValueId,
+        padding: &rules::Padding,
+        mirror: bool,
+    ) -> Lowered<()> {
+        let mut value = self.sliced(node, x, "cut", padding.ranges.clone())?;
+        for axis in 0..padding.before.len() {
+            let (before, after) = (padding.before[axis], padding.after[axis]);
+            if before + after == 0 {
+                continue;
+            }
+            let mut dims = self.dims(value);
+            let extent = dims[axis];
+            if mirror && before.max(after) >= extent {
+                let value = vec![before as i64, after as i64];
+                return Err(Reason::Attribute {
+                    name: "pads",
+                    value,
+                }
+                .into());
+            }
+            let last = extent - 1;
+            let pick = |at: usize| match (at.checked_sub(before), mirror) {
+                (None, true) => before - at,
+                (None, false) => 0,
+                (Some(inside), true) if inside > last => 2 * last - inside,
+                (Some(inside), _) => inside.min(last),
+            };
+            dims[axis] = before + extent + after;
+            self.folder.pay(&[dims[axis]])?;
+            let picks = (0..dims[axis]).map(pick).collect();
+            let part = format!("border{axis}");
+            value = self.emit_part(node, &part, Op::Gather { axis, picks }, &[value], dims)?;
+        }
+        if value == x {
+            self.define_value(node, x);
+            return Ok(());
+        }
+        self.finish(node, value)
     }
 
     /// DepthToSpace and SpaceToDepth: a reshape, a transpose and a reshape.

@@ -71,7 +71,7 @@ impl<'m> Reader<'m> {
 
     pub(super) fn global_average_pool(&mut self, node: &'m Node) -> Lowered<()> {
         let (x, dims) = self.image(node)?;
-        let value = self.mean(node, x, (2..dims.len()).collect())?;
+        let value = self.mean(node, "", x, (2..dims.len()).collect())?;
         self.define_value(node, value);
         Ok(())
     }
@@ -84,7 +84,7 @@ impl<'m> Reader<'m> {
             self.define(node, 0, Mapped::Value(x));
             return Ok(());
         };
-        let mean = self.mean(node, x, axes.clone())?;
+        let mean = self.mean(node, "", x, axes.clone())?;
         let value = if node.int("keepdims")?.unwrap_or(1) != 0 {
             mean
         } else {
@@ -98,7 +98,14 @@ impl<'m> Reader<'m> {
         Ok(())
     }
 
-    fn mean(&mut self, node: &Node, x: ValueId, axes: Vec<usize>) -> Lowered<ValueId> {
+    /// The mean over axes, as a part of a node's work.
+    pub(super) fn mean(
+        &mut self,
+        node: &Node,
+        part: &str,
+        x: ValueId,
+        axes: Vec<usize>,
+    ) -> Lowered<ValueId> {
         let mut dims = self.dims(x);
         if axes.is_empty() {
             return Err(Reason::Shape(dims.iter().map(|&d| d as i64).collect()).into());
@@ -110,7 +117,7 @@ impl<'m> Reader<'m> {
             dims[axis] = 1;
         }
         let clamp = Clamp::NONE;
-        self.emit(node, Op::Mean { axes, clamp }, &[x], dims)
+        self.emit_part(node, part, Op::Mean { axes, clamp }, &[x], dims)
     }
 
     pub(super) fn softmax(&mut self, node: &'m Node) -> Lowered<()> {
@@ -128,7 +135,7 @@ impl<'m> Reader<'m> {
     }
 
     /// The first operand and its shape, which has spatial dimensions.
-    fn image(&self, node: &Node) -> Lowered<(ValueId, Vec<usize>)> {
+    pub(super) fn image(&self, node: &Node) -> Lowered<(ValueId, Vec<usize>)> {
         let x = self.value(node, 0)?;
         let dims = self.dims(x);
         let rank = dims.len();

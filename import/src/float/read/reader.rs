@@ -10,7 +10,7 @@ use requant_model::ops::broadcast;
 use crate::float::graph::{Graph, Node as FloatNode, Op, Port, Tensor, Value, ValueId};
 use crate::names::Names;
 use crate::onnx::constant::{Constant, Data, Dim};
-use crate::onnx::elem::Elem;
+use crate::onnx::elem::{Elem, I64};
 use crate::onnx::fold::Folder;
 use crate::onnx::lower::{Failure, Lowered, Stop, TAKES_INFINITY, oddity};
 use crate::onnx::model::{self, Domain, Model, Node};
@@ -194,6 +194,7 @@ impl<'m> Reader<'m> {
     fn standard(&mut self, node: &'m Node) -> Lowered<()> {
         match node.op.as_str() {
             "Conv" => self.conv(node),
+            "ConvTranspose" => self.conv_transpose(node),
             "Gemm" => self.gemm(node),
             "MatMul" => self.mat_mul(node),
             "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Min" | "Max" | "PRelu" | "Sum" => {
@@ -206,6 +207,12 @@ impl<'m> Reader<'m> {
             "AveragePool" => self.average_pool(node),
             "GlobalAveragePool" => self.global_average_pool(node),
             "ReduceMean" => self.reduce_mean(node),
+            "ReduceSum" => self.reduce_sum(node),
+            "ReduceL2" => self.reduce_l2(node),
+            "ReduceMax" => self.reduce_max(node),
+            "LayerNormalization" => self.layer_normalization(node),
+            "InstanceNormalization" => self.instance_normalization(node),
+            "GroupNormalization" => self.group_normalization(node),
             "Softmax" => self.softmax(node),
             "Concat" => self.concat(node),
             "Split" => self.split(node),
@@ -218,6 +225,8 @@ impl<'m> Reader<'m> {
             "Resize" | "Upsample" => self.resize(node),
             "Identity" | "Dropout" => self.identity(node),
             "Cast" => self.cast(node),
+            "CastLike" => self.cast_like(node),
+            "Expand" => self.expand(node),
             "Shape" | "Size" => self.shape(node),
             _ => self.function(node),
         }
@@ -235,8 +244,40 @@ impl<'m> Reader<'m> {
         if cast_target(node).is_some_and(Elem::is_float) {
             return self.identity(node);
         }
+        // Nothing is known of what a refused node would give: a size, perhaps, that is no real.
+        self.operand(node, 0)?;
         let value = vec![node.int("to")?.unwrap_or(0)];
         Err(Reason::Attribute { name: "to", value }.into())
+    }
+
+    /// Cast to the type of the second operand: exporters bring their constants to that of a value.
+    fn cast_like(&mut self, node: &'m Node) -> Lowered<()> {
+        let float = match self.operand(node, 1)? {
+            Mapped::Constant(like) => like.elem.is_float(),
+            Mapped::Value(_) | Mapped::Refused => true,
+        };
+        let mapped = self.operand(node, 0)?.clone();
+        let Mapped::Constant(constant) = &mapped else {
+            self.define(node, 0, mapped);
+            return Ok(());
+        };
+        let dims = constant.dims.clone();
+        let cast = match (constant.floats(), float) {
+            (None, true) => {
+                let values = constant.ints().ok_or(Reason::Fold)?;
+                Constant::float(dims, values.into_iter().map(|v| v as f32).collect())
+            }
+            (Some(values), false) => {
+                let values = values.iter().map(|&v| v as i64).collect();
+                Constant::integer(I64, dims, values)
+            }
+            (None, false) | (Some(_), true) => {
+                self.define(node, 0, mapped);
+                return Ok(());
+            }
+        };
+        self.define(node, 0, Mapped::Constant(Arc::new(cast)));
+        Ok(())
     }
 
     /// The results of a node that only moves or computes constants.
@@ -445,6 +486,11 @@ impl<'m> Reader<'m> {
         let name = std::mem::take(&mut self.graph.values[first.0].name);
         let other = std::mem::replace(&mut self.graph.values[last.0].name, name);
         self.graph.values[first.0].name = other;
+    }
+
+    /// Gives a value that a node's parts end in the name of the ONNX tensor.
+    pub(super) fn rename(&mut self, value: ValueId, name: &str) {
+        self.graph.values[value.0].name = self.values.unique(name);
     }
 
     /// A node of the name and a value named after `base`.

@@ -3,9 +3,10 @@
 use requant_model::ops::Window;
 
 use super::proto::{Attribute, longs};
-use super::{ExportError, Form, Writer};
+use super::{ExportError, Form, Writer, range};
 use crate::float::graph::{BinaryKind, Clamp, Interpolation, Node, Op};
 use crate::float::map::{Expr, Unary};
+use crate::float::quantized::ActivationQuant;
 
 /// The domain of ONNX Runtime's own operators.
 pub(super) const MICROSOFT: &str = "com.microsoft";
@@ -45,7 +46,10 @@ impl Writer<'_> {
             }
             Op::MaxPool(window) => {
                 let attributes = self.window(index, window);
-                self.push(&name, "MaxPool", vec![first], attributes)
+                let lowest = self.lowest(index, node);
+                let first = self.limits(&format!("{name}/from"), first, lowest);
+                let largest = self.push(&name, "MaxPool", vec![first], attributes);
+                self.limits(&format!("{name}/limits"), largest, lowest)
             }
             Op::AveragePool(pool) => {
                 let mut attributes = self.window(index, &pool.window);
@@ -229,6 +233,23 @@ impl Writer<'_> {
             }
         }
         x
+    }
+
+    /// The lowest real of a 4-bit result in a file for others, none elsewhere: ONNX Runtime 1.32 gives a pool
+    /// between 4-bit quantizations its operand's integers and then has no such pool, but not where a `Max`
+    /// that changes nothing stands between them.
+    fn lowest(&self, index: usize, node: &Node) -> Clamp {
+        let result = self.quant(node.output).filter(|_| self.narrow_result);
+        let lowest = |quant: ActivationQuant| {
+            let lowest = range(quant).0 - quant.quant.zero_point;
+            lowest as f32 * quant.quant.scale
+        };
+        let of_result = result.map_or(f32::NEG_INFINITY, lowest);
+        let operand = self.quantized.operand(index, 0);
+        Clamp {
+            lo: of_result.min(operand.map_or(f32::INFINITY, lowest)),
+            hi: f32::INFINITY,
+        }
     }
 
     fn clip(&mut self, name: &str, x: String, clamp: Clamp) -> String {

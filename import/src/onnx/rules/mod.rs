@@ -6,7 +6,8 @@ mod resize;
 mod window;
 
 pub(crate) use reshape::{
-    element_count, is_batch, padding, reduced_axes, reshaped, slices, space_steps, symbols,
+    Padding, borders, element_count, is_batch, padding, reduced_axes, reshaped, slices,
+    space_steps, symbols,
 };
 pub(crate) use resize::{Sampling, nearest, resize_targets, sampling, source};
 pub(crate) use window::{Pool, pad_to_windows, pooled, window};

@@ -141,6 +141,16 @@ pub(crate) fn padding(
             .into());
         }
     }
+    borders(node, dims, batched, operands)
+}
+
+/// As [`padding`], whatever the border holds.
+pub(crate) fn borders(
+    node: &Node,
+    dims: &[usize],
+    batched: bool,
+    operands: &Operands,
+) -> Lowered<Padding> {
     let rank = dims.len();
     let given = |index: usize| operands.get(index).and_then(Option::as_ref);
     let pads = match (node.ints("pads")?, given(1)) {
