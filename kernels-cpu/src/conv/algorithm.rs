@@ -10,6 +10,7 @@ use super::depthwise::Depthwise;
 use super::depthwise_rows::DepthwiseByRows;
 use super::lift::Lifted;
 use super::stem::Stem;
+use super::table_after::TableAfter;
 use super::tiled::Tiled;
 use super::{Conv, ConvSpec, Engine, Weights, check, fits_sixteen_fold, shift};
 
@@ -70,6 +71,11 @@ impl Conv {
     ) -> Result<Option<Conv>, KernelError> {
         let signed = check(spec)?;
         table::usable(isa, true)?;
+        let (table, output) = TableAfter::split(isa, &spec.output);
+        let spec = &ConvSpec {
+            output,
+            ..spec.clone()
+        };
         let packed =
             matches!(algorithm, Algorithm::Tiled(kernel) if kernel.weights == WeightFormat::I4);
         let lifted = if packed { None } else { Lifted::new(spec) };
@@ -90,7 +96,10 @@ impl Conv {
                 Some(Engine::Depthwise(Depthwise::new(isa, kernel, spec)?))
             }
         };
-        Ok(engine.map(|engine| Conv::prepared(spec, engine)))
+        Ok(engine.map(|engine| Conv {
+            table,
+            ..Conv::prepared(spec, engine)
+        }))
     }
 }
 

@@ -21,6 +21,7 @@ mod lift;
 mod shape;
 mod shift;
 mod stem;
+mod table_after;
 mod tiled;
 
 pub use algorithm::Algorithm;
@@ -32,6 +33,7 @@ pub(crate) use coded::{CHUNK, VALUES};
 use depthwise::Depthwise;
 use depthwise_rows::DepthwiseByRows;
 use stem::Stem;
+use table_after::TableAfter;
 use tiled::Tiled;
 
 /// Weights in OHWI order: `[out_c][kernel_h][kernel_w][in_c / groups]`.
@@ -88,6 +90,7 @@ pub struct Conv {
     output_bytes: usize,
     other_bytes: Option<usize>,
     engine: Engine,
+    table: Option<TableAfter>,
 }
 
 #[derive(Debug)]
@@ -168,6 +171,7 @@ impl Conv {
             output_bytes: spec.output.element_bytes(),
             other_bytes: spec.output.other_dtype().map(DType::size_in_memory),
             engine,
+            table: None,
         }
     }
 
@@ -226,12 +230,20 @@ impl Conv {
             self.scratch_bytes(threads),
             io.scratch.len(),
         )?;
+        let ConvIo { output, .. } = io;
+        let io = ConvIo {
+            output: &mut *output,
+            ..io
+        };
         match &self.engine {
             Engine::Tiled(tiled) => tiled.run(io, zero_point, pool),
             Engine::Coded(coded) => coded.run(io, zero_point, pool),
             Engine::Depthwise(depthwise) => depthwise.run(io, zero_point, pool),
             Engine::DepthwiseByRows(rows) => rows.run(io, zero_point, pool),
             Engine::Stem(stem) => stem.run(io, zero_point, pool),
+        }
+        if let Some(table) = &self.table {
+            table.run(&mut output[..outputs], pool);
         }
         Ok(())
     }

@@ -38,8 +38,8 @@ pub struct StepKey {
 }
 
 impl StepKey {
-    /// Whether two steps differ at most in the types of what they write and join. Those change a step's
-    /// time little, so one will do where the other was not measured.
+    /// Whether two steps differ at most in the types of what they write and join, and in a table at the end.
+    /// Those change a step's time little, so one will do where the other was not measured.
     pub fn resembles(&self, other: &StepKey) -> bool {
         let shapes = |mine: &[String], theirs: &[String]| {
             mine.len() == theirs.len()
@@ -48,7 +48,11 @@ impl StepKey {
                     .zip(theirs)
                     .all(|(a, b)| extents(a) == extents(b))
         };
-        let kind = |part: &String| part.split(' ').next().unwrap_or_default().to_owned();
+        let kinds = |key: &StepKey| -> Vec<String> {
+            let kinds = key.epilogue.iter().map(|part| part.split(' ').next());
+            let kinds = kinds.map(|kind| kind.unwrap_or_default().to_owned());
+            kinds.filter(|kind| kind != "table").collect()
+        };
         self.op == other.op
             && shapes(&self.inputs, &other.inputs)
             && shapes(&self.outputs, &other.outputs)
@@ -65,11 +69,7 @@ impl StepKey {
                 other.pads,
                 other.groups,
             )
-            && self
-                .epilogue
-                .iter()
-                .map(kind)
-                .eq(other.epilogue.iter().map(kind))
+            && kinds(self) == kinds(other)
     }
 
     /// The key of a step of a plan.
