@@ -19,7 +19,7 @@ use requant_numerics::{DType, Requantize, Residual, Scheme};
 const CHANNELS: usize = 64;
 
 fn main() {
-    let (mut isa, mut elements) = (Isa::best(), 64 << 10);
+    let (mut isa, mut elements) = (Isa::best(), 64usize << 10);
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let value = (word != "--bench").then(|| words.next().unwrap_or_default());

@@ -147,8 +147,13 @@ fn keys_differ_by_shape_and_resemble_each_other_across_types() {
         let layers = plan.steps().iter().filter(|step| step.precision.is_some());
         layers.map(|step| StepKey::of(plan, step)).collect()
     };
-    let (eight, four) = (keys(&plan("w8a8")), keys(&plan("w4a4")));
+    let (eight, four) = (keys(&plan("w8a8")), keys(&plan("w4a8")));
     assert_eq!(eight, four, "a layer's key leaves its precision out");
+    // A table to the 4 bits that its reader wants belongs to the layer before.
+    let narrow = keys(&plan("w4a4"));
+    assert!(eight.len() == narrow.len() && eight != narrow);
+    let mut pairs = eight.iter().zip(&narrow);
+    assert!(pairs.all(|(eight, narrow)| narrow.resembles(eight)));
     let different: BTreeSet<&StepKey> = eight.iter().collect();
     assert!(different.len() > 3);
     let mut wide = eight[0].clone();
