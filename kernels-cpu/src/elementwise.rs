@@ -335,7 +335,19 @@ fn row_all(core: &Core, a: Operand<'_>, b: Operand<'_>, output: &mut [u8]) {
         match core.op {
             BinaryOp::Add(add) => match add.scheme {
                 AddScheme::F32Fma { .. } => pairs.for_each(|(a, b)| *a = add.apply(*a, *b)),
-                AddScheme::Rhu { .. } => pairs.for_each(|(a, b)| *a = add.apply(*a, *b)),
+                AddScheme::Rhu { m_a, m_b, s } => {
+                    let (m_a, m_b) = (i64::from(m_a), i64::from(m_b));
+                    let (shift, half) = (s & 63, 1i64 << ((s - 1) & 63));
+                    let zero_point = i64::from(add.zero_point);
+                    let (lo, hi) = (i64::from(add.lo), i64::from(add.hi));
+                    // Differences have at most 18 bits, so that factors have 32.
+                    pairs.for_each(|(a, b)| {
+                        let first = i64::from((*a - add.zero_point_a) << 8) * m_a;
+                        let second = i64::from((*b - add.zero_point_b) << 8) * m_b;
+                        let rounded = (first + second + half) >> shift;
+                        *a = (rounded + zero_point).max(lo).min(hi) as i32;
+                    });
+                }
                 AddScheme::TfliteDouble { .. } => {
                     pairs.for_each(|(a, b)| *a = add.apply(*a, *b));
                 }
@@ -347,8 +359,8 @@ fn row_all(core: &Core, a: Operand<'_>, b: Operand<'_>, output: &mut [u8]) {
             },
         }
         if core.output == DType::I16 {
-            for (bytes, value) in output.chunks_exact_mut(2).zip(&left) {
-                bytes.copy_from_slice(&(*value as i16).to_le_bytes());
+            for (bytes, value) in output.as_chunks_mut().0.iter_mut().zip(&left) {
+                *bytes = (*value as i16).to_le_bytes();
             }
         } else {
             for (byte, value) in output.iter_mut().zip(&left) {
@@ -383,8 +395,8 @@ fn widen(dtype: DType, operand: Operand<'_>, first: usize, buffer: &mut [i32]) {
             }
         }
         DType::I16 | DType::I32 | DType::I64 | DType::F32 | DType::F64 => {
-            for (value, word) in buffer.iter_mut().zip(bytes.chunks_exact(2)) {
-                *value = i32::from(i16::from_le_bytes([word[0], word[1]]));
+            for (value, word) in buffer.iter_mut().zip(bytes.as_chunks().0) {
+                *value = i32::from(i16::from_le_bytes(*word));
             }
         }
     }

@@ -2,7 +2,6 @@
 
 use requant_numerics::DType;
 
-use super::element;
 use super::finish::{Finish, FinishJoin, Store};
 use super::round::{Round, round_row};
 use crate::Isa;
@@ -100,8 +99,8 @@ fn widen(dtype: DType, bytes: &[u8], wide: &mut [i32; WIDEST]) {
             }
         }
         DType::I16 | DType::I32 | DType::I64 | DType::F32 | DType::F64 => {
-            for (index, wide) in wide.iter_mut().enumerate().take(bytes.len() / 2) {
-                *wide = element(DType::I16, bytes, index);
+            for (wide, word) in wide.iter_mut().zip(bytes.as_chunks().0) {
+                *wide = i32::from(i16::from_le_bytes(*word));
             }
         }
     }
@@ -110,8 +109,8 @@ fn widen(dtype: DType, bytes: &[u8], wide: &mut [i32; WIDEST]) {
 #[inline(always)]
 fn narrow(finish: &Finish, row: &[i32], output: &mut [u8]) {
     if finish.store == Store::Word {
-        for (bytes, value) in output.chunks_exact_mut(2).zip(row) {
-            bytes.copy_from_slice(&(*value as i16).to_le_bytes());
+        for (bytes, value) in output.as_chunks_mut().0.iter_mut().zip(row) {
+            *bytes = (*value as i16).to_le_bytes();
         }
     } else {
         for (byte, value) in output.iter_mut().zip(row) {
