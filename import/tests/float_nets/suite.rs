@@ -28,7 +28,6 @@ pub fn all(seed: u64) -> Vec<Net> {
         residuals,
         stream,
         four_bits,
-        narrow_pool,
         maps,
         pools,
         stores,
@@ -37,6 +36,7 @@ pub fn all(seed: u64) -> Vec<Net> {
         moves,
         values,
         lines,
+        narrow_pool,
     ];
     makers
         .iter()
