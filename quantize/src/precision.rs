@@ -21,6 +21,9 @@ pub enum PrecisionError {
     /// Not `LAYER=PRECISION`.
     #[error("'{0}' is not LAYER=PRECISION")]
     Fix(String),
+    /// Not `LAYER,LAYER`.
+    #[error("'{0}' does not name two layers, as in conv1,conv2")]
+    Tie(String),
 }
 
 /// What the weights of the layers may be.
@@ -52,6 +55,31 @@ pub struct Fix {
     pub layer: String,
     /// Its precision.
     pub precision: LayerPrecision,
+}
+
+/// Layers that have one precision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tie {
+    /// Their names, two at least.
+    pub layers: Vec<String>,
+}
+
+impl FromStr for Tie {
+    type Err = PrecisionError;
+
+    fn from_str(word: &str) -> Result<Self, PrecisionError> {
+        let layers: Vec<String> = word.split(',').map(str::to_owned).collect();
+        if layers.len() < 2 || layers.iter().any(String::is_empty) {
+            return Err(PrecisionError::Tie(word.to_owned()));
+        }
+        Ok(Tie { layers })
+    }
+}
+
+impl fmt::Display for Tie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.layers.join(","))
+    }
 }
 
 impl FromStr for Weights {
@@ -216,6 +244,12 @@ mod tests {
             assert!(wrong.parse::<Fix>().is_err(), "{wrong}");
         }
         assert!("int3".parse::<Weights>().is_err());
+        let tie: Tie = "a/conv,b,c".parse().unwrap();
+        assert_eq!(tie.layers, ["a/conv", "b", "c"]);
+        assert_eq!(tie.to_string(), "a/conv,b,c");
+        for wrong in ["a", "", "a,", ",b", "a,,b"] {
+            assert!(wrong.parse::<Tie>().is_err(), "{wrong}");
+        }
         assert!("ternary".parse::<Activations>().is_err());
     }
 

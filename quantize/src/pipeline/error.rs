@@ -32,8 +32,10 @@ pub enum PipelineError {
         source: WeightError,
     },
     /// A layer that the model does not have.
-    #[error("--fix names layer '{layer}', the model has {}", present.join(", "))]
+    #[error("{flag} names layer '{layer}', the model has {}", present.join(", "))]
     NoLayer {
+        /// What names it.
+        flag: &'static str,
         /// The name.
         layer: String,
         /// Names that it has.

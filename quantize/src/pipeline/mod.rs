@@ -3,6 +3,7 @@
 
 mod candidates;
 mod describe;
+mod equalise;
 mod error;
 mod evaluate;
 mod finish;
@@ -20,6 +21,7 @@ mod sensitivity;
 mod wanted;
 
 pub use describe::describe;
+pub use equalise::{Equalise, UnknownEqualise, equalise};
 pub use error::PipelineError;
 pub use evaluate::{Evaluation, evaluate};
 pub use options::{Device, Method, Options, UnknownMethod};

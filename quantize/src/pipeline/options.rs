@@ -90,6 +90,8 @@ pub struct Options {
     pub effort: Effort,
     /// Layers whose precision the user has chosen.
     pub fixes: Vec<Fix>,
+    /// Sets of layers, by name, that a search gives one precision.
+    pub ties: Vec<Vec<String>>,
     /// What the model may cost, as fractions of the 8-bit model's cost; none for no search.
     pub budgets: Option<Budgets>,
     /// How precisions are searched.
@@ -114,6 +116,7 @@ impl Default for Options {
             method: Method::Auto,
             effort: Effort::default(),
             fixes: Vec::new(),
+            ties: Vec::new(),
             budgets: None,
             search: Settings::default(),
             sensitivity: Measure::default(),

@@ -17,15 +17,19 @@ pub(super) struct Rated<'c> {
 }
 
 /// Builds the problem. `rated` has each layer's choices, the reference among them; `fixed` the index of the
-/// only one allowed; `latency` what the profile says of this model.
+/// only one allowed; `ties` positions of layers that must agree; `latency` what the profile says of this model.
 pub(super) fn problem(
     graph: &Graph,
     layers: &[usize],
     rated: &[Vec<Rated<'_>>],
     fixed: &[Option<usize>],
+    ties: Vec<Vec<usize>>,
     latency: Option<&NetworkLatency>,
 ) -> Problem {
-    let mut problem = Problem::default();
+    let mut problem = Problem {
+        ties,
+        ..Problem::default()
+    };
     for (position, &index) in layers.iter().enumerate() {
         let node = &graph.nodes[index];
         let seconds = |precision: LayerPrecision| {

@@ -62,6 +62,8 @@ pub struct Outcome<'g> {
     pub placement: Placement,
     /// Values that hold 16 bits.
     pub streams: usize,
+    /// What the user should know.
+    pub warnings: Vec<String>,
 }
 
 /// Quantizes a graph. `key` is a digest of the model, the data and what the steps depend on; `latency` what was
@@ -130,12 +132,24 @@ pub fn run<'g>(
         }
     };
     let search_seconds = start.elapsed().as_secs_f64();
-    bench.streams = finish::streams(&bench, &precisions, &judge)?;
+    let mut warnings = Vec::new();
+    let budget = match (&options.budgets, &found.problem) {
+        (Some(budgets), Some(problem)) => budgets.limits(problem)?.latency.zip(latency),
+        (_, _) => None,
+    };
+    bench.streams = finish::streams(&bench, &precisions, &judge, budget, &mut warnings)?;
     let mut quantized = bench.assemble(&precisions);
     let mut model = to_graph(&quantized)?;
     let mut integer = truth.judge(&engine, model.clone(), progress)?;
     if options.method.reconstructs(&precisions) {
-        let better = finish::reconstruct(&quantized, calibration, &options.effort, progress)?;
+        let better = finish::reconstruct(
+            &quantized,
+            calibration,
+            &options.effort,
+            (work, key),
+            &mut warnings,
+            progress,
+        )?;
         let made = to_graph(&better)?;
         let judged = truth.judge(&engine, made.clone(), progress)?;
         // What was learnt is kept where it helps.
@@ -169,5 +183,6 @@ pub fn run<'g>(
         histograms: seen.histograms,
         placement,
         streams,
+        warnings,
     })
 }

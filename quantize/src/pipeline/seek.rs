@@ -12,7 +12,7 @@ use super::options::{Device, Options};
 use super::problem::{Rated, problem};
 use super::samples::Samples;
 use super::sensitivity::{Trial, sensitivities};
-use super::wanted::Wanted;
+use super::wanted::{Wanted, ties};
 use crate::assemble::{Candidate, Decided, Grids, assemble};
 use crate::engine::Engine;
 use crate::exec::Executor;
@@ -185,7 +185,15 @@ pub(super) fn seek(
         }
         None => None,
     };
-    let problem = problem(bench.graph, bench.layers, rated, &fixed, network.as_ref());
+    let ties = ties(bench.graph, bench.layers, options)?;
+    let problem = problem(
+        bench.graph,
+        bench.layers,
+        rated,
+        &fixed,
+        ties,
+        network.as_ref(),
+    );
     let mut evaluator = Assignments {
         bench,
         judge,

@@ -24,6 +24,35 @@ impl Wanted {
     }
 }
 
+/// The position among the layers of one that a flag names.
+fn position(
+    graph: &Graph,
+    layers: &[usize],
+    flag: &'static str,
+    name: &str,
+) -> Result<usize, PipelineError> {
+    let mut names = layers.iter().map(|&layer| &graph.nodes[layer].name);
+    names
+        .clone()
+        .position(|known| known == name)
+        .ok_or_else(|| PipelineError::NoLayer {
+            flag,
+            layer: name.to_owned(),
+            present: names.by_ref().cloned().collect(),
+        })
+}
+
+/// The sets of layers that a search must give one precision, as positions among the layers.
+pub(super) fn ties(
+    graph: &Graph,
+    layers: &[usize],
+    options: &Options,
+) -> Result<Vec<Vec<usize>>, PipelineError> {
+    let of = |name: &String| position(graph, layers, "--tie", name);
+    let tie = |names: &Vec<String>| names.iter().map(of).collect();
+    options.ties.iter().map(tie).collect()
+}
+
 /// What each layer may have. The first and the last layer keep 8 bits unless the user says otherwise.
 pub(super) fn wanted(
     graph: &Graph,
@@ -33,18 +62,11 @@ pub(super) fn wanted(
     if layers.is_empty() {
         return Err(PipelineError::NoLayers);
     }
-    let name = |&layer: &usize| graph.nodes[layer].name.clone();
     for fix in &options.fixes {
-        if !layers
-            .iter()
-            .any(|layer| graph.nodes[*layer].name == fix.layer)
-        {
-            return Err(PipelineError::NoLayer {
-                layer: fix.layer.clone(),
-                present: layers.iter().map(name).collect(),
-            });
-        }
+        position(graph, layers, "--fix", &fix.layer)?;
     }
+    // A name that is wrong is told before hours of work.
+    ties(graph, layers, options)?;
     let of = |(position, &layer): (usize, &usize)| {
         let node = &graph.nodes[layer];
         let fix = options.fixes.iter().rfind(|fix| fix.layer == node.name);

@@ -55,6 +55,8 @@ pub struct BlockReport {
     pub after: f64,
     /// Whether what was learnt replaced what was there: it did where it is better.
     pub kept: bool,
+    /// What kept the block from being learnt: an operator without a derivative. Both errors are then 0.
+    pub obstacle: Option<String>,
 }
 
 /// Reconstructs one block in place: rounded weights, biases, and the scales of activations of at most 4 bits
@@ -94,6 +96,7 @@ pub fn reconstruct_block(
         before,
         after,
         kept,
+        obstacle: None,
     })
 }
 

@@ -5,7 +5,7 @@
 //! ```text
 //! let samples = Samples::new(graph, count, vec![&images])?;
 //! // Any rounding is a start; GPTQ's is a good one.
-//! let reports = reconstruct_model(&mut quantized, &samples, &Effort::default(), &())?;
+//! let reports = reconstruct_model(&mut quantized, &samples, &Effort::default(), None, &())?;
 //! ```
 
 mod block;
@@ -13,6 +13,7 @@ mod blocks;
 mod effort;
 mod error;
 mod gradients;
+mod learnt;
 mod model;
 mod network;
 mod parameters;

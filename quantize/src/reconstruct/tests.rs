@@ -257,7 +257,8 @@ fn reconstruction_beats_rounding_to_nearest_on_unseen_samples() {
     for (weights, reads, gain) in [(DType::I4, DType::U4, 0.6), (DType::I4, DType::U8, 0.75)] {
         let mut quantized = nearest(&graph, &seen, weights, reads);
         let start = error(&graph, &quantized, &unseen);
-        let reports = reconstruct_model(&mut quantized, &seen, &effort(), &()).expect("reports");
+        let reports =
+            reconstruct_model(&mut quantized, &seen, &effort(), None, &()).expect("reports");
         let end = error(&graph, &quantized, &unseen);
         assert_eq!(reports.len(), 3, "{weights} {reads}");
         for report in &reports {
@@ -287,7 +288,7 @@ fn what_a_block_says_of_its_error_is_what_the_executor_finds() {
         layers: 1,
         ..effort()
     };
-    let reports = reconstruct_model(&mut quantized, &samples, &effort, &()).expect("reports");
+    let reports = reconstruct_model(&mut quantized, &samples, &effort, None, &()).expect("reports");
     let last = reports.last().expect("a report");
     let want = error(&graph, &quantized, &samples);
     // Biases are integers in the executor; a sum near the middle of two steps may take the other.
@@ -306,7 +307,7 @@ fn layers_of_eight_bits_stay_and_values_of_four_are_learnt() {
     let mut quantized = nearest(&graph, &samples, DType::I8, DType::U8);
     let before = quantized.clone();
     assert!(
-        reconstruct_model(&mut quantized, &samples, &effort(), &())
+        reconstruct_model(&mut quantized, &samples, &effort(), None, &())
             .expect("reports")
             .is_empty()
     );
@@ -321,7 +322,8 @@ fn layers_of_eight_bits_stay_and_values_of_four_are_learnt() {
     for bias in &mut layer.bias {
         *bias = (*bias as f32 * old / narrow.quant.scale).round() as i32;
     }
-    let reports = reconstruct_model(&mut quantized, &samples, &effort(), &()).expect("reports");
+    let reports =
+        reconstruct_model(&mut quantized, &samples, &effort(), None, &()).expect("reports");
     assert_eq!(reports.len(), 1);
     assert!(reports[0].kept);
     let learnt = quantized.values[inner.0].expect("a grid");
@@ -355,7 +357,7 @@ fn threads_and_memory_change_nothing_and_samples_are_cut_to_memory() {
                 ..effort()
             };
             let reports =
-                reconstruct_model(&mut quantized, &samples, &effort, &()).expect("reports");
+                reconstruct_model(&mut quantized, &samples, &effort, None, &()).expect("reports");
             (quantized.layers, quantized.operands, reports)
         })
     };
@@ -379,7 +381,7 @@ fn a_listener_can_stop_it_and_wrong_data_is_refused() {
     let data = images(4);
     let samples = Samples::new(&graph, 4, vec![&data]).expect("samples");
     let mut quantized = nearest(&graph, &samples, DType::I4, DType::U8);
-    let stopped = reconstruct_model(&mut quantized, &samples, &effort(), &Stop);
+    let stopped = reconstruct_model(&mut quantized, &samples, &effort(), None, &Stop);
     assert!(matches!(stopped, Err(ReconstructError::Cancelled)));
     let short = Samples::new(&graph, 5, vec![&data]);
     assert!(matches!(
@@ -395,7 +397,7 @@ fn a_listener_can_stop_it_and_wrong_data_is_refused() {
         Err(ReconstructError::NoSamples)
     ));
     quantized.layers[1] = None;
-    let missing = reconstruct_model(&mut quantized, &samples, &effort(), &());
+    let missing = reconstruct_model(&mut quantized, &samples, &effort(), None, &());
     assert!(matches!(
         missing,
         Err(ReconstructError::NotQuantized { .. })

@@ -411,3 +411,58 @@ fn the_report_names_the_measure_of_sensitivity() {
         );
     }
 }
+
+#[test]
+fn tied_layers_have_one_precision() {
+    let folder = folder();
+    let line = "residual.onnx --calibration data.npz --output net --budget size=0.6";
+    let precisions = |ties: &str| -> Vec<String> {
+        good(&folder, &format!("{line} {ties}"));
+        let layers = report(&folder, "net").layers.into_iter();
+        layers.filter_map(|layer| layer.precision).collect()
+    };
+    let free = precisions("");
+    assert_ne!(free[1], free[3], "{free:?}");
+    let tied = precisions("--tie conv2,conv4");
+    assert_eq!(tied[1], tied[3], "{tied:?}");
+    let all = precisions("--tie conv2,conv4 --tie conv4,conv3");
+    assert_eq!([&all[1], &all[2]], [&all[3], &all[3]], "{all:?}");
+    fs::remove_dir_all(folder.path().join("net")).unwrap();
+    for (ties, cause) in [
+        (
+            "--tie conv2,conv9",
+            "--tie names layer 'conv9', the model has conv1, conv2, conv3, conv4, fc",
+        ),
+        ("--tie conv2", "'conv2' does not name two layers"),
+        ("--tie conv1,conv2 --fix conv2=w4a8", "conv1"),
+    ] {
+        bad(&folder, &format!("{line} {ties}"), cause);
+    }
+    bad(
+        &folder,
+        "residual.onnx --calibration data.npz --output net --tie conv2,conv4",
+        "--tie needs a --budget",
+    );
+}
+
+#[test]
+fn a_block_without_gradients_keeps_its_rounding() {
+    let folder = folder();
+    save(&folder, "resized.onnx", &resized());
+    let obstacle = "node 'up': a resize that is no repetition of elements cannot be differentiated";
+    for rounding in ["auto", "block"] {
+        let line = format!(
+            "resized.onnx --calibration data.npz --output net --weights int4 --activations int4 --rounding {rounding}"
+        );
+        let outcome = run(&folder, &line);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        let warning = format!("a block is not reconstructed: {obstacle}");
+        assert!(outcome.stderr.contains(&warning), "{}", outcome.stderr);
+        let warnings = report(&folder, "net").warnings;
+        assert_eq!(warnings.iter().filter(|w| **w == warning).count(), 1);
+        assert_eq!(
+            answers(&folder, "net", "cpu"),
+            answers(&folder, "net", "reference")
+        );
+    }
+}

@@ -95,6 +95,65 @@ fn a_job_goes_on_where_it_stopped() {
     }
 }
 
+#[test]
+fn a_reconstruction_goes_on_behind_its_last_block() {
+    let folder = folder();
+    let line =
+        "residual.onnx --calibration data.npz --output net --weights int4 --activations int4";
+    let clear = || fs::remove_dir_all(folder.path().join("net")).unwrap();
+    let stop = |line: &str| {
+        let outcome = run(&folder, &format!("{line} --export-qdq /dev/full"));
+        assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+        steps(&folder)
+    };
+    let blocks = || {
+        let mut found = Vec::new();
+        for step in steps(&folder) {
+            let text = fs::read_to_string(&step).unwrap();
+            if text.contains("\"errors\":[") {
+                found.push((step, text));
+            }
+        }
+        found
+    };
+    good(&folder, line);
+    let whole = artefact(&folder, "net");
+    clear();
+    stop(line);
+    let learnt = blocks();
+    assert!(learnt.len() > 1 && learnt.len() < steps(&folder).len());
+    // One block after the other is missing.
+    for (missing, _) in &learnt {
+        stop(line);
+        fs::remove_file(missing).unwrap();
+        good(&folder, &format!("{line} --resume"));
+        assert!(artefact(&folder, "net") == whole);
+        clear();
+    }
+    // Blocks are taken from there, by the same job alone.
+    stop(line);
+    for (step, text) in blocks() {
+        let unlearnt = text.split_once("\"layers\":").unwrap().0.to_owned();
+        fs::write(
+            step,
+            unlearnt + "\"layers\":[],\"operands\":[],\"values\":[]}]",
+        )
+        .unwrap();
+    }
+    good(&folder, &format!("{line} --resume"));
+    assert!(artefact(&folder, "net") != whole);
+    clear();
+    for other in ["--fix conv3=w4a8", "--fix conv3=w2a8", "--seed 1"] {
+        good(&folder, &format!("{line} {other}"));
+        let alone = artefact(&folder, "net");
+        clear();
+        stop(line);
+        good(&folder, &format!("{line} {other} --resume"));
+        assert!(artefact(&folder, "net") == alone, "{other}");
+        clear();
+    }
+}
+
 /// A job that takes a while after its first steps, stopped by a signal in the middle.
 #[cfg(unix)]
 fn stopped(folder: &TempDir, line: &str, signal: &str) -> (Option<i32>, String) {

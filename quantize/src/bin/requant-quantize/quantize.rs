@@ -17,10 +17,10 @@ use requant_quantize::files;
 use requant_quantize::judge::Answer;
 use requant_quantize::latency::LatencyTable;
 use requant_quantize::pipeline::{
-    self, Evaluation, Method, Options, Outcome, Samples, describe, evaluate, input_specs, quality,
-    run,
+    self, Equalise, Evaluation, Method, Options, Outcome, Samples, describe, equalise, evaluate,
+    input_specs, quality, run,
 };
-use requant_quantize::precision::{Activations, Fix, Weights};
+use requant_quantize::precision::{Activations, Fix, Tie, Weights};
 use requant_quantize::reconstruct::Effort;
 use requant_quantize::report::{Report, html, layer_table, totals_text};
 use requant_quantize::search::sensitivity::Measure;
@@ -55,6 +55,9 @@ pub(crate) struct QuantizeArgs {
     /// How weights are rounded: nearest, gptq, adaround or descent layer by layer; block to reconstruct blocks after that; auto for descent, and block where activations have 4 bits.
     #[arg(long, default_value = "auto", value_parser = Method::from_str)]
     pub(crate) rounding: Method,
+    /// How channels are made alike before anything is quantized, without changing what the model computes: none, weights (cross-layer equalisation) or smooth (SmoothQuant).
+    #[arg(long, default_value = "none", value_parser = Equalise::from_str)]
+    pub(crate) equalize: Equalise,
     /// How precisions are searched: ilp, rl, nas or greedy.
     #[arg(long, default_value = "ilp", value_parser = Strategy::from_str)]
     pub(crate) search: Strategy,
@@ -67,6 +70,9 @@ pub(crate) struct QuantizeArgs {
     /// Precision of one layer, such as conv1=w8a8; may be repeated.
     #[arg(long, value_name = "LAYER=PRECISION", value_parser = Fix::from_str)]
     pub(crate) fix: Vec<Fix>,
+    /// Layers that the search gives one precision, such as conv1,conv2; may be repeated.
+    #[arg(long, value_name = "LAYER,LAYER", value_parser = Tie::from_str)]
+    pub(crate) tie: Vec<Tie>,
     /// Latencies that `requant-quantize profile` measured on this device; needed by --budget latency=….
     #[arg(long, value_name = "LATENCY.json")]
     pub(crate) profile: Option<PathBuf>,
@@ -101,7 +107,7 @@ impl QuantizeArgs {
         let bytes = files::read(&self.model)?;
         self.check_places()?;
         self.use_threads()?;
-        let graph = float::read_bytes(&bytes, &name, &ImportOptions::default())
+        let mut graph = float::read_bytes(&bytes, &name, &ImportOptions::default())
             .with_context(|| self.model.display().to_string())?;
         let bar = Bar::new();
         let specs = input_specs(&graph);
@@ -115,6 +121,14 @@ impl QuantizeArgs {
                 "calibrated on noise, because no --calibration was given: expect a poor model"
                     .to_owned(),
             );
+        }
+        let samples = Samples::new(&graph, &data);
+        let pairs = equalise(&mut graph, &samples, self.equalize, &bar)?;
+        if self.equalize != Equalise::None && pairs == 0 {
+            warnings.push(format!(
+                "--equalize {} changes nothing: no two layers have nothing but a ReLU between them",
+                self.equalize
+            ));
         }
         for warning in &warnings {
             bar.note(&format!("warning: {warning}"));
@@ -138,10 +152,13 @@ impl QuantizeArgs {
             backend: &**backend,
         });
         let threads = self.device().threads();
-        let samples = Samples::new(&graph, &data);
         let key = self.key(&bytes, &samples);
         let work = Work::new(&self.work_folder(&name), self.resume);
         let outcome = run(&graph, &samples, &options, target, (&work, &key), &bar)?;
+        for warning in &outcome.warnings {
+            bar.note(&format!("warning: {warning}"));
+        }
+        warnings.extend_from_slice(&outcome.warnings);
         let executor = Executor::new(&graph)?;
         let evaluation = match &labelled {
             Some(data) => {
@@ -203,6 +220,9 @@ impl QuantizeArgs {
         if self.budget.is_none() && matches!(self.activations, Activations::Auto) {
             bail!("--activations auto needs a --budget that decides");
         }
+        if self.budget.is_none() && !self.tie.is_empty() {
+            bail!("--tie needs a --budget: without one nothing is searched");
+        }
         if narrow && matches!(self.weights, Weights::All(w) if w != WeightPrecision::W4) {
             bail!(
                 "--activations {} goes with --weights int4 or auto",
@@ -226,6 +246,7 @@ impl QuantizeArgs {
             calibrator: self.calibrator,
             method: self.rounding,
             fixes: self.fix.clone(),
+            ties: self.tie.iter().map(|tie| tie.layers.clone()).collect(),
             budgets: self.budget,
             sensitivity: self.sensitivity,
             search: Settings {
@@ -313,10 +334,11 @@ impl QuantizeArgs {
     /// A digest of everything that finished steps depend on.
     fn key(&self, model: &[u8], samples: &Samples<'_>) -> Key {
         let recipe = format!(
-            "{} {:?} {:?} {}",
+            "{} {:?} {:?} {:?} {}",
             env!("CARGO_PKG_VERSION"),
             self.rounding,
             self.calibrator,
+            self.equalize,
             self.seed
         );
         let data = samples.digest();
@@ -348,8 +370,13 @@ impl QuantizeArgs {
             let fixed: Vec<String> = self.fix.iter().map(Fix::to_string).collect();
             note("fixed", fixed.join(" "));
         }
+        if !self.tie.is_empty() {
+            let tied: Vec<String> = self.tie.iter().map(Tie::to_string).collect();
+            note("tied", tied.join(" "));
+        }
         note("calibrator", self.calibrator.to_string());
         note("rounding", self.rounding.to_string());
+        note("equalize", self.equalize.to_string());
         note("seed", self.seed.to_string());
         if let (Some(budget), Some(best)) = (&self.budget, outcome.solutions.first()) {
             note("search", self.search.to_string());
