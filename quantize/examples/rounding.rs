@@ -10,8 +10,8 @@ use rand_chacha::ChaCha8Rng;
 use requant_numerics::DType;
 use requant_quantize::exec::kernels::{Matrix, multiply};
 use requant_quantize::weights::{
-    DAMPING, Gram, Hessian, Moments, Order, Recipe, Rounding, ScaleRule, WeightError, output_error,
-    round,
+    DAMPING, Gram, Grouping, Hessian, Moments, Order, Recipe, Rounding, ScaleRule, WeightError,
+    output_error, round,
 };
 
 fn normal(rng: &mut ChaCha8Rng) -> f32 {
@@ -101,7 +101,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 dtype,
                 scale,
                 rounding,
-                group,
+                group: group.map(|size| Grouping { size, taps: 1 }),
             };
             let clock = Instant::now();
             let rounded = round(&weights, o, std::slice::from_ref(&hessian), recipe)?;

@@ -18,7 +18,7 @@ use requant_quantize::assemble::{Candidate, Decided, Grids, assemble};
 use requant_quantize::calibrate::{Calibrator, Histogram, Range, quantization};
 use requant_quantize::exec::{Exact, Executor, Reals};
 use requant_quantize::placement::Placement;
-use requant_quantize::weights::{self, Recipe, Rounding};
+use requant_quantize::weights::{self, Grouping, Recipe, Rounding};
 use requant_runtime::{Backend, CpuBackend, CpuOptions, ReferenceBackend};
 
 /// How weights are stored; a codebook without a type.
@@ -128,10 +128,11 @@ fn candidate(op: &Op, store: Store) -> Candidate {
             bias,
         };
     };
-    let narrow = matches!(op, Op::Gemm(_)) && matches!(dtype, I4 | I2) && tensor.dims[1] > GROUP;
+    let taps = tensor.dims[2..].iter().product();
+    let narrow = matches!(dtype, I4 | I2) && tensor.data.len() / rows > GROUP;
     let recipe = Recipe {
         rounding: Rounding::Nearest,
-        group: narrow.then_some(GROUP),
+        group: narrow.then_some(Grouping { size: GROUP, taps }),
         ..Recipe::new(dtype)
     };
     let rounded = weights::round(&tensor.data, rows, &[], recipe).unwrap();

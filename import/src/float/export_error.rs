@@ -62,8 +62,8 @@ pub enum ExportError {
         /// The type.
         dtype: DType,
     },
-    /// A convolution with group multipliers, which only a matrix product has.
-    #[error("convolution '{}' has group multipliers", shown(.layer))]
+    /// A convolution with group multipliers, for which ONNX has no form.
+    #[error("convolution '{}' has group multipliers, which ONNX cannot hold", shown(.layer))]
     Groups {
         /// The layer.
         layer: String,

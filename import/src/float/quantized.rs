@@ -52,11 +52,13 @@ pub struct LayerQuant {
 }
 
 /// `scale = channel_scale·u` for each group of consecutive weights along K of the *stored* order: `[N, K]` of
-/// a matrix product only.
+/// a matrix product, `[O, KH, KW, I/g]` of a convolution.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupScales {
     /// Weights a group.
     pub size: usize,
+    /// Places of a convolution's window, `KH·KW`; 1 of a matrix product.
+    pub taps: usize,
     /// `[O, ceil(K/size)]`, in 1..=127.
     pub multipliers: Vec<u8>,
 }
@@ -71,6 +73,17 @@ pub struct CodebookWeights {
     pub centroids: Vec<i8>,
     /// Weights of a centroid.
     pub width: usize,
+}
+
+impl GroupScales {
+    /// The multiplier of weight `k` of `depth` of output channel `output`, both in the order of
+    /// [`LayerQuant::weights`]; 1 for a weight that the layer does not have.
+    pub fn multiplier(&self, output: usize, k: usize, depth: usize) -> u8 {
+        let (taps, size) = (self.taps.max(1), self.size.max(1));
+        let stored = k % taps * (depth / taps) + k / taps;
+        let at = output * depth.div_ceil(size) + stored / size;
+        self.multipliers.get(at).copied().unwrap_or(1)
+    }
 }
 
 impl Quantized<'_> {

@@ -175,6 +175,7 @@ impl Net {
         let groups = match store {
             Store::Groups(size) => Some(GroupScales {
                 size,
+                taps: 1,
                 multipliers: (0..o * k.div_ceil(size))
                     .map(|_| rng.range(1, 20) as u8)
                     .collect(),

@@ -17,6 +17,16 @@ pub enum CalibrationError {
     /// A range was asked of a histogram without observations.
     #[error("no activations were observed")]
     Empty,
+    /// Values so large that no scale of the format reaches them.
+    #[error(
+        "values reach {largest:e}, more than the {most:e} that a scale can stand for: is a sample damaged?"
+    )]
+    TooLarge {
+        /// Largest magnitude.
+        largest: f32,
+        /// Largest that can be.
+        most: f32,
+    },
     /// Activations are not quantized to this type.
     #[error("activations cannot be {0}")]
     DType(DType),

@@ -142,11 +142,8 @@ pub(super) fn bias(op: &Op) -> &[f32] {
 
 /// The integer multiplier of a weight's group; 1 without groups.
 pub(super) fn multiplier(layer: &LayerQuant, output: usize, k: usize, depth: usize) -> f32 {
-    let Some(groups) = layer.groups.as_ref().filter(|groups| groups.size > 0) else {
-        return 1.0;
-    };
-    let at = output * depth.div_ceil(groups.size) + k / groups.size;
-    f32::from(groups.multipliers.get(at).copied().unwrap_or(1))
+    let groups = layer.groups.as_ref();
+    groups.map_or(1.0, |groups| f32::from(groups.multiplier(output, k, depth)))
 }
 
 /// Rounds reals to a grid in place, as the edges do: `s·(clamp(rne(x/s) + z) − z)`.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::moments::{LayerMoments, depth};
 use crate::assemble::Candidate;
 use crate::weights::{
-    self, DAMPING, Hessian, Order, Recipe, Rounded, Rounding, WeightError, equalise,
+    self, DAMPING, Grouping, Hessian, Order, Recipe, Rounded, Rounding, WeightError, equalise,
 };
 
 /// What is known of a layer's inputs, made ready for rounding.
@@ -43,6 +43,7 @@ pub(super) fn candidate(
     op: &Op,
     precision: WeightPrecision,
     rounding: Rounding,
+    group: Option<usize>,
     known: &Known,
 ) -> Result<Candidate, WeightError> {
     let Some(tensor) = op.weights() else {
@@ -60,6 +61,7 @@ pub(super) fn candidate(
     };
     let recipe = Recipe {
         rounding,
+        group: group.and_then(|size| grouping(op, dtype, size)),
         ..Recipe::new(dtype)
     };
     let rounded = weights::round(reals, rows, &known.hessians, recipe)?;
@@ -74,6 +76,15 @@ pub(super) fn candidate(
         quant: layer(rounded),
         bias: corrected,
     })
+}
+
+/// Groups of `size` weights, where a layer of a type has any: of at most four bits and as integers, and with
+/// more weights a channel than one group.
+pub(super) fn grouping(op: &Op, dtype: DType, size: usize) -> Option<Grouping> {
+    let (k, _) = depth(op)?;
+    let taps = op.weights()?.dims.iter().skip(2).product();
+    let narrow = matches!(dtype, DType::I4 | DType::I2);
+    (narrow && k > size).then_some(Grouping { size, taps })
 }
 
 /// Most centroids of a codebook.
@@ -155,7 +166,7 @@ pub(super) struct Stored {
     dtype: DType,
     weights: Vec<i8>,
     scales: Vec<f32>,
-    groups: Option<(usize, Vec<u8>)>,
+    groups: Option<(usize, usize, Vec<u8>)>,
     codebook: Option<(Vec<u8>, Vec<i8>, usize)>,
     bias: Vec<f32>,
 }
@@ -170,7 +181,7 @@ impl Stored {
             groups: quant
                 .groups
                 .as_ref()
-                .map(|g| (g.size, g.multipliers.clone())),
+                .map(|g| (g.size, g.taps, g.multipliers.clone())),
             codebook: quant
                 .codebook
                 .as_ref()
@@ -186,9 +197,11 @@ impl Stored {
                 weights: self.weights,
                 scales: self.scales,
                 bias: Vec::new(),
-                groups: self
-                    .groups
-                    .map(|(size, multipliers)| GroupScales { size, multipliers }),
+                groups: self.groups.map(|(size, taps, multipliers)| GroupScales {
+                    size,
+                    taps,
+                    multipliers,
+                }),
                 codebook: self
                     .codebook
                     .map(|(indices, centroids, width)| CodebookWeights {

@@ -1,11 +1,12 @@
 //! From what was observed to the grids of every group of values.
 
 use requant_import::float::{ActivationQuant, Graph, Op};
+use requant_model::limits::SCALE_RANGE;
 use requant_numerics::DType;
 
 use super::error::PipelineError;
 use crate::assemble::Grids;
-use crate::calibrate::{Calibrator, Histogram, Range, quantization};
+use crate::calibrate::{CalibrationError, Calibrator, Histogram, Range, quantization};
 use crate::placement::Placement;
 
 /// Grids of 8, 4 and 16 bits for every group.
@@ -30,6 +31,10 @@ pub(super) fn grids(
             } else {
                 calibrator.range(seen, dtype)?
             };
+            let (largest, most) = (range.lo.abs().max(range.hi), SCALE_RANGE.end() * 255.0);
+            if largest > most {
+                return Err(CalibrationError::TooLarge { largest, most });
+            }
             let quant = quantization(range, dtype)?;
             Ok(ActivationQuant { dtype, quant })
         };

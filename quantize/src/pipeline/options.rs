@@ -86,6 +86,8 @@ pub struct Options {
     pub calibrator: Calibrator,
     /// How weights are rounded.
     pub method: Method,
+    /// Weights of 2 and 4 bits that share a multiplier; none for a scale a channel alone.
+    pub group: Option<usize>,
     /// How much work a block reconstruction is.
     pub effort: Effort,
     /// Layers whose precision the user has chosen.
@@ -114,6 +116,7 @@ impl Default for Options {
             activations: Activations::Eight,
             calibrator: Calibrator::MinMax,
             method: Method::Auto,
+            group: None,
             effort: Effort::default(),
             fixes: Vec::new(),
             ties: Vec::new(),

@@ -67,7 +67,7 @@ pub(super) fn round(
             let weights = missing.remove(&layer).unwrap_or_default();
             let made: Vec<Candidate> = weights
                 .par_iter()
-                .map(|&weights| candidate(&node.op, weights, rounding, &known))
+                .map(|&weights| candidate(&node.op, weights, rounding, options.group, &known))
                 .collect::<Result<_, _>>()
                 .map_err(fault)?;
             for (weights, candidate) in weights.into_iter().zip(made) {

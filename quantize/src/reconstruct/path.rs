@@ -72,9 +72,8 @@ pub(super) fn steps(layer: &LayerQuant) -> Vec<f32> {
         match &layer.groups {
             None => steps.extend(std::iter::repeat_n(scale, k)),
             Some(groups) => {
-                let per_row = k.div_ceil(groups.size.max(1));
-                let row = &groups.multipliers[channel * per_row..];
-                steps.extend((0..k).map(|i| scale * f32::from(row[i / groups.size.max(1)])));
+                let step = |i| scale * f32::from(groups.multiplier(channel, i, k));
+                steps.extend((0..k).map(step));
             }
         }
     }

@@ -153,6 +153,7 @@ impl Report {
         };
         for (node, info) in graph.nodes.iter().zip(graph.layers()) {
             let output = node.outputs.first().map(|&id| graph.value(id));
+            let weight_bytes = info.weight_bytes + tables(graph, node);
             report.layers.push(LayerReport {
                 name: info.name,
                 op: info.op.to_owned(),
@@ -165,14 +166,14 @@ impl Report {
                 }),
                 shape: output.map_or_else(Vec::new, |value| value.dims.clone()),
                 macs: info.macs,
-                weight_bytes: info.weight_bytes,
+                weight_bytes,
                 ..LayerReport::default()
             });
             let totals = &mut report.totals;
             totals.macs += info.macs;
-            totals.weight_bytes += info.weight_bytes;
+            totals.weight_bytes += weight_bytes;
             if let Some(precision) = info.precision {
-                let integer = Energy::integer(info.macs, precision, info.weight_bytes);
+                let integer = Energy::integer(info.macs, precision, weight_bytes);
                 totals.bops = totals.bops.saturating_add(cost::bops(info.macs, precision));
                 totals.energy += integer.total();
                 totals.float_energy += Energy::float(info.macs, info.weights).total();
@@ -190,6 +191,19 @@ impl Report {
         text.push('\n');
         Ok(text)
     }
+}
+
+/// Bytes of what weights need beside themselves: multipliers of groups, or a codebook.
+fn tables(graph: &Graph, node: &requant_model::Node) -> u64 {
+    let Some(weights) = node.op.linear().and_then(|linear| linear.weights.as_ref()) else {
+        return 0;
+    };
+    let multipliers = weights.groups.as_ref().map(|groups| &groups.multipliers);
+    let tables = [multipliers, weights.codebook.as_ref()]
+        .into_iter()
+        .flatten();
+    let tensors = tables.filter_map(|name| graph.tensors.get(name));
+    tensors.map(|tensor| tensor.data().len() as u64).sum()
 }
 
 impl Histogram {

@@ -81,9 +81,8 @@ impl Steps {
         match &self.groups {
             None => vec![1.0; k],
             Some(groups) => {
-                let count = k.div_ceil(groups.size);
-                let of = &groups.multipliers[row * count..(row + 1) * count];
-                (0..k).map(|i| f32::from(of[i / groups.size])).collect()
+                let of = |i| f32::from(groups.multiplier(row, i, k));
+                (0..k).map(of).collect()
             }
         }
     }

@@ -23,7 +23,7 @@ pub use gram::{Gram, Moments};
 pub use grid::{Grid, Steps};
 pub use hessian::{DAMPING, Hessian, Order};
 pub use rounding::{Recipe, Rounded, Rounding, nearest, output_error, round};
-pub use scales::{ScaleRule, scales};
+pub use scales::{Grouping, ScaleRule, scales};
 
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use super::descent::Channel;
 use super::error::{WeightError, check, sized};
 use super::grid::{Grid, Steps, settle};
 use super::hessian::Hessian;
-use super::scales::{ScaleRule, scales};
+use super::scales::{Grouping, ScaleRule, scales};
 use super::{adaround, gptq};
 
 /// Output channels whose products are taken together.
@@ -44,7 +44,7 @@ pub struct Recipe {
     /// How integers are picked.
     pub rounding: Rounding,
     /// Weights along K that share a multiplier, for `i4` and `i2`.
-    pub group: Option<usize>,
+    pub group: Option<Grouping>,
 }
 
 impl Recipe {

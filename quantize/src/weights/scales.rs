@@ -22,6 +22,16 @@ pub enum ScaleRule {
     Mse,
 }
 
+/// Weights along K that share a multiplier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grouping {
+    /// Weights a group, in the order in which they are stored.
+    pub size: usize,
+    /// Places of a convolution's window: weights lie `[I/g, KH·KW]` here and are stored `[KH·KW, I/g]`. 1 of a
+    /// matrix product.
+    pub taps: usize,
+}
+
 /// Shrink factors of the widest scale that are tried: in hundredths, from 100 on down.
 const LEAST_SHRINK: u32 = 20;
 /// Least-squares refits after that.
@@ -30,7 +40,7 @@ const REFITS: usize = 4;
 const WIDEST_MULTIPLIERS: [u8; 10] = [127, 120, 112, 104, 96, 88, 80, 72, 64, 15];
 
 /// Scales of `[rows, K]` weights. `importance` has one non-negative factor for each of the K inputs, or is
-/// empty; `group` is the number of weights along K that share a multiplier.
+/// empty.
 ///
 /// # Errors
 /// Refuses weights that are not finite, slices that do not fit, types that weights do not have, groups
@@ -41,7 +51,7 @@ pub fn scales(
     dtype: DType,
     rule: ScaleRule,
     importance: &[f32],
-    group: Option<usize>,
+    group: Option<Grouping>,
 ) -> Result<Steps, WeightError> {
     let k = check(weights, rows)?;
     Grid::of(dtype)?;
@@ -54,7 +64,7 @@ pub fn scales(
     } else {
         importance
     };
-    let Some(size) = group else {
+    let Some(Grouping { size, taps }) = group else {
         let of = |row: &[f32]| scale(row, importance, dtype, rule);
         let mut scales: Vec<f32> = weights.par_chunks(k).map(of).collect::<Result<_, _>>()?;
         settle(&mut scales);
@@ -67,7 +77,13 @@ pub fn scales(
     if size == 0 || !matches!(dtype, DType::I2 | DType::I4) {
         return Err(WeightError::Groups { dtype, size });
     }
-    let of = |row: &[f32]| grouped(row, importance, dtype, rule, size);
+    sized("places of a window", k, k / taps.max(1) * taps)?;
+    let stored = |row: &[f32]| -> Vec<f32> {
+        let tap = |tap| row.iter().skip(tap).step_by(taps).copied();
+        (0..taps).flat_map(tap).collect()
+    };
+    let importance = stored(importance);
+    let of = |row: &[f32]| grouped(&stored(row), &importance, dtype, rule, size);
     let found: Vec<(f32, Vec<u8>)> = weights.par_chunks(k).map(of).collect::<Result<_, _>>()?;
     let (mut scales, multipliers): (Vec<f32>, Vec<Vec<u8>>) = found.into_iter().unzip();
     settle(&mut scales);
@@ -75,7 +91,11 @@ pub fn scales(
     Ok(Steps {
         dtype,
         scales,
-        groups: Some(GroupScales { size, multipliers }),
+        groups: Some(GroupScales {
+            size,
+            taps,
+            multipliers,
+        }),
     })
 }
 

@@ -112,6 +112,12 @@ fn every_word_of_every_flag_makes_a_model() {
     lines.push("--activations auto --budget bops=0.5".to_owned());
     lines.extend(each("rounding", "nearest gptq adaround descent block auto"));
     lines.extend(each("calibrator", "minmax ema percentile entropy mse"));
+    lines.extend(each("equalize", "none weights smooth"));
+    for group in ["32", "64"] {
+        lines.push(format!("--weights int4 --group {group}"));
+        lines.push(format!("--weights int2 --group {group} --rounding gptq"));
+    }
+    lines.push("--weights int4 --activations int4 --group 32".to_owned());
     for search in ["ilp", "rl", "nas", "greedy"] {
         lines.push(format!("--search {search} --budget size=0.8"));
     }
@@ -465,4 +471,62 @@ fn a_block_without_gradients_keeps_its_rounding() {
             answers(&folder, "net", "reference")
         );
     }
+}
+
+#[test]
+fn groups_bring_weights_nearer_and_are_counted() {
+    let folder = folder();
+    let line = |more: &str| {
+        format!("residual.onnx --calibration data.npz --output net --weights int2 {more}")
+    };
+    let divergence = |more: &str| -> (f64, u64) {
+        let text = good(&folder, &line(more));
+        let (_, rest) = text.split_once("divergence ").unwrap();
+        let figure = rest.split_whitespace().next().unwrap().parse().unwrap();
+        (figure, bytes(&folder, "net"))
+    };
+    let (alone, small) = divergence("");
+    let (grouped, large) = divergence("--group 32");
+    assert!(grouped < alone, "{grouped} {alone}");
+    // 72 weights a channel of three layers with eight channels make three groups each.
+    assert_eq!(large - small, 3 * 8 * 3);
+    assert_eq!(report(&folder, "net").provenance["group"], "32");
+    fs::remove_dir_all(folder.path().join("net")).unwrap();
+    for (more, cause) in [
+        ("--group 16", "'16' is none of 32, 64 and 128"),
+        ("--group all", "'all' is none of 32, 64 and 128"),
+        (
+            "--group 32 --export-qdq qdq.onnx",
+            "--export-qdq goes without --group: ONNX has no groups for convolution 'conv1'",
+        ),
+        (
+            "--group 32 --budget latency=0.9 --profile none.json",
+            "--group goes without --budget latency",
+        ),
+    ] {
+        bad(&folder, &line(more), cause);
+    }
+}
+
+#[test]
+fn equalised_models_say_so() {
+    let folder = folder();
+    let line = "residual.onnx --calibration data.npz --output net --equalize";
+    for how in ["weights", "smooth"] {
+        good(&folder, &format!("{line} {how}"));
+        let report = report(&folder, "net");
+        assert_eq!(report.provenance["equalize"], how);
+        assert_eq!(report.warnings, [""; 0]);
+    }
+    let mut model = Model::new(8);
+    model.input("x", &["N", "2", "8", "8"]);
+    model.conv(("x", "a"), (4, 2, 3, 1)).head("a", 4, 5);
+    model.output("a");
+    save(&folder, "short.onnx", &model);
+    let outcome = run(
+        &folder,
+        "short.onnx --calibration data.npz --output net --equalize smooth",
+    );
+    let warning = "warning: --equalize smooth changes nothing";
+    assert!(outcome.stderr.contains(warning), "{}", outcome.stderr);
 }

@@ -324,3 +324,22 @@ fn a_latency_budget_wants_a_profile_of_this_model_and_device() {
     let other = asked.replace("plain.onnx", "residual.onnx");
     bad(&folder, &format!("{other} latency.json"), "conv");
 }
+
+#[test]
+fn values_beyond_every_scale_are_named() {
+    let folder = folder();
+    let mut values = Model::new(3).reals(SAMPLES * 2 * 64, 1.0);
+    values[7] = 1e30;
+    archive(
+        &folder,
+        "huge.npz",
+        &[("x", reals(&[SAMPLES, 2, 8, 8], &values))],
+    );
+    for more in ["", "--weights int4 --rounding nearest", "--calibrator mse"] {
+        bad(
+            &folder,
+            &format!("plain.onnx --calibration huge.npz --output net {more}"),
+            "activation 'x': values reach 1e30, more than the 2.8037547e14 that a scale can stand for",
+        );
+    }
+}

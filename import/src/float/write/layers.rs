@@ -164,7 +164,7 @@ impl<'q> Writer<'q> {
     ) -> Result<String, ExportError> {
         let name = self.node_names[index].clone();
         let layer = self.layer(index, (&conv.weights, &conv.bias))?;
-        if layer.groups.is_some() {
+        if layer.groups.is_some() && self.form == Form::File {
             let layer = self.graph.nodes[index].name.clone();
             return Err(ExportError::Groups { layer });
         }

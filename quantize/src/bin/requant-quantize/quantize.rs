@@ -58,6 +58,9 @@ pub(crate) struct QuantizeArgs {
     /// How channels are made alike before anything is quantized, without changing what the model computes: none, weights (cross-layer equalisation) or smooth (SmoothQuant).
     #[arg(long, default_value = "none", value_parser = Equalise::from_str)]
     pub(crate) equalize: Equalise,
+    /// Weights of 2 and 4 bits that share a multiplier beside their channel's scale: 32, 64 or 128, along input channels of one place of the window first. Without it a channel has one scale alone.
+    #[arg(long, value_name = "WEIGHTS", value_parser = group)]
+    pub(crate) group: Option<usize>,
     /// How precisions are searched: ilp, rl, nas or greedy.
     #[arg(long, default_value = "ilp", value_parser = Strategy::from_str)]
     pub(crate) search: Strategy,
@@ -109,6 +112,7 @@ impl QuantizeArgs {
         self.use_threads()?;
         let mut graph = float::read_bytes(&bytes, &name, &ImportOptions::default())
             .with_context(|| self.model.display().to_string())?;
+        self.check_export(&graph)?;
         let bar = Bar::new();
         let specs = input_specs(&graph);
         let data = match &self.calibration {
@@ -223,6 +227,9 @@ impl QuantizeArgs {
         if self.budget.is_none() && !self.tie.is_empty() {
             bail!("--tie needs a --budget: without one nothing is searched");
         }
+        if self.group.is_some() && needs_profile {
+            bail!("--group goes without --budget latency=…: no profile has layers with groups");
+        }
         if narrow && matches!(self.weights, Weights::All(w) if w != WeightPrecision::W4) {
             bail!(
                 "--activations {} goes with --weights int4 or auto",
@@ -245,6 +252,7 @@ impl QuantizeArgs {
             activations: self.activations,
             calibrator: self.calibrator,
             method: self.rounding,
+            group: self.group,
             fixes: self.fix.clone(),
             ties: self.tie.iter().map(|tie| tie.layers.clone()).collect(),
             budgets: self.budget,
@@ -321,6 +329,19 @@ impl QuantizeArgs {
         Ok(())
     }
 
+    /// Finds out before hours of work that ONNX has no form for groups of a convolution.
+    fn check_export(&self, graph: &float::Graph) -> anyhow::Result<()> {
+        let is_conv = |index: &usize| matches!(graph.nodes[*index].op, float::Op::Conv(_));
+        let conv = graph.layers().find(is_conv);
+        if let (Some(_), Some(_), Some(conv)) = (self.group, &self.export_qdq, conv) {
+            bail!(
+                "--export-qdq goes without --group: ONNX has no groups for convolution '{}'",
+                graph.nodes[conv].name
+            );
+        }
+        Ok(())
+    }
+
     /// Gives the float model as many threads as the integer one.
     fn use_threads(&self) -> anyhow::Result<()> {
         match self.threads {
@@ -334,11 +355,12 @@ impl QuantizeArgs {
     /// A digest of everything that finished steps depend on.
     fn key(&self, model: &[u8], samples: &Samples<'_>) -> Key {
         let recipe = format!(
-            "{} {:?} {:?} {:?} {}",
+            "{} {:?} {:?} {:?} {:?} {}",
             env!("CARGO_PKG_VERSION"),
             self.rounding,
             self.calibrator,
             self.equalize,
+            self.group,
             self.seed
         );
         let data = samples.digest();
@@ -376,6 +398,9 @@ impl QuantizeArgs {
         }
         note("calibrator", self.calibrator.to_string());
         note("rounding", self.rounding.to_string());
+        if let Some(group) = self.group {
+            note("group", group.to_string());
+        }
         note("equalize", self.equalize.to_string());
         note("seed", self.seed.to_string());
         if let (Some(budget), Some(best)) = (&self.budget, outcome.solutions.first()) {
@@ -462,6 +487,18 @@ fn real(path: &Path) -> PathBuf {
     };
     whole().or_else(folder).unwrap_or_else(|| path.to_owned())
 }
+
+/// A size of groups.
+fn group(word: &str) -> Result<usize, UnknownGroup> {
+    let sizes = [32, 64, 128];
+    let size = word.parse().ok().filter(|size| sizes.contains(size));
+    size.ok_or_else(|| UnknownGroup(word.to_owned()))
+}
+
+/// A word that names no size of groups.
+#[derive(Debug, thiserror::Error)]
+#[error("'{0}' is none of 32, 64 and 128")]
+struct UnknownGroup(String);
 
 /// Samples of noise where there is no data.
 const NOISE_SAMPLES: usize = 64;
