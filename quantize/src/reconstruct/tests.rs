@@ -277,6 +277,62 @@ fn reconstruction_beats_rounding_to_nearest_on_unseen_samples() {
 }
 
 #[test]
+fn finished_blocks_are_taken_up_by_the_same_job() {
+    use crate::work::{Key, Work};
+
+    let graph = residual_network();
+    let data = images(24);
+    let samples = Samples::new(&graph, 24, vec![&data]).expect("samples");
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = folder.path().join("work");
+    let run = |resume: bool, key: &str, iterations: usize| {
+        let work = Work::new(&place, resume);
+        let key = Key::of([key.as_bytes()]);
+        let mut quantized = nearest(&graph, &samples, DType::I4, DType::U4);
+        let effort = Effort {
+            iterations,
+            ..effort()
+        };
+        let steps = Some((&work, &key));
+        let reports = reconstruct_model(&mut quantized, &samples, &effort, steps, &());
+        let Quantized {
+            layers,
+            operands,
+            values,
+            ..
+        } = quantized;
+        (layers, operands, values, reports.expect("reports"))
+    };
+    let steps = || {
+        let files = std::fs::read_dir(&place).expect("a folder");
+        files.map(|file| file.expect("a file").path())
+    };
+    let whole = run(false, "a", 30);
+    assert!(whole.3.iter().all(|report| report.kept));
+    assert_eq!(steps().count(), 3);
+    assert_eq!(run(true, "a", 30), whole);
+    for missing in steps().collect::<Vec<_>>() {
+        std::fs::remove_file(missing).expect("a file");
+        assert_eq!(run(true, "a", 30), whole);
+    }
+    // Blocks come from there: without what they changed, nothing is changed.
+    for step in steps() {
+        let text = std::fs::read_to_string(&step).expect("a step");
+        let (report, _) = text.split_once("\"layers\":").expect("layers");
+        let none = "\"layers\":[],\"operands\":[],\"values\":[]}]";
+        std::fs::write(step, format!("{report}{none}")).expect("a step");
+    }
+    let plain = nearest(&graph, &samples, DType::I4, DType::U4);
+    let unlearnt = run(true, "a", 30);
+    assert_eq!((unlearnt.0, unlearnt.1), (plain.layers, plain.operands));
+    // Another job, or one that learns longer, has no use for them.
+    assert_eq!(run(true, "b", 30), whole);
+    let longer = run(true, "a", 31);
+    assert!(longer.0 != whole.0);
+    assert_eq!(run(false, "a", 30), whole);
+}
+
+#[test]
 fn what_a_block_says_of_its_error_is_what_the_executor_finds() {
     let graph = residual_network();
     let data = images(24);
