@@ -327,9 +327,9 @@ fn finished_blocks_are_taken_up_by_the_same_job() {
     assert_eq!((unlearnt.0, unlearnt.1), (plain.layers, plain.operands));
     // Another job, or one that learns longer, has no use for them.
     assert_eq!(run(true, "b", 30), whole);
-    let longer = run(true, "a", 31);
-    assert!(longer.0 != whole.0);
-    assert_eq!(run(false, "a", 30), whole);
+    let longer = run(true, "b", 90);
+    assert_ne!(longer.3, whole.3);
+    assert_eq!(run(false, "c", 90), longer);
 }
 
 #[test]
