@@ -68,7 +68,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let gathered = clock.elapsed();
     let held = moments(&inputs(&mut rng, &mixing, &bias, n), k)?;
     let clock = Instant::now();
-    let hessian = Hessian::new(&seen, DAMPING, Order::Activation)?;
+    let hessian = Hessian::new(seen.clone(), DAMPING, Order::Activation)?;
     println!(
         "O {o}, K {k}, N {n}: inputs and Gram matrix {:.2} s, factor {:.2} s",
         gathered.as_secs_f64(),

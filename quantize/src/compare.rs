@@ -73,6 +73,9 @@ pub struct Comparison {
 /// Why models cannot be compared on data.
 #[derive(Debug, Error)]
 pub enum CompareError {
+    /// Samples that cannot be read any more.
+    #[error(transparent)]
+    Data(#[from] crate::data::SamplesLost),
     /// They take other things.
     #[error("the models take other inputs: {first} and {second}")]
     Inputs {
@@ -227,7 +230,7 @@ impl Comparison {
         for range in data.batches(batch) {
             let inputs: Vec<Vec<f32>> = (0..first.inputs.len())
                 .map(|input| data.batch(input, range.clone()))
-                .collect();
+                .collect::<Result<_, _>>()?;
             let mut answers = Vec::new();
             for (graph, model) in &models {
                 let answer = model.run_reals(range.len(), &inputs);

@@ -2,13 +2,15 @@
 //! checked against the model's inputs and given out in batches of `f32`.
 //!
 //! Values are taken as they are: an integer array gives the integers, nothing is scaled or shifted, so
-//! samples must be stored as the model expects them. An array stays in memory in the type that it was
-//! stored in, a fourth of its `f32` form for images of bytes.
+//! samples must be stored as the model expects them. An array keeps the type that it was stored in, a fourth of
+//! its `f32` form for images of bytes; large ones wait in a temporary file, so that hundreds of pictures
+//! do not stand in memory beside the model.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -23,6 +25,9 @@ pub const SAMPLES: &str = "x";
 /// Fewer samples than this give a warning: ranges of activations taken from them are chance.
 pub const FEW_SAMPLES: usize = 32;
 
+/// Bytes of an input's samples that stay in memory.
+const IN_MEMORY: usize = 64 << 20;
+
 /// An input of the model that the data must fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InputSpec {
@@ -35,6 +40,8 @@ pub struct InputSpec {
 /// Samples for all inputs of a model, and their labels where there are any.
 #[derive(Clone, Debug)]
 pub struct Data {
+    /// What was read, for messages.
+    path: PathBuf,
     inputs: Vec<Input>,
     labels: Option<Vec<i64>>,
     samples: usize,
@@ -45,12 +52,43 @@ pub struct Data {
 struct Input {
     name: String,
     sample: usize,
-    parts: Vec<Array>,
+    parts: Vec<Part>,
+    /// The elements that are not in memory.
+    file: Option<Arc<Mutex<File>>>,
+}
+
+/// One array of an input.
+#[derive(Clone, Debug)]
+struct Part {
+    element: ElementType,
+    samples: usize,
+    place: Place,
+}
+
+/// Where an array's elements are.
+#[derive(Clone, Debug)]
+enum Place {
+    Memory(Array),
+    /// From this byte of the input's file on.
+    File(u64),
+}
+
+/// Samples that wait in a temporary file and cannot be read back.
+#[derive(Debug, Error)]
+#[error("{}: the copy of its samples in a temporary file cannot be read: {source}", path.display())]
+pub struct SamplesLost {
+    /// What they were read from.
+    pub path: PathBuf,
+    /// What the system says.
+    pub source: io::Error,
 }
 
 /// Why data is refused.
 #[derive(Debug, Error)]
 pub enum DataError {
+    /// Samples that cannot be read back.
+    #[error(transparent)]
+    Lost(#[from] SamplesLost),
     /// The file or folder cannot be read.
     #[error("{}: {source}", path.display())]
     Io {
@@ -269,14 +307,20 @@ impl Data {
             Input {
                 name: spec.name.clone(),
                 sample,
-                parts: vec![Array {
+                parts: vec![Part {
                     element: ElementType::Float32,
-                    shape,
-                    data: bytes.collect::<Vec<u8>>().into(),
+                    samples,
+                    place: Place::Memory(Array {
+                        element: ElementType::Float32,
+                        shape,
+                        data: bytes.collect::<Vec<u8>>().into(),
+                    }),
                 }],
+                file: None,
             }
         };
         Data {
+            path: PathBuf::new(),
             inputs: specs.iter().map(&mut input).collect(),
             labels: None,
             samples,
@@ -372,6 +416,7 @@ impl Data {
             });
         }
         Ok(Data {
+            path: path.to_owned(),
             inputs,
             labels,
             samples,
@@ -380,20 +425,19 @@ impl Data {
 
     fn check_finite(&self, path: &Path) -> Result<(), DataError> {
         for input in &self.inputs {
-            let mut sample = 0;
-            for part in &input.parts {
-                for _ in 0..part.shape[0] {
-                    let values = input.sample(sample);
-                    if let Some(element) = values.iter().position(|value| !value.is_finite()) {
-                        return Err(DataError::NotFinite {
-                            path: path.to_owned(),
-                            array: input.name.clone(),
-                            sample,
-                            element,
-                            value: values[element],
-                        });
-                    }
-                    sample += 1;
+            let mut values = Vec::with_capacity(input.sample);
+            for sample in 0..input.samples() {
+                values.clear();
+                let read = input.extend(sample, &mut values);
+                read.map_err(|source| self.lost(source))?;
+                if let Some(element) = values.iter().position(|value| !value.is_finite()) {
+                    return Err(DataError::NotFinite {
+                        path: path.to_owned(),
+                        array: input.name.clone(),
+                        sample,
+                        element,
+                        value: values[element],
+                    });
                 }
             }
         }
@@ -422,16 +466,27 @@ impl Data {
 
     /// Samples `range` of input `input` (in the order of the model's inputs), row-major
     /// `[range, dims…]`. Samples past the last one are left out.
-    pub fn batch(&self, input: usize, range: Range<usize>) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// Samples that wait in a temporary file and cannot be read back.
+    pub fn batch(&self, input: usize, range: Range<usize>) -> Result<Vec<f32>, SamplesLost> {
         let Some(input) = self.inputs.get(input) else {
-            return Vec::new();
+            return Ok(Vec::new());
         };
         let range = range.start..range.end.min(self.samples);
         let mut values = Vec::with_capacity(range.len() * input.sample);
         for sample in range {
-            input.extend(sample, &mut values);
+            let read = input.extend(sample, &mut values);
+            read.map_err(|source| self.lost(source))?;
         }
-        values
+        Ok(values)
+    }
+
+    fn lost(&self, source: io::Error) -> SamplesLost {
+        SamplesLost {
+            path: self.path.clone(),
+            source,
+        }
     }
 
     /// Consecutive ranges of at most `size` samples that cover all of them.
@@ -474,35 +529,82 @@ impl Input {
             [(name, _)] => name.clone(),
             _ => spec.name.clone(),
         };
-        Ok(Input {
+        let arrays = arrays.into_iter().map(|(_, array)| array).collect();
+        Ok(Input::stored(
             name,
-            sample: spec.dims.iter().product(),
-            parts: arrays.into_iter().map(|(_, array)| array).collect(),
-        })
+            spec.dims.iter().product(),
+            arrays,
+            IN_MEMORY,
+        ))
+    }
+
+    /// Arrays of `[count, …]`, in memory where they take at most `limit` bytes together, or where there is
+    /// no room for a temporary file.
+    fn stored(name: String, sample: usize, arrays: Vec<Array>, limit: usize) -> Self {
+        let bytes: usize = arrays.iter().map(|array| array.data.len()).sum();
+        let file = (bytes > limit).then(|| spooled(&arrays).ok()).flatten();
+        let mut offset = 0;
+        let part = |array: Array| {
+            let (element, samples, at) = (array.element, array.shape[0], offset);
+            offset += array.data.len() as u64;
+            let place = match file {
+                Some(_) => Place::File(at),
+                None => Place::Memory(array),
+            };
+            Part {
+                element,
+                samples,
+                place,
+            }
+        };
+        let parts = arrays.into_iter().map(part).collect();
+        Input {
+            name,
+            sample,
+            parts,
+            file: file.map(|file| Arc::new(Mutex::new(file))),
+        }
     }
 
     fn samples(&self) -> usize {
-        self.parts.iter().map(|part| part.shape[0]).sum()
-    }
-
-    fn sample(&self, sample: usize) -> Vec<f32> {
-        let mut values = Vec::with_capacity(self.sample);
-        self.extend(sample, &mut values);
-        values
+        self.parts.iter().map(|part| part.samples).sum()
     }
 
     /// Appends one sample.
-    fn extend(&self, mut sample: usize, values: &mut Vec<f32>) {
+    fn extend(&self, mut sample: usize, values: &mut Vec<f32>) -> io::Result<()> {
         for part in &self.parts {
-            if sample < part.shape[0] {
-                let bytes = self.sample * part.element.size();
-                let at = sample * bytes;
-                convert(part.element, &part.data[at..at + bytes], values);
-                return;
+            if sample >= part.samples {
+                sample -= part.samples;
+                continue;
             }
-            sample -= part.shape[0];
+            let bytes = self.sample * part.element.size();
+            let at = sample * bytes;
+            match (&part.place, &self.file) {
+                (Place::Memory(array), _) => {
+                    convert(part.element, &array.data[at..at + bytes], values);
+                }
+                (Place::File(offset), Some(file)) => {
+                    let mut own = vec![0; bytes];
+                    let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                    file.seek(SeekFrom::Start(offset + at as u64))?;
+                    file.read_exact(&mut own)?;
+                    convert(part.element, &own, values);
+                }
+                (Place::File(_), None) => return Err(io::ErrorKind::NotFound.into()),
+            }
+            return Ok(());
         }
+        Ok(())
     }
+}
+
+/// Arrays one after the other in a temporary file that nobody else sees.
+fn spooled(arrays: &[Array]) -> io::Result<File> {
+    let mut file = tempfile::tempfile()?;
+    for array in arrays {
+        file.write_all(&array.data)?;
+    }
+    Ok(file)
 }
 
 /// Appends little-endian elements as `f32`, rounded to the nearest where they do not fit.
@@ -564,4 +666,45 @@ fn labels(path: &Path, array: &Array, samples: usize) -> Result<Vec<i64>, DataEr
             })
     };
     values.into_iter().enumerate().map(class).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_from_a_file_are_those_in_memory() {
+        let bytes = Array {
+            element: ElementType::Uint8,
+            shape: vec![3, 2],
+            data: vec![0, 1, 2, 3, 4, 255].into(),
+        };
+        let halves: Vec<u8> = (0..4)
+            .flat_map(|i| (i as f32 / 2.0).to_le_bytes())
+            .collect();
+        let reals = Array {
+            element: ElementType::Float32,
+            shape: vec![2, 2],
+            data: halves.into(),
+        };
+        let data = |limit| Data {
+            path: PathBuf::new(),
+            inputs: vec![Input::stored(
+                "x".to_owned(),
+                2,
+                vec![bytes.clone(), reals.clone()],
+                limit,
+            )],
+            labels: None,
+            samples: 5,
+        };
+        let (file, memory) = (data(21), data(22));
+        assert!(file.inputs[0].file.is_some() && memory.inputs[0].file.is_none());
+        let wanted = [2.0, 3.0, 4.0, 255.0, 0.0, 0.5, 1.0, 1.5];
+        for data in [&file, &memory, &file.clone()] {
+            assert_eq!(data.batch(0, 1..9).unwrap(), wanted);
+            assert_eq!(data.batch(0, 4..5).unwrap(), wanted[6..]);
+            assert_eq!(data.batch(0, 0..1).unwrap(), [0.0, 1.0]);
+        }
+    }
 }

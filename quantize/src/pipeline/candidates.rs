@@ -23,14 +23,12 @@ impl Known {
     ///
     /// # Errors
     /// Moments whose slices do not fit together.
-    pub(super) fn new(moments: &LayerMoments) -> Result<Self, WeightError> {
+    pub(super) fn new(moments: LayerMoments) -> Result<Self, WeightError> {
         let hessian = |moments| Hessian::new(moments, DAMPING, Order::Activation);
+        let means = moments.iter().flat_map(|m| m.mean.iter().copied());
         Ok(Known {
-            hessians: moments.iter().map(hessian).collect::<Result<_, _>>()?,
-            means: moments
-                .iter()
-                .flat_map(|m| m.mean.iter().copied())
-                .collect(),
+            means: means.collect(),
+            hessians: moments.into_iter().map(hessian).collect::<Result<_, _>>()?,
         })
     }
 }

@@ -233,7 +233,7 @@ fn activations(
     for first in (0..samples.len()).step_by(batch) {
         super::check(progress)?;
         let count = batch.min(samples.len() - first);
-        let mut values = executor.start(samples.batch(first, count), &reals)?;
+        let mut values = executor.start(samples.batch(first, count)?, &reals)?;
         let mut add = |id: ValueId, data: &[f32]| {
             let known = targets.iter().zip(pairs).zip(&mut seen);
             for ((_, pair), seen) in known.filter(|((target, _), _)| **target == id) {

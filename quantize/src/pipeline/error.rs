@@ -15,6 +15,9 @@ pub enum PipelineError {
     /// The float model cannot be run.
     #[error("the float model does not run: {0}")]
     Float(#[from] ExecError),
+    /// Samples that cannot be read any more.
+    #[error(transparent)]
+    Data(#[from] crate::data::SamplesLost),
     /// Activations that cannot be calibrated.
     #[error("activation '{value}': {source}")]
     Activation {

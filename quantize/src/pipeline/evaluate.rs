@@ -57,7 +57,7 @@ impl Truth<'_> {
         for first in (0..self.samples.len()).step_by(BATCH) {
             super::check(progress)?;
             let count = BATCH.min(self.samples.len() - first);
-            let tensors = self.samples.batch(first, count);
+            let tensors = self.samples.batch(first, count)?;
             let inputs: Vec<&[f32]> = tensors.iter().map(|t| &t.data[..]).collect();
             let outputs = model.run(count, &inputs)?;
             let labels = self.samples.labels().map(|l| &l[first..first + count]);
@@ -104,7 +104,7 @@ pub fn evaluate(
     for first in (0..samples.len()).step_by(batch) {
         super::check(progress)?;
         let count = batch.min(samples.len() - first);
-        let outputs = executor.run(samples.batch(first, count), &reals)?;
+        let outputs = executor.run(samples.batch(first, count)?, &reals)?;
         if let Some(output) = outputs.first() {
             answers.extend_from_slice(&output.data);
         }

@@ -23,7 +23,7 @@ pub(super) fn reconstruct<'g>(
     progress: &dyn Progress,
 ) -> Result<Quantized<'g>, PipelineError> {
     let count = samples.len().min(effort.samples);
-    let inputs = samples.batch(0, count);
+    let inputs = samples.batch(0, count)?;
     let slices = inputs.iter().map(|tensor| &tensor.data[..]).collect();
     let data = reconstruct::Samples::new(quantized.graph, count, slices)?;
     let mut better = quantized.clone();

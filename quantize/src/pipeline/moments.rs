@@ -60,7 +60,7 @@ pub(super) fn moments(
     for first in (0..samples.len()).step_by(batch) {
         super::check(progress)?;
         let count = batch.min(samples.len() - first);
-        let mut values = executor.start(samples.batch(first, count), &reals)?;
+        let mut values = executor.start(samples.batch(first, count)?, &reals)?;
         executor.compute(&mut values, &targets, &reals, &mut |_, _| ())?;
         for (&layer, grams) in &mut grams {
             let node = &graph.nodes[layer];

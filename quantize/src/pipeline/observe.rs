@@ -51,7 +51,7 @@ pub(super) fn observe(
     for first in (0..samples.len()).step_by(batch) {
         super::check(progress)?;
         let count = batch.min(samples.len() - first);
-        let inputs = samples.batch(first, count);
+        let inputs = samples.batch(first, count)?;
         for (port, tensor) in graph.inputs.iter().zip(&inputs) {
             if let Some(group) = is_source[port.value.0] {
                 add(&mut histograms[group], tensor, &port.name)?;

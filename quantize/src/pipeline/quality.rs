@@ -48,7 +48,7 @@ pub fn quality(
     progress.stage("quality", samples.len());
     for sample in 0..samples.len() {
         super::check(progress)?;
-        let inputs = samples.batch(sample, 1);
+        let inputs = samples.batch(sample, 1)?;
         let mut truth = executor.start(inputs.clone(), &float)?;
         executor.compute(&mut truth, &all, &float, &mut |_, _| ())?;
         let mut values = executor.start(inputs, &fake)?;

@@ -61,7 +61,7 @@ pub(super) fn round(
             let node = &graph.nodes[layer];
             let fault = |source| PipelineError::weights(&node.name, source);
             let known = match found.remove(&layer) {
-                Some(moments) => Known::new(&moments).map_err(fault)?,
+                Some(moments) => Known::new(moments).map_err(fault)?,
                 None => Known::default(),
             };
             let weights = missing.remove(&layer).unwrap_or_default();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use requant_import::float::{Graph, Tensor};
 use sha2::{Digest as _, Sha256};
 
-use crate::data::{Data, InputSpec};
+use crate::data::{Data, InputSpec, SamplesLost};
 use crate::work::hex;
 
 /// What data must have for a graph: a sample has the input's shape without its leading 1.
@@ -71,30 +71,34 @@ impl<'d> Samples<'d> {
     }
 
     /// SHA-256 of the samples as reals, input by input within each sample.
-    pub fn digest(&self) -> String {
+    ///
+    /// # Errors
+    /// As [`Data::batch`].
+    pub fn digest(&self) -> Result<String, SamplesLost> {
         let mut hash = Sha256::new();
         for sample in 0..self.count {
             for input in 0..self.shapes.len() {
-                for value in self.data.batch(input, sample..sample + 1) {
+                for value in self.data.batch(input, sample..sample + 1)? {
                     hash.update(value.to_le_bytes());
                 }
             }
         }
-        hex(&hash.finalize())
+        Ok(hex(&hash.finalize()))
     }
 
     /// Samples `first..first + count`, one tensor an input.
-    pub fn batch(&self, first: usize, count: usize) -> Vec<Tensor> {
+    ///
+    /// # Errors
+    /// As [`Data::batch`].
+    pub fn batch(&self, first: usize, count: usize) -> Result<Vec<Tensor>, SamplesLost> {
         let end = (first + count).min(self.count);
         let tensor = |(index, (dims, batched)): (usize, &(Vec<usize>, bool))| {
             let mut dims = dims.clone();
             if let (true, Some(leading)) = (*batched, dims.first_mut()) {
                 *leading *= end - first;
             }
-            Tensor {
-                dims,
-                data: self.data.batch(index, first..end),
-            }
+            let data = self.data.batch(index, first..end)?;
+            Ok(Tensor { dims, data })
         };
         self.shapes.iter().enumerate().map(tensor).collect()
     }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use requant_import::float::{ActivationQuant, Graph, ValueId};
+use requant_import::float::{ActivationQuant, Graph, Tensor, ValueId};
 use requant_numerics::{ActivationPrecision, LayerPrecision};
 
 use super::error::PipelineError;
@@ -58,7 +58,9 @@ pub(super) fn sensitivities(
         Measure::Kl => Answer::of(graph),
         Measure::Mse => Answer::Reals,
         Measure::Fisher | Measure::Hessian => {
-            let found = by_curvature(graph, trials, measure, samples, progress);
+            let count = samples.len().min(CURVATURE_SAMPLES);
+            let inputs = samples.batch(0, count)?;
+            let found = by_curvature(graph, trials, measure, (&inputs, count), progress);
             return found.map_err(|source| {
                 if matches!(source, ReconstructError::Cancelled) {
                     return PipelineError::Interrupted;
@@ -79,7 +81,7 @@ pub(super) fn sensitivities(
     progress.stage("sensitivity", samples.len() * trials.len());
     for first in (0..samples.len()).step_by(batch) {
         let count = batch.min(samples.len() - first);
-        let mut kept = executor.start(samples.batch(first, count), &float)?;
+        let mut kept = executor.start(samples.batch(first, count)?, &float)?;
         executor.compute(&mut kept, &all, &float, &mut |_, _| ())?;
         let Some(truth) = outputs.first().and_then(|&id| kept.get(id).cloned()) else {
             return Err(PipelineError::NoLayers);
@@ -110,11 +112,9 @@ fn by_curvature(
     graph: &Graph,
     trials: &[Trial<'_>],
     measure: Measure,
-    samples: &Samples<'_>,
+    (inputs, count): (&[Tensor], usize),
     progress: &dyn Progress,
 ) -> Result<Vec<f64>, ReconstructError> {
-    let count = samples.len().min(CURVATURE_SAMPLES);
-    let inputs = samples.batch(0, count);
     let slices = inputs.iter().map(|tensor| &tensor.data[..]).collect();
     let data = reconstruct::Samples::new(graph, count, slices)?;
     let layers: Vec<usize> = graph.layers().collect();

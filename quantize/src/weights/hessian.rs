@@ -38,13 +38,13 @@ impl Hessian {
     ///
     /// # Errors
     /// Refuses moments whose slices do not fit together.
-    pub fn new(moments: &Moments, damping: f64, order: Order) -> Result<Self, WeightError> {
+    pub fn new(moments: Moments, damping: f64, order: Order) -> Result<Self, WeightError> {
         let k = moments.k;
         sized("Gram matrix", moments.gram.len(), k * k)?;
         let squares = moments.importance();
         let mean = squares.iter().map(|&d| f64::from(d)).sum::<f64>() / k.max(1) as f64;
         let added = if mean > 0.0 { mean * damping } else { 1.0 };
-        let mut gram = moments.gram.clone();
+        let mut gram = moments.gram;
         for i in 0..k {
             gram[i * k + i] += added as f32;
         }

@@ -113,7 +113,7 @@ proptest! {
     #[test]
     fn descent_never_costs_more_than_its_start(seed in 0u64..1000, k in 1usize..20) {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let hessian = Hessian::new(&correlated(&mut rng, 40, k), DAMPING, Order::Activation).unwrap();
+        let hessian = Hessian::new(correlated(&mut rng, 40, k), DAMPING, Order::Activation).unwrap();
         let weights = uniform(&mut rng, k);
         for dtype in DTYPES {
             let grid = Grid::of(dtype).unwrap();
@@ -153,7 +153,7 @@ proptest! {
 fn the_scale_is_the_best_for_its_integers() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let k = 24;
-    let hessian = Hessian::new(&correlated(&mut rng, 200, k), DAMPING, Order::Activation).unwrap();
+    let hessian = Hessian::new(correlated(&mut rng, 200, k), DAMPING, Order::Activation).unwrap();
     let weights = uniform(&mut rng, 6 * k);
     for dtype in DTYPES {
         let hessians = std::slice::from_ref(&hessian);
@@ -177,7 +177,7 @@ fn without_correlation_gptq_is_plain_rounding() {
         let importance: Vec<f32> = (0..k).map(|_| rng.random::<f32>() + 0.01).collect();
         let weights = uniform(&mut rng, 3 * k);
         for order in [Order::Natural, Order::Activation] {
-            let hessian = Hessian::new(&diagonal(&importance), DAMPING, order).unwrap();
+            let hessian = Hessian::new(diagonal(&importance), DAMPING, order).unwrap();
             let hessians = std::slice::from_ref(&hessian);
             for dtype in DTYPES {
                 let plain = round(&weights, 3, hessians, recipe(dtype, Rounding::Nearest)).unwrap();
@@ -194,7 +194,7 @@ fn gptq_equals_its_published_form() {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let k = 150;
     let moments = correlated(&mut rng, 600, k);
-    let hessian = Hessian::new(&moments, DAMPING, Order::Natural).unwrap();
+    let hessian = Hessian::new(moments.clone(), DAMPING, Order::Natural).unwrap();
     let weights = uniform(&mut rng, k);
     let grid = Grid::of(DType::I4).unwrap();
     let scale = 0.13f32;
@@ -237,7 +237,7 @@ fn every_way_is_better_than_the_one_before() {
     let mut rng = ChaCha8Rng::seed_from_u64(6);
     let (k, rows) = (96, 16);
     let moments = correlated(&mut rng, 1500, k);
-    let hessian = Hessian::new(&moments, DAMPING, Order::Activation).unwrap();
+    let hessian = Hessian::new(moments.clone(), DAMPING, Order::Activation).unwrap();
     let weights = uniform(&mut rng, rows * k);
     let error = |recipe: Recipe| {
         let rounded = round(&weights, rows, std::slice::from_ref(&hessian), recipe).unwrap();
@@ -283,7 +283,7 @@ fn tiny_layers_come_near_exhaustive_search() {
     let (mut sum, mut least_sum) = (0.0, 0.0);
     for _ in 0..40 {
         let hessian =
-            Hessian::new(&correlated(&mut rng, 100, k), DAMPING, Order::Activation).unwrap();
+            Hessian::new(correlated(&mut rng, 100, k), DAMPING, Order::Activation).unwrap();
         let weights = uniform(&mut rng, k);
         let hessians = std::slice::from_ref(&hessian);
         let rounded = round(
@@ -328,7 +328,7 @@ fn groups_of_a_convolution_are_rounded_each_by_its_inputs() {
     let (groups, per_group, k) = (5, 3, 9);
     let weights = uniform(&mut rng, groups * per_group * k);
     let hessians: Vec<Hessian> = (0..groups)
-        .map(|_| Hessian::new(&correlated(&mut rng, 50, k), DAMPING, Order::Activation).unwrap())
+        .map(|_| Hessian::new(correlated(&mut rng, 50, k), DAMPING, Order::Activation).unwrap())
         .collect();
     let recipe = Recipe::new(DType::I4);
     let whole = round(&weights, groups * per_group, &hessians, recipe).unwrap();
@@ -360,7 +360,7 @@ fn dead_and_constant_channels_round_to_something_sane() {
     weights[2 * k + 2] = -3.0;
     weights[3 * k..].copy_from_slice(&uniform(&mut rng, k));
     for moments in [&moments, &silent] {
-        let hessian = Hessian::new(moments, DAMPING, Order::Activation).unwrap();
+        let hessian = Hessian::new(moments.clone(), DAMPING, Order::Activation).unwrap();
         for dtype in DTYPES {
             for rounding in [
                 Rounding::Nearest,
@@ -408,8 +408,7 @@ fn threads_change_nothing() {
         pool.install(|| {
             let mut gram = Gram::new(k);
             gram.add_rows(&x).unwrap();
-            let hessian =
-                Hessian::new(&gram.finish().unwrap(), DAMPING, Order::Activation).unwrap();
+            let hessian = Hessian::new(gram.finish().unwrap(), DAMPING, Order::Activation).unwrap();
             round(&weights, rows, &[hessian], Recipe::new(DType::I4)).unwrap()
         })
     };

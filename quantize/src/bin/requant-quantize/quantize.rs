@@ -102,6 +102,16 @@ pub(crate) struct QuantizeArgs {
     pub(crate) threads: Option<u16>,
 }
 
+/// What a model is made from.
+struct Origin {
+    /// SHA-256 of the float model's file.
+    source: String,
+    /// SHA-256 of the samples.
+    calibration: String,
+    /// How many samples.
+    samples: usize,
+}
+
 impl QuantizeArgs {
     /// Quantizes; gives what is printed.
     pub(crate) fn run(&self) -> anyhow::Result<String> {
@@ -113,6 +123,9 @@ impl QuantizeArgs {
         let mut graph = float::read_bytes(&bytes, &name, &ImportOptions::default())
             .with_context(|| self.model.display().to_string())?;
         self.check_export(&graph)?;
+        let source = work::hex(&Sha256::digest(&bytes));
+        // The file is as large as the graph.
+        drop(bytes);
         let bar = Bar::new();
         let specs = input_specs(&graph);
         let data = match &self.calibration {
@@ -156,7 +169,12 @@ impl QuantizeArgs {
             backend: &**backend,
         });
         let threads = self.device().threads();
-        let key = self.key(&bytes, &samples);
+        let origin = Origin {
+            source,
+            calibration: samples.digest()?,
+            samples: samples.len(),
+        };
+        let key = self.key(&origin);
         let work = Work::new(&self.work_folder(&name), self.resume);
         let outcome = run(&graph, &samples, &options, target, (&work, &key), &bar)?;
         for warning in &outcome.warnings {
@@ -174,7 +192,7 @@ impl QuantizeArgs {
         };
         let qualities = quality(&executor, &outcome.quantized, &samples, &bar)?;
         let mut model = outcome.model.clone();
-        self.note_origin(&mut model, &bytes, &samples, &outcome);
+        self.note_origin(&mut model, &origin, &outcome);
         let network = match &target {
             Some(target) => Some(target.table.network(&model, target.backend)?),
             None => None,
@@ -353,7 +371,7 @@ impl QuantizeArgs {
     }
 
     /// A digest of everything that finished steps depend on.
-    fn key(&self, model: &[u8], samples: &Samples<'_>) -> Key {
+    fn key(&self, origin: &Origin) -> Key {
         let recipe = format!(
             "{} {:?} {:?} {:?} {:?} {}",
             env!("CARGO_PKG_VERSION"),
@@ -363,17 +381,11 @@ impl QuantizeArgs {
             self.group,
             self.seed
         );
-        let data = samples.digest();
-        Key::of([model, recipe.as_bytes(), data.as_bytes()])
+        let parts = [&origin.source, &recipe, &origin.calibration];
+        Key::of(parts.map(|part| part.as_bytes()))
     }
 
-    fn note_origin(
-        &self,
-        model: &mut Graph,
-        bytes: &[u8],
-        samples: &Samples<'_>,
-        outcome: &Outcome<'_>,
-    ) {
+    fn note_origin(&self, model: &mut Graph, origin: &Origin, outcome: &Outcome<'_>) {
         let file = self.model.file_name().and_then(|name| name.to_str());
         let mut note = |key: &str, value: String| {
             model.provenance.insert(key.to_owned(), value);
@@ -383,9 +395,9 @@ impl QuantizeArgs {
             format!("requant-quantize {}", env!("CARGO_PKG_VERSION")),
         );
         note("source", file.unwrap_or("model.onnx").to_owned());
-        note("source_sha256", work::hex(&Sha256::digest(bytes)));
-        note("calibration_sha256", samples.digest());
-        note("calibration_samples", samples.len().to_string());
+        note("source_sha256", origin.source.clone());
+        note("calibration_sha256", origin.calibration.clone());
+        note("calibration_samples", origin.samples.to_string());
         note("weights", self.weights.to_string());
         note("activations", self.activations.to_string());
         if !self.fix.is_empty() {

@@ -10,6 +10,8 @@ use super::product::Real;
 
 /// Sums held in registers at a time.
 const RUN: usize = 64;
+/// Sums that are computed by one instruction, or a few.
+const PART: usize = RUN / 4;
 /// Planes that a task takes at least.
 const PLANES: usize = 4;
 
@@ -133,14 +135,20 @@ impl Sorted {
     #[inline(always)]
     fn sum<T: Real>(&self, plane: &[T], weights: &[T], sums: &mut [T]) {
         for (run, out) in sums.chunks_exact_mut(RUN).enumerate() {
-            let mut acc = [T::default(); RUN];
+            // Apart, so that each stays in a register or a few.
+            let [mut a, mut b, mut c, mut d] = [[T::default(); PART]; RUN / PART];
             for (&offset, &weight) in self.offsets.iter().zip(weights) {
-                let from = offset + run * RUN;
-                for (sum, &x) in acc.iter_mut().zip(&plane[from..from + RUN]) {
-                    *sum += weight * x;
-                }
+                let Some(inputs) = plane[offset + run * RUN..].first_chunk::<RUN>() else {
+                    continue;
+                };
+                add(&mut a, inputs, 0, weight);
+                add(&mut b, inputs, 1, weight);
+                add(&mut c, inputs, 2, weight);
+                add(&mut d, inputs, 3, weight);
             }
-            out.copy_from_slice(&acc);
+            for (out, part) in out.chunks_exact_mut(PART).zip([a, b, c, d]) {
+                out.copy_from_slice(&part);
+            }
         }
     }
 
@@ -154,5 +162,13 @@ impl Sorted {
                 sums.copy_within(from..from + width, row * width);
             }
         }
+    }
+}
+
+/// Adds `weight` times part `part` of the inputs.
+#[inline(always)]
+fn add<T: Real>(sums: &mut [T; PART], inputs: &[T; RUN], part: usize, weight: T) {
+    for (at, sum) in sums.iter_mut().enumerate() {
+        *sum += weight * inputs[part * PART + at];
     }
 }
