@@ -89,6 +89,20 @@ pub enum DataError {
     /// Samples that cannot be read back.
     #[error(transparent)]
     Lost(#[from] SamplesLost),
+    /// No room for a copy of large samples.
+    #[error(
+        "{}: its samples do not fit into a temporary file in {}: {source}; TMPDIR names another folder",
+        path.display(),
+        folder.display()
+    )]
+    Temporary {
+        /// The file or folder that they come from.
+        path: PathBuf,
+        /// The folder of temporary files.
+        folder: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// The file or folder cannot be read.
     #[error("{}: {source}", path.display())]
     Io {
@@ -530,19 +544,34 @@ impl Input {
             _ => spec.name.clone(),
         };
         let arrays = arrays.into_iter().map(|(_, array)| array).collect();
-        Ok(Input::stored(
+        let folder = std::env::temp_dir();
+        let stored = Input::stored(
             name,
             spec.dims.iter().product(),
             arrays,
-            IN_MEMORY,
-        ))
+            (IN_MEMORY, &folder),
+        );
+        stored.map_err(|source| DataError::Temporary {
+            path: path.to_owned(),
+            folder,
+            source,
+        })
     }
 
-    /// Arrays of `[count, …]`, in memory where they take at most `limit` bytes together, or where there is
-    /// no room for a temporary file.
-    fn stored(name: String, sample: usize, arrays: Vec<Array>, limit: usize) -> Self {
+    /// Arrays of `[count, …]`, in memory where they take at most `limit` bytes together, else in a file
+    /// of `folder`.
+    fn stored(
+        name: String,
+        sample: usize,
+        arrays: Vec<Array>,
+        (limit, folder): (usize, &Path),
+    ) -> io::Result<Self> {
         let bytes: usize = arrays.iter().map(|array| array.data.len()).sum();
-        let file = (bytes > limit).then(|| spooled(&arrays).ok()).flatten();
+        let file = if bytes > limit {
+            Some(spooled(&arrays, folder)?)
+        } else {
+            None
+        };
         let mut offset = 0;
         let part = |array: Array| {
             let (element, samples, at) = (array.element, array.shape[0], offset);
@@ -558,12 +587,12 @@ impl Input {
             }
         };
         let parts = arrays.into_iter().map(part).collect();
-        Input {
+        Ok(Input {
             name,
             sample,
             parts,
             file: file.map(|file| Arc::new(Mutex::new(file))),
-        }
+        })
     }
 
     fn samples(&self) -> usize {
@@ -598,9 +627,9 @@ impl Input {
     }
 }
 
-/// Arrays one after the other in a temporary file that nobody else sees.
-fn spooled(arrays: &[Array]) -> io::Result<File> {
-    let mut file = tempfile::tempfile()?;
+/// Arrays one after the other in a file without a name: it goes with the process, however that ends.
+fn spooled(arrays: &[Array], folder: &Path) -> io::Result<File> {
+    let mut file = tempfile::tempfile_in(folder)?;
     for array in arrays {
         file.write_all(&array.data)?;
     }
@@ -687,19 +716,27 @@ mod tests {
             shape: vec![2, 2],
             data: halves.into(),
         };
+        let folder = tempfile::tempdir().unwrap();
+        let stored = |limit, folder: &Path| {
+            let arrays = vec![bytes.clone(), reals.clone()];
+            Input::stored("x".to_owned(), 2, arrays, (limit, folder))
+        };
         let data = |limit| Data {
             path: PathBuf::new(),
-            inputs: vec![Input::stored(
-                "x".to_owned(),
-                2,
-                vec![bytes.clone(), reals.clone()],
-                limit,
-            )],
+            inputs: vec![stored(limit, folder.path()).unwrap()],
             labels: None,
             samples: 5,
         };
         let (file, memory) = (data(21), data(22));
         assert!(file.inputs[0].file.is_some() && memory.inputs[0].file.is_none());
+        // Nothing that an exit could leave behind.
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        let missing = folder.path().join("missing");
+        assert!(stored(22, &missing).is_ok());
+        assert_eq!(
+            stored(21, &missing).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
         let wanted = [2.0, 3.0, 4.0, 255.0, 0.0, 0.5, 1.0, 1.5];
         for data in [&file, &memory, &file.clone()] {
             assert_eq!(data.batch(0, 1..9).unwrap(), wanted);

@@ -142,7 +142,7 @@ fn residual() -> Graph {
 
 fn run(graph: &Graph, samples: &Samples<'_>) -> Vec<f32> {
     let executor = Executor::new(graph).unwrap();
-    let batch = samples.batch(0, samples.len()).unwrap().unwrap();
+    let batch = samples.batch(0, samples.len()).unwrap();
     executor.run(batch, &Reals::default()).unwrap()[0]
         .data
         .clone()
