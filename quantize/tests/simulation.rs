@@ -11,7 +11,8 @@ use std::sync::Arc;
 use float_nets::net::Net;
 use float_nets::{plain, suite};
 use requant_conformance::{Rng, run};
-use requant_import::float::{Tensor, ValueId, to_graph};
+use requant_import::float::{ActivationQuant, Op, Tensor, ValueId, to_graph};
+use requant_numerics::DType;
 use requant_quantize::exec::{Exact, Executor, LayerReals, Reals, Values, dims, round_to};
 use requant_runtime::ReferenceBackend;
 
@@ -91,6 +92,70 @@ fn every_value_is_what_the_formulas_say() {
         }
     }
     println!("{compared} values compared");
+}
+
+/// Reals at which rounding and saturation are decided, and any bits at all but NaN.
+fn hard_reals(quant: ActivationQuant, rng: &mut Rng) -> Vec<f32> {
+    let scale = quant.quant.scale;
+    let (lo, hi) = quant.dtype.range().unwrap();
+    let mut reals = vec![
+        0.0,
+        -0.0,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::MAX,
+        f32::MIN,
+        f32::MIN_POSITIVE,
+        -f32::MIN_POSITIVE,
+        f32::from_bits(1),
+        -f32::from_bits(1),
+        f32::from_bits(0x007f_ffff),
+    ];
+    for _ in 0..400 {
+        let steps = rng.range(lo - hi - 2, hi - lo + 2) as f32 + 0.5;
+        let tie = steps * scale;
+        reals.extend([tie, tie.next_up(), tie.next_down()]);
+    }
+    let bits = |_| f32::from_bits(rng.range(0, i64::from(u32::MAX)) as u32);
+    reals.extend((0..800).map(bits).filter(|x| !x.is_nan()));
+    reals.truncate(1600);
+    reals
+}
+
+#[test]
+fn every_real_is_rounded_as_the_edges_do() {
+    for seed in 0..6 {
+        for dtype in [DType::U8, DType::I8, DType::U4, DType::I16] {
+            let mut net = Net::new("edge", seed);
+            let quant = net.some(dtype, 0.02);
+            let x = net.input(&[1, 1600], quant);
+            let y = net.node(Op::Reshape, &[x], &[1, 1, 1600], quant);
+            net.output(y);
+            let reals = hard_reals(quant.unwrap(), &mut net.rng);
+            let want: Vec<i128> = plain::integers(&net, std::slice::from_ref(&reals))[y.0]
+                .clone()
+                .unwrap();
+            let executor = Executor::new(&net.graph).unwrap();
+            let exact = Exact::new(&executor, &net.quantized()).unwrap();
+            let given = Tensor {
+                dims: vec![1, 1600],
+                data: reals.clone(),
+            };
+            let values = all(&executor, &net, &[given], &exact);
+            let value = values.get(y).unwrap();
+            let stored = exact.stored(y, value).unwrap();
+            let graph = to_graph(&net.quantized()).unwrap();
+            let bytes = vec![reals.iter().flat_map(|x| x.to_le_bytes()).collect()];
+            let engine = run(&ReferenceBackend, &graph, false, &bytes, 1, 1).unwrap();
+            let answers = exact.real(y, value);
+            for (i, x) in reals.iter().enumerate() {
+                let name = format!("{x:e} at {quant:?}");
+                assert_eq!(i128::from(stored[i]), want[i], "{name}");
+                let engine = engine[0].as_chunks().0[i];
+                assert_eq!(f32::from_le_bytes(engine), answers.data[i], "{name}");
+            }
+        }
+    }
 }
 
 /// What the reference backend gives; a graph that would mix samples runs them one by one.

@@ -37,6 +37,7 @@ pub fn all(seed: u64) -> Vec<Net> {
         values,
         lines,
         narrow_pool,
+        borders,
     ];
     makers
         .iter()
@@ -390,5 +391,38 @@ fn lines(seed: u64) -> Net {
     let q = net.some(DType::I8, 0.04);
     let c = net.line(b, (5, 3, 1), Store::Codebook(2), Clamp::NONE, q);
     net.output(c);
+    net
+}
+
+/// Borders that the operand's steps and the result's round apart, or that only the result reaches.
+fn borders(seed: u64) -> Net {
+    let mut net = Net::new("borders", seed);
+    for dtype in [DType::U8, DType::I8, DType::U4, DType::I16] {
+        let scale = match dtype {
+            DType::U4 => 0.2,
+            DType::I16 => 0.0004,
+            _ => 0.02,
+        };
+        let q = net.some(dtype, scale);
+        let x = net.input(&[1, 2, 2, 2], q);
+        for i in 0..6 {
+            let step = net.values[x.0].map_or(1.0, |quant| quant.quant.scale);
+            let value = match i {
+                // A tie of the operand.
+                0 => 2.5 * step,
+                1 => -40.0,
+                2 => 40.0,
+                _ => net.rng.range(-2000, 2000) as f32 / 1000.0,
+            };
+            let op = Op::Pad {
+                before: vec![0, 0, 1, 0],
+                after: vec![0; 4],
+                value,
+            };
+            let q = net.some([DType::U8, DType::I8][i % 2], 0.03);
+            let y = net.node(op, &[x], &[1, 2, 3, 2], q);
+            net.output(y);
+        }
+    }
     net
 }

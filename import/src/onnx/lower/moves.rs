@@ -79,7 +79,7 @@ impl<'m> Lowering<'m> {
             Kind::Activation { source, quant }
                 if plain
                     || (!pads && self.is_8_bit(source))
-                    || (pads && float.clamp == Clamp::NONE) =>
+                    || (pads && float.clamp == Clamp::NONE && !self.is_only_quantized(base)) =>
             {
                 let quant = *quant;
                 Kind::Activation {
@@ -145,6 +145,14 @@ impl<'m> Lowering<'m> {
         let wrapped = self.float_of(Kind::Moved { inner, change }, shape);
         wrapped.extent.check()?;
         Ok(wrapped)
+    }
+
+    /// Whether each reader of a tensor is a QuantizeLinear: what is padded is then rounded once, to their
+    /// steps. Others may need the integers themselves, so that a border is a step of the padded values.
+    fn is_only_quantized(&self, tensor: &str) -> bool {
+        let mut readers = self.readers.get(tensor).into_iter().flatten();
+        let public = self.model.outputs.iter().any(|port| port.name == tensor);
+        !public && readers.all(|&(node, index)| node.op == "QuantizeLinear" && index == 0)
     }
 
     fn is_8_bit(&self, source: &Placed) -> bool {

@@ -221,12 +221,8 @@ pub(super) fn integers(
             }
             let mut border = [0.0];
             if let Op::Pad { value, .. } = &node.op {
-                // The border is a real of the operand, brought along with it.
                 border[0] = *value;
-                centred(read[0], &mut border);
-                if let Some(rescale) = Rescale::new(read[0], result)? {
-                    rescale.apply(&mut border);
-                }
+                centred(result, &mut border);
             }
             Rule::Move { border: border[0] }
         }
