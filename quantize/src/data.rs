@@ -468,14 +468,25 @@ impl Data {
         self.labels.as_deref()
     }
 
-    /// What to tell the user when there are too few samples to calibrate with.
-    pub fn warning(&self) -> Option<String> {
-        (self.samples < FEW_SAMPLES).then(|| {
-            format!(
-                "only {} samples: ranges of activations need {FEW_SAMPLES} or more, some hundreds are better",
-                self.samples
-            )
-        })
+    /// What to tell the user who is about to calibrate with this: too few samples, inputs that never change.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.samples < FEW_SAMPLES {
+            let samples = self.samples;
+            let word = if samples == 1 { "sample" } else { "samples" };
+            warnings.push(format!(
+                "only {samples} {word}: ranges of activations need {FEW_SAMPLES} or more, some hundreds are better"
+            ));
+        }
+        for input in &self.inputs {
+            if let Some(value) = input.only_value() {
+                warnings.push(format!(
+                    "array '{}' holds nothing but {value}: ranges of activations found with it fit no other data",
+                    input.name
+                ));
+            }
+        }
+        warnings
     }
 
     /// Samples `range` of input `input` (in the order of the model's inputs), row-major
@@ -597,6 +608,22 @@ impl Input {
 
     fn samples(&self) -> usize {
         self.parts.iter().map(|part| part.samples).sum()
+    }
+
+    /// The value that all elements of all samples are, where there is one.
+    fn only_value(&self) -> Option<f32> {
+        let mut values = Vec::with_capacity(self.sample);
+        let mut found = None;
+        for sample in 0..self.samples() {
+            values.clear();
+            // Whoever needs a sample that cannot be read back says so.
+            self.extend(sample, &mut values).ok()?;
+            let first = *found.get_or_insert(*values.first()?);
+            if values.iter().any(|&value| value != first) {
+                return None;
+            }
+        }
+        found
     }
 
     /// Appends one sample.

@@ -6,7 +6,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use requant_import::{onnx, tflite};
+use requant_import::{float, onnx, tflite};
 use requant_model::artifact::{self, ArtifactError};
 use requant_model::{Graph, ModelError};
 use tempfile::NamedTempFile;
@@ -61,6 +61,12 @@ pub enum FileError {
         path: PathBuf,
         /// What is wrong.
         source: Box<onnx::ImportError>,
+    },
+    /// A float model where an integer one is wanted.
+    #[error("{}: a float model: make an integer model of it first, requant-quantize MODEL.onnx --calibration DATA --output DIR/NAME", path.display())]
+    Float {
+        /// The file.
+        path: PathBuf,
     },
     /// A TFLite model that is refused.
     #[error("{}: {source}", path.display())]
@@ -155,10 +161,7 @@ pub fn read_model(path: &Path) -> Result<Graph, FileError> {
         }
         Some("onnx") => {
             let options = onnx::ImportOptions::default();
-            onnx::import_file(&path, &options).map_err(|source| FileError::Onnx {
-                path: path.clone(),
-                source: Box::new(source),
-            })?
+            onnx::import_file(&path, &options).map_err(|source| onnx_error(&path, source))?
         }
         Some("tflite") => {
             let options = tflite::ImportOptions::default();
@@ -172,6 +175,22 @@ pub fn read_model(path: &Path) -> Result<Graph, FileError> {
     match graph.validate() {
         Ok(()) => Ok(graph),
         Err(source) => Err(FileError::Model { path, source }),
+    }
+}
+
+/// Why an ONNX file gives no integer model: a float one's list of nodes without integers tells nobody
+/// anything.
+fn onnx_error(path: &Path, source: onnx::ImportError) -> FileError {
+    let path = path.to_owned();
+    let lists_nodes = matches!(source, onnx::ImportError::Unsupported(_));
+    let is_float =
+        |bytes: Vec<u8>| float::read_bytes(&bytes, "", &onnx::ImportOptions::default()).is_ok();
+    if lists_nodes && read(&path).is_ok_and(is_float) {
+        return FileError::Float { path };
+    }
+    FileError::Onnx {
+        path,
+        source: Box::new(source),
     }
 }
 

@@ -381,6 +381,10 @@ fn bad_flags_and_files_are_refused_in_one_line() {
             "neither a .npz archive",
         ),
         ("compare fashion cut.safetensors", "cut.safetensors: "),
+        (
+            "compare fashion float.onnx",
+            "float.onnx: a float model: make an integer model of it first",
+        ),
         ("profile fashion", "--output"),
         (
             "profile fashion --output none/l.json --backend cpu --threads 1",
@@ -410,6 +414,8 @@ fn bad_flags_and_files_are_refused_in_one_line() {
     );
     let cut = &builtin::FASHION[..builtin::FASHION.len() / 2];
     fs::write(folder.path().join("cut.safetensors"), cut).unwrap();
+    let float = concat!(env!("CARGO_MANIFEST_DIR"), "/../model/builtin/fashion.onnx");
+    fs::copy(float, folder.path().join("float.onnx")).unwrap();
     let before = names(folder.path());
     for (line, cause) in cases {
         bad(&folder, line, cause);

@@ -48,32 +48,32 @@ pub(super) fn candidate(
         return Err(WeightError::DType(DType::F32));
     };
     let (reals, rows) = (&tensor.data, tensor.dims[0]);
-    let bias = op.bias().unwrap_or_default().to_vec();
-    let dtype = match precision {
-        WeightPrecision::W8 => DType::I8,
-        WeightPrecision::W4 => DType::I4,
-        WeightPrecision::W2 => DType::I2,
-        WeightPrecision::Ternary => DType::Ternary,
-        WeightPrecision::Binary => DType::Binary,
-        WeightPrecision::Codebook => return coded(op, &known.hessians, bias),
+    let scalar = |dtype| -> Result<(LayerQuant, Vec<f32>), WeightError> {
+        let recipe = Recipe {
+            rounding,
+            group: group.and_then(|size| grouping(op, dtype, size)),
+            ..Recipe::new(dtype)
+        };
+        let rounded = weights::round(reals, rows, &known.hessians, recipe)?;
+        let stood_for = rounded.reals();
+        Ok((layer(rounded), stood_for))
     };
-    let recipe = Recipe {
-        rounding,
-        group: group.and_then(|size| grouping(op, dtype, size)),
-        ..Recipe::new(dtype)
+    let (quant, stood_for) = match precision {
+        WeightPrecision::W8 => scalar(DType::I8)?,
+        WeightPrecision::W4 => scalar(DType::I4)?,
+        WeightPrecision::W2 => scalar(DType::I2)?,
+        WeightPrecision::Ternary => scalar(DType::Ternary)?,
+        WeightPrecision::Binary => scalar(DType::Binary)?,
+        WeightPrecision::Codebook => coded(op, &known.hessians)?,
     };
-    let rounded = weights::round(reals, rows, &known.hessians, recipe)?;
-    let mut corrected = bias;
+    let mut bias = op.bias().unwrap_or_default().to_vec();
     if !known.means.is_empty() {
-        let shifts = equalise::bias_shift(reals, &rounded.reals(), rows, &known.means)?;
-        for (bias, shift) in corrected.iter_mut().zip(shifts) {
+        let shifts = equalise::bias_shift(reals, &stood_for, rows, &known.means)?;
+        for (bias, shift) in bias.iter_mut().zip(shifts) {
             *bias = (f64::from(*bias) - shift) as f32;
         }
     }
-    Ok(Candidate {
-        quant: layer(rounded),
-        bias: corrected,
-    })
+    Ok(Candidate { quant, bias })
 }
 
 /// Groups of `size` weights, where a layer of a type has any: of at most four bits and as integers, and with
@@ -92,8 +92,8 @@ const WIDTH: usize = 4;
 /// Weights for each centroid, at least: a layer of few weights is not worth a table of its own.
 const PER_CENTROID: usize = 16;
 
-/// Weights as indices of centroids.
-fn coded(op: &Op, hessians: &[Hessian], bias: Vec<f32>) -> Result<Candidate, WeightError> {
+/// Weights as indices of centroids, and the reals that they stand for.
+fn coded(op: &Op, hessians: &[Hessian]) -> Result<(LayerQuant, Vec<f32>), WeightError> {
     let (Some(tensor), Some((k, _))) = (op.weights(), depth(op)) else {
         return Err(WeightError::DType(DType::F32));
     };
@@ -124,17 +124,18 @@ fn coded(op: &Op, hessians: &[Hessian], bias: Vec<f32>) -> Result<Candidate, Wei
             row[at] = weight;
         }
     }
-    Ok(Candidate {
-        quant: LayerQuant {
-            dtype: DType::I8,
-            weights: integers,
-            scales: coded.scales,
-            bias: Vec::new(),
-            groups: None,
-            codebook: Some(coded.codebook),
-        },
-        bias,
-    })
+    let rows = integers.chunks_exact(k).zip(&coded.scales);
+    let reals = rows.flat_map(|(row, scale)| row.iter().map(move |&q| scale * f32::from(q)));
+    let reals = reals.collect();
+    let quant = LayerQuant {
+        dtype: DType::I8,
+        weights: integers,
+        scales: coded.scales,
+        bias: Vec::new(),
+        groups: None,
+        codebook: Some(coded.codebook),
+    };
+    Ok((quant, reals))
 }
 
 /// Where the weights of a channel, `[I/g, KH, KW]`, lie when they are stored as `[KH, KW, I/g]`.
@@ -209,6 +210,58 @@ impl Stored {
                     }),
             },
             bias: self.bias,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use requant_import::float::{Clamp, Gemm, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn the_mean_of_an_output_stays_at_every_precision() {
+        let (rows, k) = (6, 40);
+        let weight = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 50.0;
+        let op = Op::Gemm(Gemm {
+            weights: Arc::new(Tensor {
+                dims: vec![rows, k],
+                data: (0..rows * k).map(weight).collect(),
+            }),
+            bias: (0..rows).map(|row| row as f32 * 0.25).collect(),
+            residual: false,
+            clamp: Clamp::NONE,
+        });
+        let known = Known {
+            hessians: Vec::new(),
+            means: (0..k).map(|i| 1.0 + (i % 5) as f64).collect(),
+        };
+        let mean = |weights: &[f32], bias: &[f32]| -> Vec<f64> {
+            let rows = weights.chunks(k).zip(bias);
+            rows.map(|(row, &bias)| {
+                let terms = row.iter().zip(&known.means);
+                f64::from(bias) + terms.map(|(&w, m)| f64::from(w) * m).sum::<f64>()
+            })
+            .collect()
+        };
+        let wanted = mean(&op.weights().unwrap().data, op.bias().unwrap());
+        use WeightPrecision as W;
+        for precision in [W::W8, W::W4, W::W2, W::Ternary, W::Binary, W::Codebook] {
+            let made = candidate(&op, precision, Rounding::Nearest, None, &known).unwrap();
+            let rows = made.quant.weights.chunks(k).zip(&made.quant.scales);
+            let reals: Vec<f32> = rows
+                .flat_map(|(row, scale)| row.iter().map(move |&q| scale * f32::from(q)))
+                .collect();
+            assert_ne!(reals, op.weights().unwrap().data);
+            for (found, wanted) in mean(&reals, &made.bias).iter().zip(&wanted) {
+                assert!(
+                    (found - wanted).abs() < 1e-4,
+                    "{precision:?}: {found} {wanted}"
+                );
+            }
         }
     }
 }

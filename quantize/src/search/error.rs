@@ -63,7 +63,8 @@ pub enum Error {
     },
     /// Even the cheapest assignment is above the budget.
     #[error(
-        "budget {metric}={asked} cannot be reached: the smallest reachable value is {metric}={}",
+        "budget {metric}={} cannot be reached: the smallest reachable value is {metric}={}",
+        plain(*asked),
         up(*least)
     )]
     Unreachable {
@@ -77,8 +78,9 @@ pub enum Error {
     /// Each budget can be met, but not all at once.
     #[error(
         "the budgets cannot be reached together: while the others hold, the smallest reachable value of \
-         {metric} is {}, not {asked}",
-        up(*least)
+         {metric} is {}, not {}",
+        up(*least),
+        plain(*asked)
     )]
     UnreachableTogether {
         /// One of the limited costs.
@@ -108,6 +110,11 @@ pub enum Error {
     /// The evaluator failed.
     #[error("a candidate could not be evaluated")]
     Evaluator(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// As it was given: a limit divided by what it is a share of differs from it by roundings.
+fn plain(fraction: f64) -> String {
+    format!("{}", (fraction * 1e9).round() / 1e9)
 }
 
 /// Four digits, rounded up: a value that is shown can be asked for.

@@ -183,6 +183,12 @@ fn a_budget_is_kept_or_the_smallest_is_named() {
         &asked,
         "budget size=0.05 cannot be reached: the smallest reachable value is size=",
     );
+    // 0.2 is not always what the limit divided by the whole is.
+    bad(
+        &folder,
+        &line("c", "--rounding nearest --budget bops=0.2"),
+        "budget bops=0.2 cannot be reached: ",
+    );
     let text = run(&folder, &asked).stderr;
     let least = text.trim().rsplit_once('=').unwrap().1;
     good(

@@ -37,7 +37,7 @@ pub(crate) struct QuantizeArgs {
     /// The float model, an ONNX file.
     #[arg(value_name = "MODEL.onnx")]
     pub(crate) model: PathBuf,
-    /// Samples to calibrate with: an .npz archive with an array named as the input is (or 'x'), or a folder of .npy files. Without it, noise is used, and the model suffers.
+    /// Samples to calibrate with: an .npz archive with an array named as the input is (for one input also 'x', or the only array but 'y'), or a folder of .npy files. Without it, noise is used, and the model suffers.
     #[arg(long, value_name = "DATA")]
     pub(crate) calibration: Option<PathBuf>,
     /// Folder of the model in a repository: DIR/NAME gets 1/model.safetensors, report.json and report.html.
@@ -132,7 +132,7 @@ impl QuantizeArgs {
             Some(path) => Data::read(path, &specs)?,
             None => Data::noise(&specs, NOISE_SAMPLES, self.seed),
         };
-        let mut warnings: Vec<String> = data.warning().into_iter().collect();
+        let mut warnings = data.warnings();
         if self.calibration.is_none() {
             warnings.push(
                 "calibrated on noise, because no --calibration was given: expect a poor model"
