@@ -41,7 +41,7 @@ const PRODUCTS: [[usize; 3]; 14] = [
 ];
 
 /// Size, input channels, output channels, kernel, stride, groups of square convolutions.
-const CONVOLUTIONS: [[usize; 6]; 13] = [
+const CONVOLUTIONS: [[usize; 6]; 15] = [
     [56, 64, 64, 3, 1, 1],
     [28, 128, 128, 3, 1, 1],
     [14, 256, 256, 3, 1, 1],
@@ -49,6 +49,8 @@ const CONVOLUTIONS: [[usize; 6]; 13] = [
     [56, 64, 256, 1, 1, 1],
     [224, 3, 64, 7, 2, 1],
     [56, 128, 128, 3, 1, 32],
+    [28, 256, 256, 3, 1, 32],
+    [14, 512, 512, 3, 1, 32],
     [56, 96, 96, 3, 1, 96],
     [28, 192, 192, 3, 2, 192],
     [28, 192, 192, 3, 1, 192],

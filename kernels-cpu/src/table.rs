@@ -419,6 +419,61 @@ pub(crate) fn stem_column(vectors: usize, position: usize) -> usize {
     lane / 4 * 4 * vectors + 4 * vector + lane % 4
 }
 
+/// How a function for groups makes 16 lanes of 32 bits, four input channels each, of a pixel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spread {
+    /// Of one lane, all of them.
+    One,
+    /// Of four lanes, those that a tap names.
+    Four,
+    /// Of 16 lanes, those that a tap names.
+    Sixteen,
+}
+
+/// A tap of a kernel row and one lane of each group.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(crate) struct GroupedTap {
+    /// Bytes from a pixel's first tap.
+    pub(crate) offset: usize,
+    /// The lane that each output channel takes.
+    pub(crate) lanes: [i32; 16],
+}
+
+/// What a function for groups of few channels reads and writes: a row of output pixels, by 16 channels.
+///
+/// # Contract
+/// All of this holds at the call, for a function of tiles of `p` pixels:
+/// - `rows` points to `kernel_rows` pointers to unsigned bytes; each is readable from `first` and the offset
+///   of each tap on, at `pixels` places, `step` bytes apart, for 4, 16 or 64 bytes as the function's
+///   [`Spread`] has lanes; none of the counts is 0, and `pixels` is at least `p`;
+/// - lanes are less than those of the [`Spread`];
+/// - `weights` is readable for a vector for each row and tap: channel by channel four weights;
+/// - `bias` is readable for 16 values, and the rounding has as many packed columns from `column` on;
+/// - `out` is writable for 16 bytes at `pixels` places, `out_step` bytes apart;
+/// - the machine has the function's ISA.
+#[derive(Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(crate) struct GroupedRow<'a> {
+    pub(crate) rows: *const *const u8,
+    pub(crate) kernel_rows: usize,
+    pub(crate) first: usize,
+    pub(crate) taps: &'a [GroupedTap],
+    pub(crate) step: usize,
+    pub(crate) weights: *const u8,
+    pub(crate) bias: *const i32,
+    pub(crate) column: usize,
+    pub(crate) pixels: usize,
+    pub(crate) out: *mut u8,
+    pub(crate) out_step: usize,
+}
+
+/// Computes a row of a grouped convolution, rounded and narrowed.
+///
+/// # Safety
+/// The contract of [`GroupedRow`].
+pub(crate) type GroupedFn = unsafe fn(&Round, &Finish, &GroupedRow<'_>);
+
 /// Every depthwise kernel compiled in for this architecture, those of the best ISA last.
 pub fn depthwise_kernels() -> impl Iterator<Item = &'static DepthwiseKernel> {
     arch::depthwise_kernels()

@@ -343,6 +343,52 @@ fn first_layers() {
     }
 }
 
+/// Groups of 4 to 32 channels, as many or fewer output channels, rows as long as tiles and longer.
+#[test]
+fn groups_of_few_channels() {
+    let isas = isas();
+    let mut rng = Rng(7);
+    for _ in 0..cases(150) {
+        let (in_g, out_g) = rng.pick(&[
+            (4, 4),
+            (8, 8),
+            (16, 16),
+            (32, 32),
+            (4, 8),
+            (8, 4),
+            (4, 1),
+            (4, 2),
+            (8, 2),
+            (12, 16),
+            (4, 16),
+            (20, 32),
+            (16, 8),
+            (12, 8),
+        ]);
+        let groups = rng.size(1, 3) * (16 / out_g).max(2);
+        let kernel = [rng.size(1, 4), rng.size(1, 5)];
+        let strides = [rng.size(1, 3), rng.size(1, 3)];
+        let dilations = [rng.pick(&[1, 1, 2, 5]), rng.pick(&[1, 1, 2, 3])];
+        let pads = [rng.size(0, kernel[0]), rng.size(0, kernel[1] + 1)];
+        let (in_h, in_w) = (rng.size(1, 12), rng.size(1, 45));
+        let shape = ConvShape {
+            in_h,
+            in_w,
+            in_c: groups * in_g,
+            out_h: out_size(in_h, 2 * pads[0], kernel[0], dilations[0], strides[0]),
+            out_w: out_size(in_w, 2 * pads[1], kernel[1], dilations[1], strides[1]),
+            out_c: groups * out_g,
+            kernel,
+            strides,
+            pads,
+            dilations,
+            groups,
+        };
+        let batch = rng.pick(&[1, 1, 2, 3]);
+        Case::new(&mut rng, shape, batch, WeightFormat::I8).check_all(&isas);
+    }
+}
+
 #[test]
 fn random_matrix_products() {
     let isas = isas();

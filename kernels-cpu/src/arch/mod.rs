@@ -11,7 +11,7 @@ use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
 use crate::rows::Element;
-use crate::table::{DepthwiseKernel, Kernel, RowSumsFn, StemFn};
+use crate::table::{DepthwiseKernel, GroupedFn, Kernel, RowSumsFn, Spread, StemFn};
 
 mod portable;
 mod walk;
@@ -74,6 +74,18 @@ pub(crate) fn stem(
     pixels: usize,
 ) -> Option<StemFn> {
     native::stem(isa, round, finish, vectors, pixels)
+}
+
+/// The function of an ISA for groups of few channels, by the way lanes are spread and pixels of a tile, where
+/// there is one for these parameters.
+pub(crate) fn grouped(
+    isa: Isa,
+    round: &Round,
+    finish: &Finish,
+    spread: Spread,
+    pixels: usize,
+) -> Option<GroupedFn> {
+    native::grouped(isa, round, finish, spread, pixels)
 }
 
 /// Whether the epilogue of an ISA takes tiles of this width whose columns lie as that ISA unpacks bytes.

@@ -8,6 +8,7 @@ use crate::{Isa, KernelError};
 
 use super::depthwise::Depthwise;
 use super::depthwise_rows::DepthwiseByRows;
+use super::grouped::Grouped;
 use super::lift::Lifted;
 use super::stem::Stem;
 use super::table_after::TableAfter;
@@ -19,6 +20,8 @@ use super::{Conv, ConvSpec, Engine, Weights, check, fits_sixteen_fold, shift};
 pub enum Algorithm {
     /// Rows of an image of few channels, to finished bytes.
     Stem,
+    /// Rows of groups of few channels, to finished bytes.
+    Grouped,
     /// Tiles of a kernel of the table, with weights in its format.
     Tiled(&'static Kernel),
     /// Rows of each channel, to finished bytes.
@@ -31,6 +34,7 @@ impl fmt::Display for Algorithm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Algorithm::Stem => f.write_str("stem"),
+            Algorithm::Grouped => f.write_str("groups"),
             Algorithm::Tiled(kernel) => f.write_str(kernel.name),
             Algorithm::DepthwiseByRows(kernel) => write!(f, "rows {}", kernel.name),
             Algorithm::Depthwise(kernel) => write!(f, "stretches {}", kernel.name),
@@ -83,6 +87,7 @@ impl Conv {
         let spec = lifted.as_ref().unwrap_or(spec);
         let engine = match algorithm {
             Algorithm::Stem => Stem::new(isa, spec, signed)?.map(Engine::Stem),
+            Algorithm::Grouped => Grouped::new(isa, spec, signed)?.map(Engine::Grouped),
             Algorithm::Tiled(kernel) => {
                 table::usable(kernel.isa, takes(kernel, spec, signed))?;
                 Some(Engine::Tiled(Tiled::new(isa, kernel, spec, signed)?))
@@ -109,7 +114,11 @@ pub(super) fn usual(isa: Isa, spec: &ConvSpec<'_>) -> Result<Vec<Algorithm>, Ker
     table::usable(isa, true)?;
     if !spec.shape.is_depthwise() {
         let kernel = usual_kernel(isa, spec, signed)?;
-        return Ok(vec![Algorithm::Stem, Algorithm::Tiled(kernel)]);
+        return Ok(vec![
+            Algorithm::Stem,
+            Algorithm::Grouped,
+            Algorithm::Tiled(kernel),
+        ]);
     }
     let kernels = table::ladder(isa)
         .iter()

@@ -17,7 +17,9 @@ mod coded;
 mod depthwise;
 mod depthwise_rows;
 mod fold;
+mod grouped;
 mod lift;
+mod ring;
 mod shape;
 mod shift;
 mod stem;
@@ -32,6 +34,7 @@ use coded::Coded;
 pub(crate) use coded::{CHUNK, VALUES};
 use depthwise::Depthwise;
 use depthwise_rows::DepthwiseByRows;
+use grouped::Grouped;
 use stem::Stem;
 use table_after::TableAfter;
 use tiled::Tiled;
@@ -100,6 +103,7 @@ enum Engine {
     Depthwise(Depthwise),
     DepthwiseByRows(DepthwiseByRows),
     Stem(Stem),
+    Grouped(Grouped),
 }
 
 impl Conv {
@@ -183,6 +187,7 @@ impl Conv {
             Engine::Depthwise(depthwise) => depthwise.kernel().name,
             Engine::DepthwiseByRows(rows) => rows.kernel().name,
             Engine::Stem(_) => "avx512-vnni-stem-u8s8",
+            Engine::Grouped(_) => "avx512-vnni-groups-u8s8",
         }
     }
 
@@ -194,6 +199,7 @@ impl Conv {
             Engine::Depthwise(depthwise) => depthwise.packed_bytes(),
             Engine::DepthwiseByRows(rows) => rows.packed_bytes(),
             Engine::Stem(stem) => stem.packed_bytes(),
+            Engine::Grouped(grouped) => grouped.packed_bytes(),
         }
     }
 
@@ -205,6 +211,7 @@ impl Conv {
             Engine::Depthwise(depthwise) => depthwise.scratch_bytes(threads),
             Engine::DepthwiseByRows(rows) => rows.scratch_bytes(),
             Engine::Stem(stem) => stem.scratch_bytes(threads),
+            Engine::Grouped(grouped) => grouped.scratch_bytes(threads),
         }
     }
 
@@ -241,6 +248,7 @@ impl Conv {
             Engine::Depthwise(depthwise) => depthwise.run(io, zero_point, pool),
             Engine::DepthwiseByRows(rows) => rows.run(io, zero_point, pool),
             Engine::Stem(stem) => stem.run(io, zero_point, pool),
+            Engine::Grouped(grouped) => grouped.run(io, zero_point, pool),
         }
         if let Some(table) = &self.table {
             table.run(&mut output[..outputs], pool);

@@ -2,9 +2,8 @@
 //! bytes.
 //!
 //! With one to four channels, a pixel's taps in a kernel row are a short run of bytes, which is padded to
-//! whole groups of four with weights of 0. Image rows are copied to a ring of lines with the border on both
-//! sides, so every pixel is computed alike, and no row is copied twice. Signed values are flipped to
-//! unsigned ones on the way.
+//! whole groups of four with weights of 0. Image rows are copied to a ring of lines ([`super::ring`]); signed
+//! values are flipped to unsigned ones on the way.
 
 use crate::epilogue::Epilogue;
 use crate::error::product;
@@ -15,12 +14,11 @@ use crate::tiles::MACS_PER_PART;
 use crate::{Isa, KernelError, Parallel, arch};
 
 use super::fold::Folded;
+use super::ring::{Lines, MOST_LINES, Ring};
 use super::{ConvIo, ConvShape, ConvSpec, Weights};
 
 /// Most channels of the image.
 const MOST_CHANNELS: usize = 4;
-/// Most rows of the kernel.
-const MOST_ROWS: usize = 16;
 /// Taps of a group.
 const GROUP: usize = 4;
 /// Channels of a vector.
@@ -35,10 +33,7 @@ pub(super) struct Stem {
     panels: Vec<Panel>,
     /// Groups of a kernel row.
     groups: usize,
-    /// Bytes of a line of the ring.
-    line: usize,
-    /// What makes input bytes unsigned.
-    flip: u8,
+    lines: Lines,
     weights: Aligned,
     bias: Folded,
     epilogue: Epilogue,
@@ -66,7 +61,7 @@ impl Stem {
         let fits = shape.groups == 1
             && shape.in_c <= MOST_CHANNELS
             && shape.dilations == [1, 1]
-            && (2..=MOST_ROWS).contains(&kernel_h)
+            && (2..=MOST_LINES).contains(&kernel_h)
             && shape.out_c.is_multiple_of(LANES);
         let Weights::I8(_) = spec.weights else {
             return Ok(None);
@@ -132,12 +127,14 @@ impl Stem {
         let copied = product(&[shape.pads[1] + shape.in_w, shape.in_c])?;
         let read = product(&[shape.out_w - 1, shape.strides[1], shape.in_c])? + groups * GROUP;
         product(&[copied.max(read), kernel_h + 1, MAX_PARTS])?;
+        let Some(lines) = Lines::new(&shape, read, flip) else {
+            return Ok(None);
+        };
         Ok(Some(Stem {
             shape,
             panels,
             groups,
-            line: copied.max(read),
-            flip,
+            lines,
             weights,
             bias,
             epilogue,
@@ -150,12 +147,7 @@ impl Stem {
 
     pub(super) fn scratch_bytes(&self, threads: usize) -> usize {
         let threads = threads.clamp(1, MAX_PARTS);
-        LINE + piece(4 * self.bias.columns()) + threads * self.part_bytes()
-    }
-
-    /// A ring of lines and one outside the image.
-    fn part_bytes(&self) -> usize {
-        (self.shape.kernel[0] + 1) * piece(self.line)
+        LINE + piece(4 * self.bias.columns()) + threads * self.lines.bytes()
     }
 
     /// Runs on buffers whose lengths were checked.
@@ -169,14 +161,13 @@ impl Stem {
             .min(macs / MACS_PER_PART)
             .min(rows)
             .max(1);
-        let part_bytes = self.part_bytes();
+        let part_bytes = self.lines.bytes();
         let scratch = Shared::new(carver.bytes(parts * part_bytes));
         let output = Shared::new(io.output);
         run_parts(pool, parts, |part| {
             // SAFETY: pieces of different parts are disjoint, and each part runs once.
             let scratch = unsafe { scratch.slice(part * part_bytes..(part + 1) * part_bytes) };
-            let outside = zero_point as u8 ^ self.flip;
-            let mut ring = Ring::new(self, io.input, outside, scratch);
+            let mut ring = Ring::new(shape, self.lines, io.input, zero_point as u8, scratch);
             for row in share(rows, parts, part) {
                 let rows = ring.rows(row / shape.out_h, row % shape.out_h);
                 self.row(row, &rows, bias, &output);
@@ -185,7 +176,7 @@ impl Stem {
     }
 
     /// One row of output pixels.
-    fn row(&self, row: usize, rows: &[*const u8; MOST_ROWS], bias: &[i32], output: &Shared<'_>) {
+    fn row(&self, row: usize, rows: &[*const u8; MOST_LINES], bias: &[i32], output: &Shared<'_>) {
         let shape = &self.shape;
         let Some((round, finish)) = self.epilogue.alone() else {
             return;
@@ -212,56 +203,6 @@ impl Stem {
             unsafe { (panel.run)(round, finish, &call) };
             column += LANES * panel.vectors;
         }
-    }
-}
-
-/// The lines that a row of output pixels reads.
-struct Ring<'a> {
-    stem: &'a Stem,
-    input: &'a [u8],
-    lines: &'a mut [u8],
-    /// The image and row that each line holds.
-    held: [Option<(usize, usize)>; MOST_ROWS],
-}
-
-impl<'a> Ring<'a> {
-    fn new(stem: &'a Stem, input: &'a [u8], outside: u8, lines: &'a mut [u8]) -> Self {
-        lines.fill(outside);
-        Ring {
-            stem,
-            input,
-            lines,
-            held: [None; MOST_ROWS],
-        }
-    }
-
-    /// The lines of an output row: those of the image, and outside it the one past the ring.
-    fn rows(&mut self, image: usize, row: usize) -> [*const u8; MOST_ROWS] {
-        let shape = &self.stem.shape;
-        let (count, length) = (shape.kernel[0], piece(self.stem.line));
-        let top = (row * shape.strides[0]) as isize - shape.pads[0] as isize;
-        let line = |y: isize| match usize::try_from(y) {
-            Ok(y) if y < shape.in_h => Some(y),
-            _ => None,
-        };
-        for y in (top..top + count as isize).filter_map(line) {
-            let index = y % count;
-            if self.held[index] != Some((image, y)) {
-                self.held[index] = Some((image, y));
-                let row = shape.in_w * shape.in_c;
-                let from = &self.input[image * shape.input_elements() + y * row..][..row];
-                let start = index * length + shape.pads[1] * shape.in_c;
-                let flip = self.stem.flip;
-                for (to, from) in self.lines[start..start + row].iter_mut().zip(from) {
-                    *to = from ^ flip;
-                }
-            }
-        }
-        core::array::from_fn(|ky| {
-            let y = line(top + ky as isize);
-            let index = y.map_or(count, |y| y % count);
-            self.lines[index * length..].as_ptr()
-        })
     }
 }
 

@@ -8,7 +8,7 @@ use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
 use crate::rows::Element;
-use crate::table::{DepthwiseKernel, Kernel, RowSumsFn, StemFn};
+use crate::table::{DepthwiseKernel, GroupedFn, Kernel, RowSumsFn, Spread, StemFn};
 
 mod dotprod;
 mod i8mm;
@@ -31,6 +31,16 @@ pub(super) fn stem(
     _vectors: usize,
     _pixels: usize,
 ) -> Option<StemFn> {
+    None
+}
+
+pub(super) fn grouped(
+    _isa: Isa,
+    _round: &Round,
+    _finish: &Finish,
+    _spread: Spread,
+    _pixels: usize,
+) -> Option<GroupedFn> {
     None
 }
 

@@ -7,7 +7,7 @@ use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
 use crate::rows::Element;
-use crate::table::{DepthwiseKernel, Kernel, RowSumsFn, StemFn};
+use crate::table::{DepthwiseKernel, GroupedFn, Kernel, RowSumsFn, Spread, StemFn};
 
 mod avx2;
 mod avx2_depthwise;
@@ -19,6 +19,7 @@ mod avx512_depthwise_rows;
 mod avx512_depthwise_taps;
 mod avx512_double_sum;
 mod avx512_epilogue;
+mod avx512_grouped;
 mod avx512_registers;
 mod avx512_round;
 mod avx512_row_sums;
@@ -61,6 +62,19 @@ pub(super) fn stem(
 ) -> Option<StemFn> {
     match isa {
         Isa::Avx512Vnni => avx512_stem::select(round, finish, vectors, pixels),
+        Isa::Scalar | Isa::Avx2 | Isa::AvxVnni | Isa::NeonDot | Isa::NeonI8mm => None,
+    }
+}
+
+pub(super) fn grouped(
+    isa: Isa,
+    round: &Round,
+    finish: &Finish,
+    spread: Spread,
+    pixels: usize,
+) -> Option<GroupedFn> {
+    match isa {
+        Isa::Avx512Vnni => avx512_grouped::select(round, finish, spread, pixels),
         Isa::Scalar | Isa::Avx2 | Isa::AvxVnni | Isa::NeonDot | Isa::NeonI8mm => None,
     }
 }

@@ -1,0 +1,201 @@
+//! Convolutions of groups with few channels, row by row, by functions that go to finished bytes.
+//!
+//! Sixteen output channels are computed together: those of several groups, or some of one. Whole rows of the
+//! image are copied to a ring of lines ([`super::ring`]), so borders, strides and dilations take one path.
+
+use crate::epilogue::Epilogue;
+use crate::error::product;
+use crate::memory::{Aligned, Carver, LINE, piece};
+use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
+use crate::table::{GroupedFn, GroupedRow, GroupedTap, Spread};
+use crate::tiles::MACS_PER_PART;
+use crate::{Isa, KernelError, Parallel, arch};
+
+use super::fold::Folded;
+use super::ring::{Lines, MOST_LINES, Ring};
+use super::{ConvIo, ConvShape, ConvSpec, Weights};
+
+/// Input channels of a lane.
+const GROUP: usize = 4;
+/// Output channels computed together.
+const LANES: usize = 16;
+/// Most channels of a group: more of them fill tiles well.
+const MOST_CHANNELS: usize = 32;
+/// Pixels of tiles.
+const TILES: [usize; 3] = [14, 8, 4];
+
+/// A grouped convolution, prepared.
+#[derive(Debug)]
+pub(super) struct Grouped {
+    shape: ConvShape,
+    run: GroupedFn,
+    /// The taps of a kernel row, each as many times as a group has lanes.
+    taps: Vec<GroupedTap>,
+    lines: Lines,
+    weights: Aligned,
+    bias: Folded,
+    epilogue: Epilogue,
+}
+
+impl Grouped {
+    /// None where the ISA has no functions for the shape or the output.
+    pub(super) fn new(
+        isa: Isa,
+        spec: &ConvSpec<'_>,
+        signed: bool,
+    ) -> Result<Option<Self>, KernelError> {
+        let shape = spec.shape;
+        let (inputs, outputs) = (shape.in_c / shape.groups, shape.out_c / shape.groups);
+        let Weights::I8(_) = spec.weights else {
+            return Ok(None);
+        };
+        let fits = shape.groups > 1
+            && inputs.is_multiple_of(GROUP)
+            && inputs.max(outputs) <= MOST_CHANNELS
+            && shape.out_c.is_multiple_of(LANES)
+            && (LANES.is_multiple_of(outputs) || outputs.is_multiple_of(LANES));
+        if !fits {
+            return Ok(None);
+        }
+        // Groups of a panel, and lanes of each.
+        let (groups, lanes) = ((LANES / outputs).max(1), inputs / GROUP);
+        let spread = match groups * lanes {
+            _ if groups == 1 => Spread::One,
+            4 => Spread::Four,
+            1..=16 => Spread::Sixteen,
+            _ => return Ok(None),
+        };
+        let columns: Vec<Option<usize>> = (0..shape.out_c).map(Some).collect();
+        let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &columns, LANES, None)?;
+        let Some((round, finish)) = epilogue.alone() else {
+            return Ok(None);
+        };
+        // The tile whose last one computes the fewest pixels again, of these the largest.
+        let tiles = TILES.into_iter().filter(|&tile| tile <= shape.out_w);
+        let tile = tiles.min_by_key(|tile| shape.out_w.next_multiple_of(*tile));
+        let Some(run) = tile.and_then(|tile| arch::grouped(isa, round, finish, spread, tile))
+        else {
+            return Ok(None);
+        };
+        let taps: Vec<GroupedTap> = (0..shape.kernel[1] * lanes)
+            .map(|tap| {
+                let (kx, lane) = (tap / lanes, tap % lanes);
+                let within = if spread == Spread::One {
+                    lane * GROUP
+                } else {
+                    0
+                };
+                GroupedTap {
+                    offset: kx * shape.dilations[1] * shape.in_c + within,
+                    lanes: core::array::from_fn(|at| {
+                        (at / outputs.min(LANES) * lanes + lane) as i32
+                    }),
+                }
+            })
+            .collect();
+        let [kernel_h, kernel_w] = shape.kernel;
+        let depth = shape.depth();
+        let vectors = kernel_h * taps.len();
+        let mut weights = Aligned::zeroed(product(&[shape.out_c / LANES, vectors, LANES * GROUP])?);
+        for (index, quad) in weights.bytes_mut().chunks_exact_mut(GROUP).enumerate() {
+            let (vector, at) = (index / LANES, index % LANES);
+            let (channel, place) = (vector / vectors * LANES + at, vector % vectors);
+            let (tap, lane) = (place / lanes, place % lanes);
+            debug_assert!(tap < kernel_h * kernel_w);
+            for (input, weight) in quad.iter_mut().enumerate() {
+                let k = tap * inputs + lane * GROUP + input;
+                *weight = spec.weights.get(channel, k, depth) as u8;
+            }
+        }
+        let (flip, offset) = if signed { (0x80, 128) } else { (0, 0) };
+        let bias = Folded::new(shape.out_c, spec.input_zero_point, offset, |channel| {
+            let bias = spec.bias.get(channel).copied().unwrap_or(0);
+            let weights = (0..depth).map(move |k| spec.weights.get(channel, k, depth));
+            Some((bias, weights))
+        });
+        let copied = product(&[shape.pads[1] + shape.in_w, shape.in_c])?;
+        let pixels = (shape.out_w - 1) * shape.strides[1] + (kernel_w - 1) * shape.dilations[1] + 1;
+        // A vector read for the last lanes of a pixel may end past it.
+        let read = product(&[pixels, shape.in_c])? + LANES * GROUP;
+        product(&[copied.max(read), MOST_LINES + 1, MAX_PARTS])?;
+        let Some(lines) = Lines::new(&shape, read, flip) else {
+            return Ok(None);
+        };
+        Ok(Some(Grouped {
+            shape,
+            run,
+            taps,
+            lines,
+            weights,
+            bias,
+            epilogue,
+        }))
+    }
+
+    pub(super) fn packed_bytes(&self) -> usize {
+        self.weights.bytes().len()
+    }
+
+    pub(super) fn scratch_bytes(&self, threads: usize) -> usize {
+        let threads = threads.clamp(1, MAX_PARTS);
+        LINE + piece(4 * self.bias.columns()) + threads * self.lines.bytes()
+    }
+
+    /// Runs on buffers whose lengths were checked.
+    pub(super) fn run(&self, io: ConvIo<'_>, zero_point: i32, pool: &dyn Parallel) {
+        let shape = &self.shape;
+        let mut carver = Carver::new(io.scratch);
+        let bias = self.bias.get(zero_point, carver.words(self.bias.columns()));
+        let rows = io.batch * shape.out_h;
+        let macs = io.batch.saturating_mul(shape.macs());
+        let parts = usable_threads(pool)
+            .min(macs / MACS_PER_PART)
+            .min(rows)
+            .max(1);
+        let part_bytes = self.lines.bytes();
+        let scratch = Shared::new(carver.bytes(parts * part_bytes));
+        let output = Shared::new(io.output);
+        run_parts(pool, parts, |part| {
+            // SAFETY: pieces of different parts are disjoint, and each part runs once.
+            let scratch = unsafe { scratch.slice(part * part_bytes..(part + 1) * part_bytes) };
+            let mut ring = Ring::new(shape, self.lines, io.input, zero_point as u8, scratch);
+            for row in share(rows, parts, part) {
+                let rows = ring.rows(row / shape.out_h, row % shape.out_h);
+                self.row(row, &rows, bias, &output);
+            }
+        });
+    }
+
+    /// One row of output pixels.
+    fn row(&self, row: usize, rows: &[*const u8; MOST_LINES], bias: &[i32], output: &Shared<'_>) {
+        let shape = &self.shape;
+        let Some((round, finish)) = self.epilogue.alone() else {
+            return;
+        };
+        let (inputs, outputs) = (shape.in_c / shape.groups, shape.out_c / shape.groups);
+        let panel_bytes = shape.kernel[0] * self.taps.len() * LANES * GROUP;
+        for (panel, bias) in bias.chunks_exact(LANES).enumerate() {
+            let channel = panel * LANES;
+            let call = GroupedRow {
+                rows: rows.as_ptr(),
+                kernel_rows: shape.kernel[0],
+                first: channel / outputs * inputs,
+                taps: &self.taps,
+                step: shape.strides[1] * shape.in_c,
+                weights: self.weights.bytes()[panel * panel_bytes..].as_ptr(),
+                bias: bias.as_ptr(),
+                column: channel,
+                pixels: shape.out_w,
+                out: output
+                    .start()
+                    .wrapping_add(row * shape.out_w * shape.out_c + channel),
+                out_step: shape.out_c,
+            };
+            // SAFETY: the contract of `GroupedRow`: lines hold all taps of all pixels and a vector more;
+            // weights, biases and parameters were laid out for these panels; tiles are no longer than a row;
+            // rows of different parts are disjoint, and lengths were checked for the whole batch; the ISA was
+            // checked when the layer was prepared.
+            unsafe { (self.run)(round, finish, &call) };
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Image rows copied with their border to a ring of lines, so that every output pixel of a row is computed
+//! alike and no row is copied twice.
+
+use crate::memory::piece;
+
+use super::ConvShape;
+
+/// Most lines of a ring, and most rows of a kernel.
+pub(super) const MOST_LINES: usize = 16;
+
+/// How lines lie in a ring.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lines {
+    /// Rows of the image from the first tap of a pixel to the last.
+    span: usize,
+    /// Bytes of a line.
+    length: usize,
+    /// What makes input bytes unsigned.
+    flip: u8,
+}
+
+impl Lines {
+    /// `length` bytes are read of each line, or fewer; none where a kernel sees too many rows.
+    pub(super) fn new(shape: &ConvShape, length: usize, flip: u8) -> Option<Self> {
+        let span = (shape.kernel[0] - 1)
+            .checked_mul(shape.dilations[0])?
+            .checked_add(1)?;
+        let copied = (shape.pads[1] + shape.in_w) * shape.in_c;
+        (span <= MOST_LINES).then_some(Lines {
+            span,
+            length: copied.max(length),
+            flip,
+        })
+    }
+
+    /// Bytes of a ring: its lines and one outside the image.
+    pub(super) fn bytes(&self) -> usize {
+        (self.span + 1) * piece(self.length)
+    }
+}
+
+/// The lines that a row of output pixels reads.
+pub(super) struct Ring<'a> {
+    shape: &'a ConvShape,
+    lines: Lines,
+    input: &'a [u8],
+    bytes: &'a mut [u8],
+    /// The image and row that each line holds.
+    held: [Option<(usize, usize)>; MOST_LINES],
+}
+
+impl<'a> Ring<'a> {
+    /// `bytes` are as many as the lines take; `outside` is what lies around the image, as its bytes are.
+    pub(super) fn new(
+        shape: &'a ConvShape,
+        lines: Lines,
+        input: &'a [u8],
+        outside: u8,
+        bytes: &'a mut [u8],
+    ) -> Self {
+        bytes.fill(outside ^ lines.flip);
+        Ring {
+            shape,
+            lines,
+            input,
+            bytes,
+            held: [None; MOST_LINES],
+        }
+    }
+
+    /// The lines of the kernel's rows for an output row: those of the image, and outside it the one past the
+    /// ring. They start with the border.
+    pub(super) fn rows(&mut self, image: usize, row: usize) -> [*const u8; MOST_LINES] {
+        let (shape, Lines { span, length, flip }) = (self.shape, self.lines);
+        let length = piece(length);
+        let top = (row * shape.strides[0]) as isize - shape.pads[0] as isize;
+        let line = |ky: usize| {
+            let y = top + (ky * shape.dilations[0]) as isize;
+            usize::try_from(y).ok().filter(|&y| y < shape.in_h)
+        };
+        for y in (0..shape.kernel[0]).filter_map(line) {
+            let index = y % span;
+            if self.held[index] != Some((image, y)) {
+                self.held[index] = Some((image, y));
+                let row = shape.in_w * shape.in_c;
+                let from = &self.input[image * shape.input_elements() + y * row..][..row];
+                let start = index * length + shape.pads[1] * shape.in_c;
+                for (to, from) in self.bytes[start..start + row].iter_mut().zip(from) {
+                    *to = from ^ flip;
+                }
+            }
+        }
+        core::array::from_fn(|ky| {
+            let y = line(ky.min(shape.kernel[0] - 1));
+            let index = y.map_or(span, |y| y % span);
+            self.bytes[index * length..].as_ptr()
+        })
+    }
+}
