@@ -236,6 +236,7 @@ pub(crate) type DepthwiseFn = unsafe fn(&DepthwiseTile<'_>);
 /// - `out` is writable for `channels` bytes, 1 to 64, at `pixels` places, `step` bytes apart, in each of
 ///   `rows` rows, `row_step` bytes apart; further rows are not written.
 #[derive(Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) struct DepthwiseFinished {
     pub(crate) column: usize,
     pub(crate) channels: usize,
