@@ -18,6 +18,7 @@ mod run;
 mod samples;
 mod seek;
 mod sensitivity;
+mod suspect;
 mod wanted;
 
 pub use describe::describe;

@@ -13,6 +13,7 @@ pub(super) use super::options::Options;
 use super::round::round;
 use super::samples::Samples;
 use super::seek::{Bench, Found, Judge, rate, seek};
+use super::suspect::suspects;
 use super::wanted::wanted;
 use super::{finish, grids, observe};
 use crate::calibrate::Histogram;
@@ -132,7 +133,7 @@ pub fn run<'g>(
         }
     };
     let search_seconds = start.elapsed().as_secs_f64();
-    let mut warnings = Vec::new();
+    let mut warnings = suspects(graph, &placement, &seen.histograms);
     let budget = match (&options.budgets, &found.problem) {
         (Some(budgets), Some(problem)) => budgets.limits(problem)?.latency.zip(latency),
         (_, _) => None,

@@ -275,6 +275,21 @@ fn odd_values_make_a_model_that_runs() {
                 }
                 let few = data == "data" || text.contains("warning: only 3 samples");
                 assert!(few, "{line}: {text}");
+                let said: &[&str] = match model {
+                    "dead" => &["'conv1': all weights of 1 of its 3 output channels are 0"],
+                    "zeros" => &[
+                        "'conv1': all weights of 3 of its 3 output channels are 0",
+                        "the result of 'conv1' is 0 in every sample",
+                    ],
+                    _ => &[],
+                };
+                let all = said.iter().all(|said| text.contains(said));
+                assert!(all, "{line}: {text}");
+                let usual = model == "plain" && data == "data";
+                assert!(
+                    !usual || !text.contains(" in every sample"),
+                    "{line}: {text}"
+                );
                 assert_eq!(
                     answers(&folder, "net", "cpu"),
                     answers(&folder, "net", "reference"),

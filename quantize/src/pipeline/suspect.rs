@@ -1,0 +1,68 @@
+//! What works but hardly was meant: output channels without weights, values that never change.
+
+use requant_import::float::{Graph, Node, Op};
+
+use crate::calibrate::Histogram;
+use crate::placement::Placement;
+
+/// How many of a kind are named.
+const NAMED: usize = 5;
+
+/// A sentence for each thing to look at; `histograms` are the placement's groups'.
+pub(super) fn suspects(
+    graph: &Graph,
+    placement: &Placement,
+    histograms: &[Histogram],
+) -> Vec<String> {
+    let mut warnings = named(dead_channels(graph));
+    warnings.extend(named(constant_values(graph, placement, histograms)));
+    warnings
+}
+
+fn named(mut found: Vec<String>) -> Vec<String> {
+    let more = found.len().saturating_sub(NAMED);
+    found.truncate(NAMED);
+    if more > 0 {
+        found.push(format!("… and {more} more of this kind"));
+    }
+    found
+}
+
+/// Layers with output channels whose weights are all 0.
+fn dead_channels(graph: &Graph) -> Vec<String> {
+    let dead = |index: usize| {
+        let node = &graph.nodes[index];
+        let weights = node.op.weights()?;
+        let channels = weights.dims.first().copied().filter(|&count| count > 0)?;
+        let each = (weights.data.len() / channels).max(1);
+        let of_zeros = |channel: &&[f32]| channel.iter().all(|&weight| weight == 0.0);
+        let dead = weights.data.chunks(each).filter(of_zeros).count();
+        (dead > 0).then(|| {
+            format!(
+                "layer '{}': all weights of {dead} of its {channels} output channels are 0",
+                node.name
+            )
+        })
+    };
+    graph.layers().filter_map(dead).collect()
+}
+
+/// Values that were one number in all samples.
+fn constant_values(graph: &Graph, placement: &Placement, histograms: &[Histogram]) -> Vec<String> {
+    let constant = |(group, histogram): (usize, &Histogram)| {
+        let (lo, hi) = histogram.extremes()?;
+        if lo != hi {
+            return None;
+        }
+        // What is constant in the file is meant to be.
+        let made = |node: &&Node| {
+            placement.sources(group).contains(&node.output) && !matches!(node.op, Op::Constant(_))
+        };
+        let node = graph.nodes.iter().find(made)?;
+        Some(format!(
+            "the result of '{}' is {lo} in every sample: a range found with that fits no other data",
+            node.name
+        ))
+    };
+    histograms.iter().enumerate().filter_map(constant).collect()
+}
