@@ -16,8 +16,6 @@ use super::avx512_registers::{InRegisters, in_registers};
 const LANES: usize = 64;
 /// Vectors of 16 sums.
 const VECTORS: usize = 4;
-/// Sums of the largest tile, and one value more that a rounding may read.
-const TILE: usize = 4 * LANES + 1;
 
 /// The function for a number of rows and pixels, and an output whose columns lie unpacked; none for rare
 /// roundings.
@@ -62,7 +60,6 @@ unsafe fn finished<R: InRegisters, const ROWS: usize, const PIXELS: usize>(
     let bias: [__m512i; VECTORS] = core::array::from_fn(|vector| unsafe {
         _mm512_loadu_si512(tile.bias.add(vector * 16).cast())
     });
-    let mut stored = [0i32; TILE];
     let mut first = 0;
     loop {
         // The last tile ends with the stretch; pixels of the one before it are computed again.
@@ -89,36 +86,34 @@ unsafe fn finished<R: InRegisters, const ROWS: usize, const PIXELS: usize>(
             }
             weights = weights.wrapping_add(VECTORS * ROWS * LANES);
         }
-        if !R::SHORT {
-            for (index, sums) in sums.as_flattened().iter().enumerate() {
-                for (vector, sum) in sums.iter().enumerate() {
-                    let at = stored[index * LANES + vector * 16..].as_mut_ptr();
-                    // SAFETY: the array holds all sums.
-                    unsafe { _mm512_storeu_si512(at.cast(), *sum) };
-                }
-            }
-        }
-        for index in 0..PIXELS * ROWS {
-            let (pixel, row) = (index / ROWS, index % ROWS);
-            let mut values = [_mm512_setzero_si512(); VECTORS];
-            for (vector, value) in values.iter_mut().enumerate() {
-                // SAFETY: this function has the features too; the array holds all sums and a value more.
-                *value = unsafe {
-                    if R::SHORT {
-                        R::rounded(sums[pixel][row][vector], parameters[vector])
-                    } else {
-                        let at = stored[index * LANES + vector * 16..].as_ptr();
-                        R::round(at, _mm512_setzero_si512(), parameters[vector])
+        // Written out: in a loop, sums would be kept in memory.
+        macro_rules! finish {
+            ($index:literal) => {
+                if $index < PIXELS * ROWS {
+                    let (pixel, row) = ($index / ROWS, $index % ROWS);
+                    let sums = sums[pixel][row];
+                    // SAFETY: this function has the features too.
+                    let values = unsafe {
+                        [
+                            R::rounded(sums[0], parameters[0]),
+                            R::rounded(sums[1], parameters[1]),
+                            R::rounded(sums[2], parameters[2]),
+                            R::rounded(sums[3], parameters[3]),
+                        ]
+                    };
+                    if row < call.rows {
+                        let at = row * call.row_step + (start + pixel) * call.step;
+                        let out = call.out.wrapping_add(at);
+                        // SAFETY: as many rows of pixels are writable.
+                        unsafe { store_bytes(out, narrow.bytes(&values), call.channels) };
                     }
-                };
-            }
-            if row < call.rows {
-                let at = row * call.row_step + (start + pixel) * call.step;
-                let out = call.out.wrapping_add(at);
-                // SAFETY: as many rows of pixels are writable.
-                unsafe { store_bytes(out, narrow.bytes(&values), call.channels) };
-            }
+                }
+            };
         }
+        finish!(0);
+        finish!(1);
+        finish!(2);
+        finish!(3);
         first += PIXELS;
         if first >= tile.pixels {
             break;

@@ -44,10 +44,6 @@ pub(super) use in_registers;
 
 /// A rounding of sums that are in registers.
 pub(super) trait InRegisters: Rounding {
-    /// Whether it is so short that the compiler writes it out for a whole tile. If not, sums that it takes
-    /// from registers in a loop are kept in memory from the start.
-    const SHORT: bool = false;
-
     /// # Safety
     /// - The machine has AVX-512 F and DQ.
     unsafe fn rounded(sums: __m512i, parameters: Self::Parameters) -> __m512i;
@@ -81,8 +77,6 @@ impl InRegisters for High {
 }
 
 impl InRegisters for Float {
-    const SHORT: bool = true;
-
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn rounded(sums: __m512i, [scale, lo, hi]: Self::Parameters) -> __m512i {
@@ -92,8 +86,6 @@ impl InRegisters for Float {
 }
 
 impl InRegisters for Bounded {
-    const SHORT: bool = true;
-
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn rounded(sums: __m512i, scale: Self::Parameters) -> __m512i {

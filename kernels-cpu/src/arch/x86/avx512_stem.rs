@@ -19,8 +19,6 @@ const LANES: usize = 16;
 const BYTES: usize = 64;
 /// Taps of a group.
 const GROUP: usize = 4;
-/// Sums of the largest tile, and one value more that a rounding may read.
-const TILE: usize = 24 * LANES + 1;
 
 /// The function for as many vectors of channels and pixels, and an output; none for rare roundings.
 pub(super) fn select(
@@ -65,7 +63,6 @@ unsafe fn row<R: InRegisters, const VECTORS: usize, const PIXELS: usize>(
     let bias: [__m512i; VECTORS] = core::array::from_fn(|vector| unsafe {
         _mm512_loadu_si512(call.bias.add(vector * LANES).cast())
     });
-    let mut tile = [0i32; TILE];
     let mut first = 0;
     loop {
         // The last tile ends with the row; pixels of the one before it are computed again.
@@ -99,33 +96,29 @@ unsafe fn row<R: InRegisters, const VECTORS: usize, const PIXELS: usize>(
                 }
             }
         }
-        if !R::SHORT {
-            for (pixel, sums) in sums.iter().enumerate() {
-                for (vector, sum) in sums.iter().enumerate() {
-                    let at = tile[(pixel * VECTORS + vector) * LANES..].as_mut_ptr();
-                    // SAFETY: the tile holds all sums.
-                    unsafe { _mm512_storeu_si512(at.cast(), *sum) };
+        // Written out: in a loop, sums would be kept in memory.
+        macro_rules! finish {
+            ($group:literal) => {
+                if $group * 4 < PIXELS * VECTORS {
+                    let pixel = $group * 4 / VECTORS;
+                    let value = |index: usize| {
+                        let sum = sums[pixel + index / VECTORS][index % VECTORS];
+                        // SAFETY: this function has the features too.
+                        unsafe { R::rounded(sum, parameters[index % VECTORS]) }
+                    };
+                    let values = [value(0), value(1), value(2), value(3)];
+                    let out = call.out.wrapping_add((start + pixel) * call.out_step);
+                    // SAFETY: the pixels are writable for the channels.
+                    unsafe { store::<VECTORS>(out, call.out_step, narrow.pack(&values)) };
                 }
-            }
+            };
         }
-        for pixel in (0..PIXELS).step_by(4 / VECTORS) {
-            let mut values = [_mm512_setzero_si512(); 4];
-            for (index, value) in values.iter_mut().enumerate() {
-                let (pixel, vector) = (pixel + index / VECTORS, index % VECTORS);
-                // SAFETY: this function has the features too; the tile holds all sums and a value more.
-                *value = unsafe {
-                    if R::SHORT {
-                        R::rounded(sums[pixel][vector], parameters[vector])
-                    } else {
-                        let at = tile[(pixel * VECTORS + vector) * LANES..].as_ptr();
-                        R::round(at, _mm512_setzero_si512(), parameters[vector])
-                    }
-                };
-            }
-            let out = call.out.wrapping_add((start + pixel) * call.out_step);
-            // SAFETY: the pixels are writable for the channels.
-            unsafe { store::<VECTORS>(out, call.out_step, narrow.pack(&values)) };
-        }
+        finish!(0);
+        finish!(1);
+        finish!(2);
+        finish!(3);
+        finish!(4);
+        finish!(5);
         first += PIXELS;
         if first >= call.pixels {
             break;
