@@ -5,15 +5,14 @@
 
 use crate::epilogue::Epilogue;
 use crate::error::product;
-use crate::memory::{Aligned, Carver, LINE, piece};
-use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
+use crate::memory::Aligned;
+use crate::parallel::{MAX_PARTS, Shared};
 use crate::table::{GroupedFn, GroupedRow, GroupedTap, Spread};
-use crate::tiles::MACS_PER_PART;
 use crate::{Isa, KernelError, Parallel, arch};
 
 use super::fold::Folded;
-use super::ring::{Lines, MOST_LINES, Ring};
-use super::{ConvIo, ConvShape, ConvSpec, Weights};
+use super::ring::{Lines, MOST_LINES, Rows};
+use super::{ConvIo, ConvSpec, Weights};
 
 /// Input channels of a lane.
 const GROUP: usize = 4;
@@ -27,14 +26,10 @@ const TILES: [usize; 3] = [14, 8, 4];
 /// A grouped convolution, prepared.
 #[derive(Debug)]
 pub(super) struct Grouped {
-    shape: ConvShape,
+    rows: Rows,
     run: GroupedFn,
     /// The taps of a kernel row, each as many times as a group has lanes.
     taps: Vec<GroupedTap>,
-    lines: Lines,
-    weights: Aligned,
-    bias: Folded,
-    epilogue: Epilogue,
 }
 
 impl Grouped {
@@ -122,54 +117,38 @@ impl Grouped {
             return Ok(None);
         };
         Ok(Some(Grouped {
-            shape,
+            rows: Rows {
+                shape,
+                lines,
+                weights,
+                bias,
+                epilogue,
+            },
             run,
             taps,
-            lines,
-            weights,
-            bias,
-            epilogue,
         }))
     }
 
     pub(super) fn packed_bytes(&self) -> usize {
-        self.weights.bytes().len()
+        self.rows.packed_bytes()
     }
 
     pub(super) fn scratch_bytes(&self, threads: usize) -> usize {
-        let threads = threads.clamp(1, MAX_PARTS);
-        LINE + piece(4 * self.bias.columns()) + threads * self.lines.bytes()
+        self.rows.scratch_bytes(threads)
     }
 
     /// Runs on buffers whose lengths were checked.
     pub(super) fn run(&self, io: ConvIo<'_>, zero_point: i32, pool: &dyn Parallel) {
-        let shape = &self.shape;
-        let mut carver = Carver::new(io.scratch);
-        let bias = self.bias.get(zero_point, carver.words(self.bias.columns()));
-        let rows = io.batch * shape.out_h;
-        let macs = io.batch.saturating_mul(shape.macs());
-        let parts = usable_threads(pool)
-            .min(macs / MACS_PER_PART)
-            .min(rows)
-            .max(1);
-        let part_bytes = self.lines.bytes();
-        let scratch = Shared::new(carver.bytes(parts * part_bytes));
-        let output = Shared::new(io.output);
-        run_parts(pool, parts, |part| {
-            // SAFETY: pieces of different parts are disjoint, and each part runs once.
-            let scratch = unsafe { scratch.slice(part * part_bytes..(part + 1) * part_bytes) };
-            let mut ring = Ring::new(shape, self.lines, io.input, zero_point as u8, scratch);
-            for row in share(rows, parts, part) {
-                let rows = ring.rows(row / shape.out_h, row % shape.out_h);
-                self.row(row, &rows, bias, &output);
-            }
-        });
+        self.rows
+            .run(io, zero_point, pool, |row, lines, bias, output| {
+                self.row(row, lines, bias, output);
+            });
     }
 
     /// One row of output pixels.
-    fn row(&self, row: usize, rows: &[*const u8; MOST_LINES], bias: &[i32], output: &Shared<'_>) {
-        let shape = &self.shape;
-        let Some((round, finish)) = self.epilogue.alone() else {
+    fn row(&self, row: usize, lines: &[*const u8; MOST_LINES], bias: &[i32], output: &Shared<'_>) {
+        let shape = &self.rows.shape;
+        let Some((round, finish)) = self.rows.epilogue.alone() else {
             return;
         };
         let (inputs, outputs) = (shape.in_c / shape.groups, shape.out_c / shape.groups);
@@ -177,12 +156,12 @@ impl Grouped {
         for (panel, bias) in bias.chunks_exact(LANES).enumerate() {
             let channel = panel * LANES;
             let call = GroupedRow {
-                rows: rows.as_ptr(),
+                rows: lines.as_ptr(),
                 kernel_rows: shape.kernel[0],
                 first: channel / outputs * inputs,
                 taps: &self.taps,
                 step: shape.strides[1] * shape.in_c,
-                weights: self.weights.bytes()[panel * panel_bytes..].as_ptr(),
+                weights: self.rows.weights.bytes()[panel * panel_bytes..].as_ptr(),
                 bias: bias.as_ptr(),
                 column: channel,
                 pixels: shape.out_w,

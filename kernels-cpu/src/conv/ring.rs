@@ -1,9 +1,14 @@
-//! Image rows copied with their border to a ring of lines, so that every output pixel of a row is computed
-//! alike and no row is copied twice.
+//! Convolutions by whole rows: image rows are copied with their border to a ring of lines, so that every output
+//! pixel of a row is computed alike and no row is copied twice.
 
-use crate::memory::piece;
+use crate::Parallel;
+use crate::epilogue::Epilogue;
+use crate::memory::{Aligned, Carver, LINE, piece};
+use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
+use crate::tiles::MACS_PER_PART;
 
-use super::ConvShape;
+use super::fold::Folded;
+use super::{ConvIo, ConvShape};
 
 /// Most lines of a ring, and most rows of a kernel.
 pub(super) const MOST_LINES: usize = 16;
@@ -34,13 +39,66 @@ impl Lines {
     }
 
     /// Bytes of a ring: its lines and one outside the image.
-    pub(super) fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         (self.span + 1) * piece(self.length)
     }
 }
 
+/// A convolution computed by rows of output pixels, prepared but for the function of a row.
+#[derive(Debug)]
+pub(super) struct Rows {
+    pub(super) shape: ConvShape,
+    pub(super) lines: Lines,
+    pub(super) weights: Aligned,
+    pub(super) bias: Folded,
+    pub(super) epilogue: Epilogue,
+}
+
+impl Rows {
+    pub(super) fn packed_bytes(&self) -> usize {
+        self.weights.bytes().len()
+    }
+
+    pub(super) fn scratch_bytes(&self, threads: usize) -> usize {
+        let threads = threads.clamp(1, MAX_PARTS);
+        LINE + piece(4 * self.bias.columns()) + threads * self.lines.bytes()
+    }
+
+    /// Calls `compute` once for each row of output pixels of the batch: its number, its lines, the biases and
+    /// the output, of which it may write that row. Lengths of the buffers were checked.
+    pub(super) fn run(
+        &self,
+        io: ConvIo<'_>,
+        zero_point: i32,
+        pool: &dyn Parallel,
+        compute: impl Fn(usize, &[*const u8; MOST_LINES], &[i32], &Shared<'_>) + Sync,
+    ) {
+        let shape = &self.shape;
+        let mut carver = Carver::new(io.scratch);
+        let bias = self.bias.get(zero_point, carver.words(self.bias.columns()));
+        let rows = io.batch * shape.out_h;
+        let macs = io.batch.saturating_mul(shape.macs());
+        let parts = usable_threads(pool)
+            .min(macs / MACS_PER_PART)
+            .min(rows)
+            .max(1);
+        let part_bytes = self.lines.bytes();
+        let scratch = Shared::new(carver.bytes(parts * part_bytes));
+        let output = Shared::new(io.output);
+        run_parts(pool, parts, |part| {
+            // SAFETY: pieces of different parts are disjoint, and each part runs once.
+            let scratch = unsafe { scratch.slice(part * part_bytes..(part + 1) * part_bytes) };
+            let mut ring = Ring::new(shape, self.lines, io.input, zero_point as u8, scratch);
+            for row in share(rows, parts, part) {
+                let lines = ring.rows(row / shape.out_h, row % shape.out_h);
+                compute(row, &lines, bias, &output);
+            }
+        });
+    }
+}
+
 /// The lines that a row of output pixels reads.
-pub(super) struct Ring<'a> {
+struct Ring<'a> {
     shape: &'a ConvShape,
     lines: Lines,
     input: &'a [u8],
@@ -51,7 +109,7 @@ pub(super) struct Ring<'a> {
 
 impl<'a> Ring<'a> {
     /// `bytes` are as many as the lines take; `outside` is what lies around the image, as its bytes are.
-    pub(super) fn new(
+    fn new(
         shape: &'a ConvShape,
         lines: Lines,
         input: &'a [u8],
@@ -70,7 +128,7 @@ impl<'a> Ring<'a> {
 
     /// The lines of the kernel's rows for an output row: those of the image, and outside it the one past the
     /// ring. They start with the border.
-    pub(super) fn rows(&mut self, image: usize, row: usize) -> [*const u8; MOST_LINES] {
+    fn rows(&mut self, image: usize, row: usize) -> [*const u8; MOST_LINES] {
         let (shape, Lines { span, length, flip }) = (self.shape, self.lines);
         let length = piece(length);
         let top = (row * shape.strides[0]) as isize - shape.pads[0] as isize;

@@ -7,15 +7,14 @@
 
 use crate::epilogue::Epilogue;
 use crate::error::product;
-use crate::memory::{Aligned, Carver, LINE, piece};
-use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
+use crate::memory::Aligned;
+use crate::parallel::{MAX_PARTS, Shared};
 use crate::table::{StemFn, StemRow, stem_column};
-use crate::tiles::MACS_PER_PART;
 use crate::{Isa, KernelError, Parallel, arch};
 
 use super::fold::Folded;
-use super::ring::{Lines, MOST_LINES, Ring};
-use super::{ConvIo, ConvShape, ConvSpec, Weights};
+use super::ring::{Lines, MOST_LINES, Rows};
+use super::{ConvIo, ConvSpec, Weights};
 
 /// Most channels of the image.
 const MOST_CHANNELS: usize = 4;
@@ -29,14 +28,10 @@ const TILES: [(usize, [usize; 2]); 3] = [(4, [6, 2]), (2, [12, 4]), (1, [12, 4])
 /// A first layer, prepared.
 #[derive(Debug)]
 pub(super) struct Stem {
-    shape: ConvShape,
+    rows: Rows,
     panels: Vec<Panel>,
     /// Groups of a kernel row.
     groups: usize,
-    lines: Lines,
-    weights: Aligned,
-    bias: Folded,
-    epilogue: Epilogue,
 }
 
 /// Some output channels.
@@ -131,65 +126,49 @@ impl Stem {
             return Ok(None);
         };
         Ok(Some(Stem {
-            shape,
+            rows: Rows {
+                shape,
+                lines,
+                weights,
+                bias,
+                epilogue,
+            },
             panels,
             groups,
-            lines,
-            weights,
-            bias,
-            epilogue,
         }))
     }
 
     pub(super) fn packed_bytes(&self) -> usize {
-        self.weights.bytes().len()
+        self.rows.packed_bytes()
     }
 
     pub(super) fn scratch_bytes(&self, threads: usize) -> usize {
-        let threads = threads.clamp(1, MAX_PARTS);
-        LINE + piece(4 * self.bias.columns()) + threads * self.lines.bytes()
+        self.rows.scratch_bytes(threads)
     }
 
     /// Runs on buffers whose lengths were checked.
     pub(super) fn run(&self, io: ConvIo<'_>, zero_point: i32, pool: &dyn Parallel) {
-        let shape = &self.shape;
-        let mut carver = Carver::new(io.scratch);
-        let bias = self.bias.get(zero_point, carver.words(self.bias.columns()));
-        let rows = io.batch * shape.out_h;
-        let macs = io.batch.saturating_mul(shape.macs());
-        let parts = usable_threads(pool)
-            .min(macs / MACS_PER_PART)
-            .min(rows)
-            .max(1);
-        let part_bytes = self.lines.bytes();
-        let scratch = Shared::new(carver.bytes(parts * part_bytes));
-        let output = Shared::new(io.output);
-        run_parts(pool, parts, |part| {
-            // SAFETY: pieces of different parts are disjoint, and each part runs once.
-            let scratch = unsafe { scratch.slice(part * part_bytes..(part + 1) * part_bytes) };
-            let mut ring = Ring::new(shape, self.lines, io.input, zero_point as u8, scratch);
-            for row in share(rows, parts, part) {
-                let rows = ring.rows(row / shape.out_h, row % shape.out_h);
-                self.row(row, &rows, bias, &output);
-            }
-        });
+        self.rows
+            .run(io, zero_point, pool, |row, lines, bias, output| {
+                self.row(row, lines, bias, output);
+            });
     }
 
     /// One row of output pixels.
-    fn row(&self, row: usize, rows: &[*const u8; MOST_LINES], bias: &[i32], output: &Shared<'_>) {
-        let shape = &self.shape;
-        let Some((round, finish)) = self.epilogue.alone() else {
+    fn row(&self, row: usize, lines: &[*const u8; MOST_LINES], bias: &[i32], output: &Shared<'_>) {
+        let shape = &self.rows.shape;
+        let Some((round, finish)) = self.rows.epilogue.alone() else {
             return;
         };
         let mut column = 0;
         for panel in &self.panels {
             let at = row * shape.out_w * shape.out_c + panel.channel;
             let call = StemRow {
-                rows: rows.as_ptr(),
+                rows: lines.as_ptr(),
                 kernel_rows: shape.kernel[0],
                 groups: self.groups,
                 step: shape.strides[1] * shape.in_c,
-                weights: self.weights.bytes()[panel.offset..].as_ptr(),
+                weights: self.rows.weights.bytes()[panel.offset..].as_ptr(),
                 bias: bias[column..column + LANES * panel.vectors].as_ptr(),
                 column,
                 pixels: shape.out_w,
