@@ -60,9 +60,6 @@ pub fn describe(
     if let Some(problem) = &outcome.problem {
         report.pareto = pareto(problem, outcome);
         report.search = Some(summary(outcome, options));
-        if let Some(chosen) = outcome.solutions.first() {
-            report.totals.seconds = chosen.cost.latency;
-        }
     }
     report
 }

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use requant_model::limits::MAX_WINDOW;
-use requant_model::ops::Window;
 
 use crate::float::graph::{Binary, BinaryKind, Clamp, Op, Tensor, ValueId};
 use crate::float::map::{Expr, Map, Unary};
@@ -14,6 +13,7 @@ use crate::onnx::model::Node;
 use crate::onnx::rules::reduced_axes;
 
 use super::elementwise::binary;
+use super::pools::whole;
 use super::reader::Reader;
 
 /// The opset from which GroupNormalization has a factor and an offset a channel.
@@ -117,14 +117,7 @@ impl<'m> Reader<'m> {
             kernel[place] = extent;
             dims[axis] = 1;
         }
-        let window = Window {
-            kernel,
-            strides: [1; 2],
-            pads: [0; 4],
-            dilations: [1; 2],
-            ceil: false,
-        };
-        let result = self.emit_part(node, "largest", Op::MaxPool(window), &[x], dims)?;
+        let result = self.emit_part(node, "largest", Op::MaxPool(whole(kernel)), &[x], dims)?;
         self.without_axes(node, result, &axes)
     }
 

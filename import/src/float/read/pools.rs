@@ -35,16 +35,9 @@ impl<'m> Reader<'m> {
         if kernel.iter().any(|&extent| extent > MAX_WINDOW) {
             return Err(Reason::Shape(dims.iter().map(|&d| d as i64).collect()).into());
         }
-        let window = Window {
-            kernel,
-            strides: [1; 2],
-            pads: [0; 4],
-            dilations: [1; 2],
-            ceil: false,
-        };
         let mut out = dims;
         out[2..].fill(1);
-        let value = self.emit(node, Op::MaxPool(window), &[x], out)?;
+        let value = self.emit(node, Op::MaxPool(whole(kernel)), &[x], out)?;
         self.define_value(node, value);
         Ok(())
     }
@@ -144,5 +137,16 @@ impl<'m> Reader<'m> {
         }
         let tensor = node.required(0)?.to_owned();
         Err(Reason::Rank { tensor, rank }.into())
+    }
+}
+
+/// A window that lies on an image once, as large as its axes that are reduced.
+pub(super) fn whole(kernel: [usize; 2]) -> Window {
+    Window {
+        kernel,
+        strides: [1; 2],
+        pads: [0; 4],
+        dilations: [1; 2],
+        ceil: false,
     }
 }
