@@ -630,6 +630,11 @@ fn moves_have_the_shapes_of_onnx() {
             &["softmax Softmax_y(x) -> y [1, 4, 4, 6]"],
         ),
         (
+            node("LogSoftmax", &["x"], &["y"]),
+            vec![],
+            &["log_softmax LogSoftmax_y(x) -> y [1, 4, 4, 6]"],
+        ),
+        (
             node("Dropout", &["q"], &["y"]),
             vec![],
             &["map Tanh_q(x) -> q [1, 4, 4, 6]"],

@@ -261,14 +261,14 @@ fn a_layer_at_the_end_may_stay_real() {
 
 #[test]
 fn a_softmax_at_the_end_stays_real() {
-    for flat in [false, true] {
+    for (flat, log) in [(false, false), (true, false), (false, true), (true, true)] {
         let mut net = Net::new("softmax", 3);
         let x = net.input(&[1, 3, 4], Some(quant(DType::U8, 0.05, 100)));
         let q = Some(quant(DType::I8, 0.1, 3));
         let a = net.gemm(x, 6, Store::Type(DType::I8), None, Clamp::NONE, q);
         net.output(a);
         let axis = if flat { 1 } else { 2 };
-        let b = net.node(FloatOp::Softmax { axis, flat }, &[a], &[1, 3, 6], None);
+        let b = net.node(FloatOp::Softmax { axis, flat, log }, &[a], &[1, 3, 6], None);
         net.output(b);
         let graph = to_graph(&net.quantized()).unwrap();
         let data = inputs(&graph, &mut Rng::new(5), 1);
@@ -278,7 +278,8 @@ fn a_softmax_at_the_end_stays_real() {
             let exps: Vec<f64> = logits.iter().map(|&x| f64::from(x).exp()).collect();
             let sum: f64 = exps.iter().sum();
             for (e, &got) in exps.iter().zip(got) {
-                assert!((e / sum - f64::from(got)).abs() < 1e-6);
+                let want = if log { (e / sum).ln() } else { e / sum };
+                assert!((want - f64::from(got)).abs() < 1e-6 * want.abs().max(1.0));
             }
         }
     }

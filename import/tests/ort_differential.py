@@ -752,11 +752,12 @@ def qgemm_float(g):
 
 @case(exact=False)
 def float_logits(g):
-    """No quantization after the last layer, then Softmax and ArgMax in float."""
+    """No quantization after the last layer, then Softmax, its logarithm and ArgMax in float."""
     x = g.input([20])
     w, scale, zero, axis = g.weights([20, 6], 1)
     y = g.node("Gemm", [x, g.dq(w, scale, zero, **axis)])
     g.output(g.node("Softmax", [y], axis=-1), TensorProto.FLOAT)
+    g.output(g.node("LogSoftmax", [y], axis=-1), TensorProto.FLOAT)
     g.output(g.node("ArgMax", [y], axis=-1, keepdims=int(g.rng.integers(0, 2))), TensorProto.INT64)
 
 

@@ -59,6 +59,18 @@ pub fn softmax(row: &[f32], out: &mut [f32]) {
     }
 }
 
+/// Logarithm of the [`softmax`] of a row: `(x − max) − ln Σ exp(x − max)`, in f64, summed in index order.
+pub fn log_softmax(row: &[f32], out: &mut [f32]) {
+    let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = row
+        .iter()
+        .fold(0.0, |sum, &x| sum + libm::exp(f64::from(x) - max));
+    let log = libm::log(sum);
+    for (y, &x) in out.iter_mut().zip(row) {
+        *y = (f64::from(x) - max - log) as f32;
+    }
+}
+
 /// Index of the largest element, the lowest index where several are equal.
 pub fn argmax<T: PartialOrd + Copy>(row: impl IntoIterator<Item = T>) -> Option<usize> {
     let mut best: Option<(usize, T)> = None;
@@ -114,6 +126,22 @@ mod tests {
         assert_eq!(out[2], 0.0);
         softmax(&[3.0; 4], &mut out);
         assert_eq!(out, [0.25; 4]);
+    }
+
+    #[test]
+    fn log_softmax_is_the_logarithm() {
+        let row = [1000.0, 1001.0, -80.0, 999.5];
+        let (mut soft, mut log) = ([0.0; 4], [0.0; 4]);
+        softmax(&row, &mut soft);
+        log_softmax(&row, &mut log);
+        for i in [0, 1, 3] {
+            assert!((f64::from(log[i]) - libm::log(f64::from(soft[i]))).abs() < 1e-6);
+        }
+        // Where the softmax is 0 in f32 its logarithm is not.
+        assert_eq!(soft[2], 0.0);
+        assert!((f64::from(log[2] - log[1]) + 1081.0).abs() < 1e-3);
+        log_softmax(&[3.0], &mut log[..1]);
+        assert_eq!(log[0], 0.0);
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl Answer {
         }
         let mut made = port.value;
         while let Some(node) = graph.nodes.iter().find(|node| node.output == made) {
-            if matches!(node.op, Op::Softmax { .. }) {
+            if matches!(node.op, Op::Softmax { log: false, .. }) {
                 return Answer::Probabilities { classes };
             }
             if !matches!(node.op, Op::Reshape | Op::Transpose(_)) {

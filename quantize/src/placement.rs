@@ -17,7 +17,7 @@ pub struct Placement {
 impl Placement {
     /// Sorts the values of a graph.
     pub fn new(graph: &Graph) -> Self {
-        let real = real_values(graph);
+        let real = graph.reals();
         let mut parents: Vec<usize> = (0..graph.values.len()).collect();
         for node in graph.nodes.iter().filter(|node| node.op.moves_only()) {
             if real[node.output.0] {
@@ -121,33 +121,6 @@ impl Placement {
     }
 }
 
-/// Values behind the last dequantize: a softmax that nothing but outputs read, and moves of it.
-fn real_values(graph: &Graph) -> Vec<bool> {
-    let readers = graph.readers();
-    let mut ends = vec![false; graph.values.len()];
-    for port in &graph.outputs {
-        ends[port.value.0] = readers[port.value.0].is_empty();
-    }
-    for node in graph.nodes.iter().rev() {
-        let moves = |&(reader, _): &(usize, usize)| {
-            let next = &graph.nodes[reader];
-            let shape_only = matches!(next.op, Op::Reshape | Op::Transpose(_));
-            shape_only && ends[next.output.0]
-        };
-        let list = &readers[node.output.0];
-        if !list.is_empty() && list.iter().all(moves) {
-            ends[node.output.0] = true;
-        }
-    }
-    let mut real = vec![false; graph.values.len()];
-    for node in &graph.nodes {
-        let softmax = matches!(node.op, Op::Softmax { .. });
-        let moved = node.inputs.iter().any(|input| real[input.0]);
-        real[node.output.0] = ends[node.output.0] && (softmax || moved);
-    }
-    real
-}
-
 fn find(parents: &mut [usize], mut value: usize) -> usize {
     while parents[value] != value {
         parents[value] = parents[parents[value]];
@@ -206,6 +179,7 @@ mod tests {
         let softmax = Op::Softmax {
             axis: 1,
             flat: false,
+            log: false,
         };
         // 0, 1 → 2: concat of both; 3: mean; 4: softmax; 5: reshape of the softmax.
         let nodes = vec![

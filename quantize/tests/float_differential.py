@@ -331,7 +331,8 @@ def resizes(g):
 @case
 def softmaxes(g):
     x, _, _, _ = g.image()
-    g.output(g.node("Softmax", x, axis=int(g.rng.integers(1, 4))))
+    kind = ["Softmax", "LogSoftmax"][int(g.rng.integers(0, 2))]
+    g.output(g.node(kind, x, axis=int(g.rng.integers(1, 4))))
 
 
 @case

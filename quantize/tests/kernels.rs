@@ -333,11 +333,15 @@ fn elements_are_picked_and_broadcast() {
         assert_eq!(y, a[i / 4] - b[i / 12 * 4 + i % 4]);
     }
     let x = integers(2 * 3 * 4, 9);
-    softmax((3, 4), &x, &mut out);
-    for (i, &y) in out.iter().enumerate() {
-        let row: Vec<f64> = (0..3)
-            .map(|j| f64::from(x[i / 12 * 12 + j * 4 + i % 4]).exp())
-            .collect();
-        assert!((f64::from(y) - row[i / 4 % 3] / row.iter().sum::<f64>()).abs() < 1e-6);
+    for log in [false, true] {
+        softmax((3, 4), log, &x, &mut out);
+        for (i, &y) in out.iter().enumerate() {
+            let row: Vec<f64> = (0..3)
+                .map(|j| f64::from(x[i / 12 * 12 + j * 4 + i % 4]).exp())
+                .collect();
+            let share = row[i / 4 % 3] / row.iter().sum::<f64>();
+            let want = if log { share.ln() } else { share };
+            assert!((f64::from(y) - want).abs() < 1e-6 * want.abs().max(1.0));
+        }
     }
 }

@@ -66,7 +66,8 @@ pub(super) fn edges(rng: &mut Rng) -> Graph {
     );
     let axis = rng.size(1, 2);
     let soft = b.value(DType::F32, &dims, None);
-    b.node(Op::Softmax(Softmax { axis }), &[y], &[soft]);
+    let log = rng.one_in(2);
+    b.node(Op::Softmax(Softmax { axis, log }), &[y], &[soft]);
     let mut best_dims = dims;
     best_dims[axis] = 1;
     let best = b.value(DType::I64, &best_dims, None);

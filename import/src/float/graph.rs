@@ -172,12 +172,15 @@ pub enum Op {
     Transpose(Vec<usize>),
     /// Height and width of `[N, C, H, W]` changed.
     Resize(Resampling),
-    /// Softmax along an axis; `flat` takes everything from the axis on as one row (opset 12 and older).
+    /// Softmax along an axis, or its logarithm; `flat` takes everything from the axis on as one row (opset 12
+    /// and older).
     Softmax {
         /// The axis.
         axis: usize,
         /// Whether later axes join it.
         flat: bool,
+        /// Whether the result is the logarithm; only of results of the network.
+        log: bool,
     },
 }
 
@@ -298,7 +301,8 @@ impl Op {
             Op::Reshape => "reshape",
             Op::Transpose(_) => "transpose",
             Op::Resize(_) => "resize",
-            Op::Softmax { .. } => "softmax",
+            Op::Softmax { log: false, .. } => "softmax",
+            Op::Softmax { log: true, .. } => "log_softmax",
         }
     }
 
@@ -432,6 +436,33 @@ impl Graph {
             }
         }
         readers
+    }
+
+    /// Values behind the last dequantize, by value: a softmax that nothing but outputs read, and moves of it.
+    pub fn reals(&self) -> Vec<bool> {
+        let readers = self.readers();
+        let mut ends = vec![false; self.values.len()];
+        for port in &self.outputs {
+            ends[port.value.0] = readers[port.value.0].is_empty();
+        }
+        for node in self.nodes.iter().rev() {
+            let moves = |&(reader, _): &(usize, usize)| {
+                let next = &self.nodes[reader];
+                let shape_only = matches!(next.op, Op::Reshape | Op::Transpose(_));
+                shape_only && ends[next.output.0]
+            };
+            let list = &readers[node.output.0];
+            if !list.is_empty() && list.iter().all(moves) {
+                ends[node.output.0] = true;
+            }
+        }
+        let mut real = vec![false; self.values.len()];
+        for node in &self.nodes {
+            let softmax = matches!(node.op, Op::Softmax { .. });
+            let moved = node.inputs.iter().any(|input| real[input.0]);
+            real[node.output.0] = ends[node.output.0] && (softmax || moved);
+        }
+        real
     }
 
     /// Multiply-accumulates of one sample in node `index`; 0 for a node that is no layer.

@@ -262,6 +262,11 @@ pub enum Reason {
     /// A result that would have to be float.
     #[error("its result is used as float: a QuantizeLinear must follow")]
     FloatResult,
+    /// A logarithm of probabilities that is not a result of the network.
+    #[error(
+        "is read by other nodes, and only the network's own results may be logarithms of probabilities"
+    )]
+    InnerLogSoftmax,
     /// A clamp before a quantization along an axis that its limits are not beyond.
     #[error("limits what is quantized with several scales, which is not supported")]
     LimitsAlongAxis,

@@ -10,12 +10,15 @@ use super::context::{of_type, quantized, type_error, value_type};
 use super::{Context, Expected, Rule};
 use crate::NodeError;
 
-/// Softmax of floats along an axis, in f64 on the host for every backend.
+/// Softmax of floats along an axis, or its logarithm, in f64 on the host for every backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Softmax {
     /// The axis.
     pub axis: usize,
+    /// Whether the result is the logarithm.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub log: bool,
 }
 
 /// ONNX Runtime's QLinearSoftmax along an axis; see [`requant_numerics::softmax`].

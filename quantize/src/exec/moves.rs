@@ -130,11 +130,6 @@ pub(super) fn interpolate<T: Real + std::ops::Sub<Output = T> + std::ops::Add<Ou
     });
 }
 
-/// Softmax of reals.
-pub(super) fn softmax(dims: &[usize], axis: usize, flat: bool, x: &[f32], out: &mut [f32]) {
-    kernels::softmax(rows(dims, axis, flat), x, out);
-}
-
 /// Extent of a softmax's rows, and the distance of a row's elements.
 pub(super) fn rows(dims: &[usize], axis: usize, flat: bool) -> (usize, usize) {
     let after: usize = dims[axis + 1..].iter().product();

@@ -283,8 +283,8 @@ impl Reals {
                 let weight = |weight: f32| weight;
                 moves::interpolate(resize, x, weight, out, |sum: f32| sum);
             }
-            (Op::Softmax { axis, flat }, [x]) => {
-                moves::softmax(&x.dims, *axis, *flat, &x.data, out)
+            (Op::Softmax { axis, flat, log }, [x]) => {
+                kernels::softmax(moves::rows(&x.dims, *axis, *flat), *log, &x.data, out)
             }
             (_, _) => moves::run(step, operands, None, out),
         }

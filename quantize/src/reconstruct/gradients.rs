@@ -251,7 +251,7 @@ fn answer(graph: &Graph) -> Option<(ValueId, Option<usize>)> {
     let mut made = output;
     while let Some(node) = graph.nodes.iter().find(|node| node.output == made) {
         match &node.op {
-            Op::Softmax { axis, flat } => {
+            Op::Softmax { axis, flat, .. } => {
                 let value = graph.value(node.output);
                 let row: usize = value.dims.get(*axis..)?.iter().product();
                 let whole = row == value.elements() && (*flat || value.dims[*axis] == row);

@@ -142,7 +142,14 @@ impl Step<'_> {
                 let at = |axis: usize, index: usize| Some(index / ratio[axis]);
                 self.pick(tape, x, dims, at, 0.0)
             }
-            Op::Softmax { axis, flat } => {
+            Op::Softmax { log: true, .. } => {
+                return Err(self.unsupported("a logarithm of a softmax"));
+            }
+            Op::Softmax {
+                axis,
+                flat,
+                log: false,
+            } => {
                 self.keeps_samples(*axis != 0)?;
                 let width = if *flat {
                     dims[*axis..].iter().product()

@@ -77,6 +77,7 @@ fn mixes(seed: u64) -> Net {
         Op::Softmax {
             axis: 3,
             flat: false,
+            log: false,
         },
         &[y],
         &[1, 4, 6, 5],

@@ -138,11 +138,6 @@ fn every_word_of_every_flag_makes_a_model() {
     }
 }
 
-fn report(folder: &TempDir, name: &str) -> Report {
-    let json = fs::read_to_string(folder.path().join(name).join("report.json")).unwrap();
-    serde_json::from_str(&json).unwrap()
-}
-
 /// Bytes of the layers' weights and of nine more a channel: bias, and what its requantization needs.
 fn bytes(folder: &TempDir, name: &str) -> u64 {
     report(folder, name)
@@ -550,4 +545,55 @@ fn equalised_models_say_so() {
     );
     let warning = "warning: --equalize smooth changes nothing";
     assert!(outcome.stderr.contains(warning), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_network_may_end_at_log_probabilities() {
+    let folder = folder();
+    for (name, op) in [("soft", "Softmax"), ("log", "LogSoftmax")] {
+        let mut model = Model::new(1);
+        model.input("x", &["N", "2", "8", "8"]);
+        model.conv(("x", "a"), (8, 2, 3, 1)).relu("a", "b");
+        model.conv(("b", "c"), (8, 8, 3, 2)).relu("c", "d");
+        model.logits(("d", "l"), 8, 5);
+        model.node(op, "end", &["l"], "y", &[("axis", &[1])]);
+        save(&folder, &format!("{name}.onnx"), model.output("y"));
+    }
+    for more in ["", "--weights int4 --activations int4", "--budget size=0.7"] {
+        let [soft, log] = ["soft", "log"].map(|name| {
+            let line = format!(
+                "{name}.onnx --calibration data.npz --output {name} --export-qdq {name}-qdq.onnx"
+            );
+            good(&folder, &format!("{line} {more}"));
+            let (cpu, reference) = (
+                answers(&folder, name, "cpu"),
+                answers(&folder, name, "reference"),
+            );
+            assert!(cpu == reference);
+            let floats = cpu.data.as_chunks().0.iter();
+            floats
+                .map(|&bytes| f32::from_le_bytes(bytes))
+                .collect::<Vec<f32>>()
+        });
+        assert_eq!(soft.len(), SAMPLES * 5);
+        for (soft, log) in soft.iter().zip(&log) {
+            let want = f64::from(*soft).ln();
+            assert!(
+                (want - f64::from(*log)).abs() < 1e-5 * want.abs().max(1.0),
+                "{more}: {soft} {log}"
+            );
+        }
+    }
+    let mut inner = Model::new(1);
+    inner.input("x", &["N", "2", "8", "8"]);
+    inner
+        .conv(("x", "a"), (8, 2, 3, 1))
+        .logits(("a", "y"), 8, 5);
+    inner.node("LogSoftmax", "inner", &["y"], "z", &[("axis", &[1])]);
+    save(&folder, "inner.onnx", inner.relu("z", "w").output("w"));
+    bad(
+        &folder,
+        "inner.onnx --calibration data.npz --output net",
+        "inner (LogSoftmax): is read by other nodes",
+    );
 }

@@ -188,8 +188,18 @@ impl Model {
         self.node("Relu", &format!("relu_{to}"), &[from], to, &[])
     }
 
-    /// The mean of each channel, and a matrix product `classes` of them.
+    /// The mean of each channel, and a matrix product `classes` of them: the output.
     pub(super) fn head(&mut self, from: &str, channels: usize, classes: usize) -> &mut Self {
+        self.logits((from, "y"), channels, classes).output("y")
+    }
+
+    /// As [`Model::head`]; the result is no output yet.
+    pub(super) fn logits(
+        &mut self,
+        (from, to): (&str, &str),
+        channels: usize,
+        classes: usize,
+    ) -> &mut Self {
         let weights = self.reals(classes * channels, 1.0);
         let bias = self.reals(classes, 0.1);
         self.constant("fc.w", &[classes, channels], &weights);
@@ -197,8 +207,7 @@ impl Model {
         self.node("GlobalAveragePool", "pool", &[from], "pooled", &[]);
         self.node("Flatten", "flat", &["pooled"], "flat", &[("axis", &[1])]);
         let inputs = ["flat", "fc.w", "fc.b"];
-        self.node("Gemm", "fc", &inputs, "y", &[("transB", &[1])]);
-        self.output("y")
+        self.node("Gemm", "fc", &inputs, to, &[("transB", &[1])])
     }
 
     /// The file.

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use requant_model::{Graph, artifact};
 use requant_npy::{Array, ElementType};
+use requant_quantize::report::Report;
 use tempfile::TempDir;
 use zip::{ZipWriter, write::SimpleFileOptions};
 
@@ -142,4 +143,9 @@ pub(super) fn answers(folder: &TempDir, model: &str, backend: &str) -> Array {
         &format!("run {model} --input x=x.npy --output y=y.npy --backend {backend}"),
     );
     requant_npy::read(&folder.path().join("y.npy")).unwrap()
+}
+
+pub(super) fn report(folder: &TempDir, name: &str) -> Report {
+    let json = fs::read_to_string(folder.path().join(name).join("report.json")).unwrap();
+    serde_json::from_str(&json).unwrap()
 }

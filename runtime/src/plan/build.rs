@@ -232,7 +232,10 @@ fn resolve(op: &Op, node: &Node, cx: &Context<'_>) -> Result<Made, NodeError> {
                 return Err(NodeError::MissingTensor { name: rows.clone() });
             }
         },
-        Op::Softmax(op) => StepOp::Softmax { axis: op.axis },
+        Op::Softmax(op) => StepOp::Softmax {
+            axis: op.axis,
+            log: op.log,
+        },
         Op::QLinearSoftmax(op) => {
             let missing = || NodeError::MissingTensor {
                 name: op.table.clone(),

@@ -290,6 +290,8 @@ pub enum StepOp {
     Softmax {
         /// The axis.
         axis: usize,
+        /// Whether the result is the logarithm.
+        log: bool,
     },
     /// Softmax from 8 bits to 8 bits.
     QLinearSoftmax {
@@ -351,7 +353,8 @@ impl StepOp {
             StepOp::Transpose { .. } => "transpose",
             StepOp::ResizeNearest { .. } => "resize_nearest",
             StepOp::ResizeLinear { .. } => "resize_linear",
-            StepOp::Softmax { .. } => "softmax",
+            StepOp::Softmax { log: false, .. } => "softmax",
+            StepOp::Softmax { log: true, .. } => "log_softmax",
             StepOp::QLinearSoftmax { .. } => "q_linear_softmax",
             StepOp::TfliteSoftmax { .. } => "tflite_softmax",
             StepOp::ArgMax { .. } => "arg_max",

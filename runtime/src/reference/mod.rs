@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use requant_kernels_cpu::threads::Seat;
 use requant_kernels_cpu::{Parallel, Serial};
+use requant_numerics::edge;
 
 use crate::arena::Operands;
 use crate::edges::Edges;
@@ -182,7 +183,12 @@ pub(crate) fn run(step: &Step, output: usize, operands: &Operands<'_>, out: &mut
                 requantize,
             );
         }
-        StepOp::Softmax { axis } => edges::softmax(step, operands, out, *axis),
+        StepOp::Softmax { axis, log: false } => {
+            edges::softmax(step, operands, out, *axis, edge::softmax);
+        }
+        StepOp::Softmax { axis, log: true } => {
+            edges::softmax(step, operands, out, *axis, edge::log_softmax);
+        }
         StepOp::QLinearSoftmax {
             axis,
             table,

@@ -113,7 +113,7 @@ impl<'m> Reader<'m> {
         self.emit_part(node, part, Op::Mean { axes, clamp }, &[x], dims)
     }
 
-    pub(super) fn softmax(&mut self, node: &'m Node) -> Lowered<()> {
+    pub(super) fn softmax(&mut self, node: &'m Node, log: bool) -> Lowered<()> {
         let x = self.value(node, 0)?;
         let dims = self.dims(x);
         let old = node.opset < SOFTMAX_AXIS;
@@ -122,7 +122,7 @@ impl<'m> Reader<'m> {
             return Err(Stop::MixesSamples);
         }
         let flat = old && axis + 1 < dims.len();
-        let value = self.emit(node, Op::Softmax { axis, flat }, &[x], dims)?;
+        let value = self.emit(node, Op::Softmax { axis, flat, log }, &[x], dims)?;
         self.define_value(node, value);
         Ok(())
     }

@@ -173,6 +173,16 @@ impl<'m> Reader<'m> {
             let name = port.name.clone();
             self.graph.outputs.push(Port { value, name });
         }
+        let real = self.graph.reals();
+        for node in &self.graph.nodes {
+            if matches!(node.op, Op::Softmax { log: true, .. }) && !real[node.output.0] {
+                self.refusals.push(Refusal {
+                    node: node.name.clone(),
+                    op: "LogSoftmax".to_owned(),
+                    reason: Reason::InnerLogSoftmax,
+                });
+            }
+        }
         Ok(())
     }
 
@@ -213,7 +223,8 @@ impl<'m> Reader<'m> {
             "LayerNormalization" => self.layer_normalization(node),
             "InstanceNormalization" => self.instance_normalization(node),
             "GroupNormalization" => self.group_normalization(node),
-            "Softmax" => self.softmax(node),
+            "Softmax" => self.softmax(node, false),
+            "LogSoftmax" => self.softmax(node, true),
             "Concat" => self.concat(node),
             "Split" => self.split(node),
             "Slice" => self.slice(node),

@@ -113,16 +113,17 @@ impl Writer<'_> {
                 let inputs = vec![first, String::new(), String::new(), size];
                 self.push(&name, "Resize", inputs, attributes)
             }
-            Op::Softmax { axis, flat } => {
+            Op::Softmax { axis, flat, log } => {
+                let kind = if *log { "LogSoftmax" } else { "Softmax" };
                 let dims = self.result_dims(node).to_vec();
                 let of = vec![Attribute::Int("axis", *axis as i64)];
                 if !flat || axis + 1 == dims.len() {
-                    return Ok(self.push(&name, "Softmax", vec![first], of));
+                    return Ok(self.push(&name, kind, vec![first], of));
                 }
                 let row = dims[*axis..].iter().product();
                 let rows = [&dims[..*axis], &[row]].concat();
                 let joined = self.reshape(&format!("{name}/rows"), index, first, &rows);
-                let softmax = self.push(&name, "Softmax", vec![joined], of);
+                let softmax = self.push(&name, kind, vec![joined], of);
                 self.reshape(&format!("{name}/shape"), index, softmax, &dims)
             }
         })

@@ -250,14 +250,19 @@ impl Lowering<'_> {
                 self.dequantize_accumulator(&accumulator, (scales, None), name)
             }
             Kind::Affine { .. } => self.line_edge(float, name),
-            Kind::Softmax { inner, axis, flat } => {
+            Kind::Softmax {
+                inner,
+                axis,
+                flat,
+                log,
+            } => {
                 let x = self.edge(inner, &format!("{name}/logits"))?;
                 self.softmax_of(
                     &x,
                     *axis,
                     *flat,
                     name,
-                    |_, axis| Ok(Op::Softmax(Softmax { axis })),
+                    |_, axis| Ok(Op::Softmax(Softmax { axis, log: *log })),
                     None,
                 )
             }

@@ -82,9 +82,15 @@ impl Lowering<'_> {
                 axis,
                 values,
             } => self.emit_function(source, *axis, values, target, name),
-            Kind::Softmax { inner, axis, flat } => {
-                self.emit_softmax(inner, (*axis, *flat), target, name)
+            Kind::Softmax { log: true, .. } => {
+                Err(Stop::Blame(float.origin, Reason::InnerLogSoftmax))
             }
+            Kind::Softmax {
+                inner,
+                axis,
+                flat,
+                log: false,
+            } => self.emit_softmax(inner, (*axis, *flat), target, name),
             Kind::Moved { inner, change } => {
                 let placed = self.materialize(inner, target, &format!("{name}/unmoved"))?;
                 self.moved(&placed, change, name)

@@ -288,6 +288,7 @@ impl<'m> Lowering<'m> {
             inner: Box::new(inner),
             axis,
             flat,
+            log: false,
         };
         self.finish(node, kind, shape, 3)
     }

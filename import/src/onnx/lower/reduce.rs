@@ -1,4 +1,4 @@
-//! ReduceMean, Softmax and ArgMax.
+//! ReduceMean, Softmax, its logarithm and ArgMax.
 
 use requant_model::ops::{ArgMax, Op};
 use requant_numerics::DType;
@@ -38,7 +38,7 @@ impl<'m> Lowering<'m> {
         Ok(())
     }
 
-    pub(super) fn softmax(&mut self, node: &'m Node) -> Lowered<()> {
+    pub(super) fn softmax(&mut self, node: &'m Node, log: bool) -> Lowered<()> {
         let float = self.float(node, 0)?;
         let flat = node.opset < SOFTMAX_AXIS;
         let axis = axis_attribute(node, if flat { 1 } else { -1 }, float.shape.rank())?;
@@ -47,6 +47,7 @@ impl<'m> Lowering<'m> {
             inner: Box::new(float),
             axis,
             flat,
+            log,
         };
         let softmax = self.float_of(kind, shape);
         softmax.extent.check()?;

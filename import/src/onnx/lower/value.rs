@@ -249,11 +249,13 @@ pub(crate) enum Kind {
         axis: Option<usize>,
         values: Arc<Vec<f64>>,
     },
-    /// Softmax along an axis; `flat` takes everything from the axis on as one row (opset 12 and older).
+    /// Softmax along an axis, or its logarithm; `flat` takes everything from the axis on as one row (opset
+    /// 12 and older).
     Softmax {
         inner: Box<Float>,
         axis: usize,
         flat: bool,
+        log: bool,
     },
     /// Elements moved.
     Moved { inner: Box<Float>, change: Move },

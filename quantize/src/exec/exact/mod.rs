@@ -146,7 +146,7 @@ impl Exact {
                 inverse,
                 limits,
             } => {
-                if let (Op::Softmax { axis, flat }, [x]) = (&step.node.op, operands) {
+                if let (Op::Softmax { axis, flat, .. }, [x]) = (&step.node.op, operands) {
                     let rows = moves::rows(&x.dims, *axis, *flat);
                     soft(rows, (*scale, *inverse, *limits), &x.data, out);
                 }

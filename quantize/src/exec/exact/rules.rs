@@ -197,7 +197,8 @@ pub(super) fn integers(
             }),
             (false, None) => return Err(IntegerFault::Type(read[0].dtype)),
         },
-        Op::Softmax { .. } => Rule::Softmax {
+        Op::Softmax { log: true, .. } => return Err(IntegerFault::RealResult),
+        Op::Softmax { log: false, .. } => Rule::Softmax {
             scale: scale(0),
             inverse: (1.0 / s_y).floor(),
             limits: limits(Clamp::NONE),

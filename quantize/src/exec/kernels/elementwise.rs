@@ -85,8 +85,14 @@ pub fn zip(
         });
 }
 
-/// Softmax of `[outer, extent, inner]` along the middle, each row as [`edge::softmax`] defines it.
-pub fn softmax((extent, inner): (usize, usize), x: &[f32], out: &mut [f32]) {
+/// Softmax of `[outer, extent, inner]` along the middle or its logarithm, each row as [`edge::softmax`] and
+/// [`edge::log_softmax`] define it.
+pub fn softmax((extent, inner): (usize, usize), log: bool, x: &[f32], out: &mut [f32]) {
+    let of_row = if log {
+        edge::log_softmax
+    } else {
+        edge::softmax
+    };
     let block = extent * inner;
     if block == 0 {
         return;
@@ -95,12 +101,12 @@ pub fn softmax((extent, inner): (usize, usize), x: &[f32], out: &mut [f32]) {
         .zip(x.par_chunks(block))
         .for_each(|(out, x)| {
             if inner == 1 {
-                return edge::softmax(x, out);
+                return of_row(x, out);
             }
             let mut result = vec![0.0; extent];
             for i in 0..inner {
                 let row: Vec<f32> = x.iter().skip(i).step_by(inner).copied().collect();
-                edge::softmax(&row, &mut result);
+                of_row(&row, &mut result);
                 for (y, &value) in out.iter_mut().skip(i).step_by(inner).zip(&result) {
                     *y = value;
                 }
