@@ -1,8 +1,7 @@
 //! Speed of whole models on the CPU backend, from bytes to bytes.
 //!
 //! `cargo bench -p requant-import --bench network -- MODEL.{onnx,tflite,safetensors} [--batch N] [--threads N] [--isa NAME] [--runs N]`
-//! prints the time of every layer. `--tune FILE` first measures every way of computing each layer and adds those that beat the usual ones to
-//! the table in FILE; `--tuning FILE` computes by such a table. With `--serve` it reads a number of runs from each line of stdin and answers with the
+//! prints the time of every layer. `--tuning FILE` computes by a table that `requant-quantize tune` measured. With `--serve` it reads a number of runs from each line of stdin and answers with the
 //! seconds of each run instead, so that another program can measure it in turn with others.
 #![allow(clippy::expect_used, clippy::panic)]
 
@@ -18,7 +17,7 @@ use requant_runtime::{
     profile,
 };
 
-const USAGE: &str = "usage: network MODEL.{onnx,tflite,safetensors} [--batch N] [--threads N] [--isa NAME] [--runs N] [--tune FILE | --tuning FILE] [--serve]";
+const USAGE: &str = "usage: network MODEL.{onnx,tflite,safetensors} [--batch N] [--threads N] [--isa NAME] [--runs N] [--tuning FILE] [--serve]";
 
 struct Arguments {
     model: String,
@@ -27,7 +26,6 @@ struct Arguments {
     runs: usize,
     isa: Option<Isa>,
     serve: bool,
-    tune: bool,
     table: Option<PathBuf>,
 }
 
@@ -39,7 +37,6 @@ fn arguments() -> Option<Arguments> {
         runs: 50,
         isa: None,
         serve: false,
-        tune: false,
         table: None,
     };
     let mut words = std::env::args().skip(1);
@@ -50,10 +47,7 @@ fn arguments() -> Option<Arguments> {
             "--runs" => arguments.runs = words.next()?.parse().ok()?,
             "--isa" => arguments.isa = Some(words.next()?.parse().ok()?),
             "--serve" => arguments.serve = true,
-            "--tune" | "--tuning" => {
-                arguments.tune = word == "--tune";
-                arguments.table = Some(words.next()?.into());
-            }
+            "--tuning" => arguments.table = Some(words.next()?.into()),
             // What cargo passes to every benchmark.
             "--bench" => {}
             _ if arguments.model.is_empty() && !word.starts_with('-') => arguments.model = word,
@@ -78,9 +72,6 @@ fn main() {
     };
     let mut backend = CpuBackend::new(options).unwrap_or_else(|error| panic!("{error}"));
     if let Some(table) = &arguments.table {
-        if arguments.tune {
-            tune(&backend, &plan, &arguments, table);
-        }
         let tuned = Tuning::read(table).and_then(|tuning| backend.clone().with_tuning(tuning));
         match tuned {
             Ok(tuned) => backend = tuned,
@@ -100,29 +91,6 @@ fn main() {
     let profile = profile::profile(executable, arguments.batch, arguments.runs, peak)
         .unwrap_or_else(|error| panic!("{error}"));
     print!("{profile}");
-}
-
-/// Adds what is measured to a table, or starts it anew where there is none that was made here.
-fn tune(backend: &CpuBackend, plan: &Plan, arguments: &Arguments, table: &Path) {
-    let mut tuning = backend
-        .tune(plan, arguments.batch, arguments.runs)
-        .unwrap_or_else(|error| panic!("{error}"));
-    for (layer, way, ratio) in tuning.gains() {
-        eprintln!("{ratio:.2} {way}: {layer}");
-    }
-    if table.exists() {
-        let merged = Tuning::read(table).and_then(|mut earlier| {
-            earlier.merge(tuning.clone())?;
-            Ok(earlier)
-        });
-        match merged {
-            Ok(merged) => tuning = merged,
-            Err(reason) => eprintln!("the table is made anew: {reason}"),
-        }
-    }
-    tuning
-        .write(table)
-        .unwrap_or_else(|error| panic!("{error}"));
 }
 
 fn import(path: &Path) -> Graph {

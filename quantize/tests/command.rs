@@ -11,8 +11,8 @@ use requant_model::{artifact, builtin};
 use requant_npy::{Array, ElementType, Npz};
 use requant_quantize::latency::{LatencyTable, StepKey, variant};
 use requant_quantize::report::Report;
-use requant_runtime::{Backend as _, CpuBackend, CpuOptions, Plan, PlanOptions};
-use serde_json::Value;
+use requant_runtime::{Backend as _, CpuBackend, CpuOptions, Plan, PlanOptions, Tuning};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 struct Outcome {
@@ -231,6 +231,41 @@ fn compare_tells_equal_models_from_others() {
         plain.contains("weights: ") && !plain.contains("accuracy"),
         "{plain}"
     );
+}
+
+#[test]
+fn tune_makes_a_table_for_this_machine() {
+    let folder = folder();
+    let line = "tune fashion --threads 1 --output tuning.json";
+    let text = good(&folder, line);
+    assert!(text.ends_with("in the table: tuning.json\n"), "{text}");
+    let path = folder.path().join("tuning.json");
+    let options = CpuOptions {
+        threads: 1,
+        ..CpuOptions::default()
+    };
+    let backend = CpuBackend::new(options).unwrap();
+    assert!(backend.with_tuning(Tuning::read(&path).unwrap()).is_ok());
+    // What it holds already is kept.
+    let mut table: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    table["layers"]["of another model"] =
+        json!({"way": "stem", "nanoseconds": 1, "usual_nanoseconds": 2});
+    fs::write(&path, table.to_string()).unwrap();
+    good(&folder, line);
+    let kept: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    assert_eq!(kept["layers"]["of another model"]["way"], "stem");
+    // A table of another machine is not added to.
+    bad(
+        &folder,
+        "tune fashion --threads 2 --output tuning.json",
+        "remove it to start a table for this machine",
+    );
+    bad(
+        &folder,
+        "tune fashion --isa sse2 --output other.json",
+        "sse2",
+    );
+    bad(&folder, "tune none.onnx --output other.json", "none.onnx");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use requant_model::{Graph, artifact, builtin};
 use requant_numerics::ModelPrecision;
 use requant_runtime::{
     Backend, CpuBackend, CpuOptions, CudaBackend, CudaError, Plan, PlanOptions, ReferenceBackend,
+    Tuning, TuningError,
 };
 
 pub use requant_import::tflite::Kernels as TfliteKernels;
@@ -86,6 +87,9 @@ pub enum EngineError {
     /// The CUDA backend was asked for, and there is no device for it.
     #[error("the CUDA backend cannot run: {0}")]
     NoDevice(CudaError),
+    /// A table of the fastest kernels is not there, or none.
+    #[error("--tuning: {0}")]
+    Tuning(#[from] TuningError),
     /// An arena could not be made.
     #[error(transparent)]
     Instance(#[from] ExecError),
@@ -98,15 +102,23 @@ impl EngineError {
     }
 }
 
-/// Opens the engine on a backend; `cpu` says how the CPU backend runs.
+/// Opens the engine on a backend; `cpu` says how the CPU backend runs, `tuning` is a table of its fastest
+/// kernels.
 ///
 /// # Errors
-/// When the backend cannot run on this machine.
-pub fn open(choice: BackendChoice, cpu: CpuOptions) -> Result<Arc<dyn Engine>, EngineError> {
+/// When the backend cannot run on this machine, or the table cannot be read.
+pub fn open(
+    choice: BackendChoice,
+    cpu: CpuOptions,
+    tuning: Option<&Path>,
+) -> Result<Arc<dyn Engine>, EngineError> {
+    let tuning = tuning.map(Tuning::read).transpose()?;
     let on_cpu = || -> Result<Box<dyn Backend>, EngineError> {
-        Ok(Box::new(
-            CpuBackend::new(cpu).map_err(EngineError::refused)?,
-        ))
+        let backend = CpuBackend::new(cpu).map_err(EngineError::refused)?;
+        Ok(Box::new(match tuning {
+            Some(tuning) => tuned(backend, tuning),
+            None => backend,
+        }))
     };
     let mut missing = None;
     let backends = match choice {
@@ -126,6 +138,17 @@ pub fn open(choice: BackendChoice, cpu: CpuOptions) -> Result<Arc<dyn Engine>, E
     };
     let backends = Arc::new(backends);
     Ok(Arc::new(RuntimeEngine { backends, missing }))
+}
+
+/// The backend with a table, where that was made on this machine.
+fn tuned(backend: CpuBackend, tuning: Tuning) -> CpuBackend {
+    match backend.clone().with_tuning(tuning) {
+        Ok(tuned) => tuned,
+        Err(reason) => {
+            tracing::warn!(%reason, "the table of --tuning is not used");
+            backend
+        }
+    }
 }
 
 struct RuntimeEngine {

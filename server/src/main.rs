@@ -36,7 +36,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref::<StartError>() {
             Some(StartError::Listen { .. }) => refuse(&error.to_string()),
-            None if matches!(error.downcast_ref(), Some(EngineError::NoDevice(_))) => {
+            None if matches!(
+                error.downcast_ref(),
+                Some(EngineError::NoDevice(_) | EngineError::Tuning(_))
+            ) =>
+            {
                 refuse(&error.to_string())
             }
             Some(_) | None => {
@@ -70,7 +74,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
 async fn serve(options: &Options) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let engine = engine::open(options.backend, options.cpu())?;
+    let engine = engine::open(options.backend, options.cpu(), options.tuning.as_deref())?;
     let mut server = Server::start(options, Arc::clone(&engine)).await?;
     if let Some(reason) = engine.missing_device() {
         tracing::info!(%reason, "no GPU: the CPU computes");

@@ -77,6 +77,11 @@ pub struct Options {
     #[arg(long, env = "REQUANT_ISA", value_name = "NAME", value_parser = available_isa)]
     pub isa: Option<Isa>,
 
+    /// Table of the fastest way to compute each layer on the CPU, measured by `requant-quantize tune`; one that
+    /// was made on another machine is not used. Answers are the same bytes with and without.
+    #[arg(long, env = "REQUANT_TUNING", value_name = "FILE")]
+    pub tuning: Option<PathBuf>,
+
     /// Largest request message in MiB.
     #[arg(
         long,
@@ -171,6 +176,12 @@ impl Options {
         if options.isa.is_some() && !has_isa {
             return Err(Refusal::Wrong(
                 "--isa needs --backend cpu: it chooses among the CPU's kernels".to_owned(),
+            ));
+        }
+        if options.tuning.is_some() && options.backend == BackendChoice::Reference {
+            return Err(Refusal::Wrong(
+                "--tuning needs another backend than reference: it chooses among the CPU's kernels"
+                    .to_owned(),
             ));
         }
         Ok(options)
@@ -271,6 +282,7 @@ mod tests {
             (&["--isa", "sse2"], "sse2"),
             (&["--isa", FOREIGN], FOREIGN),
             (&["--isa", "scalar", "--backend", "reference"], "--isa"),
+            (&["--tuning", "t", "--backend", "reference"], "--tuning"),
             (&["--log-format", "xml"], "xml"),
             (&["--load-model", "m"], "--model-control explicit"),
             (&["--model-repository", "/nonexistent"], "/nonexistent"),

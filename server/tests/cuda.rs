@@ -15,7 +15,7 @@ use requant_server::options::BackendChoice;
 const SAMPLES: usize = 2;
 
 fn built_in(backend: BackendChoice) -> Arc<dyn Network> {
-    let engine = engine::open(backend, CpuOptions::default()).unwrap();
+    let engine = engine::open(backend, CpuOptions::default(), None).unwrap();
     engine.built_in().unwrap()
 }
 
@@ -46,7 +46,7 @@ fn reference() -> Vec<u8> {
 #[test]
 fn fashion_gives_the_same_answers() {
     if emulator::is_emulated("fashion_gives_the_same_answers", "") {
-        let engine = engine::open(BackendChoice::Auto, CpuOptions::default()).unwrap();
+        let engine = engine::open(BackendChoice::Auto, CpuOptions::default(), None).unwrap();
         assert_eq!(
             (engine.info().backend, engine.info().isa),
             ("cuda", "sm_90a")
@@ -66,7 +66,7 @@ fn a_device_that_comes_back_is_used_again() {
         "a_device_that_comes_back_is_used_again",
         "fault=3,recover=1",
     ) {
-        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default()).unwrap();
+        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default(), None).unwrap();
         let (first, second) = (engine.built_in().unwrap(), engine.built_in().unwrap());
         let mut instances = [fresh(&*first), fresh(&*second)];
         let lost = answer(&*first, &mut *instances[0]).unwrap_err();
@@ -89,7 +89,7 @@ fn a_device_that_comes_back_is_used_again() {
 fn a_device_lost_for_good_leaves_its_models_to_the_cpu() {
     let name = "a_device_lost_for_good_leaves_its_models_to_the_cpu";
     if emulator::is_emulated(name, "fault=3") {
-        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default()).unwrap();
+        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default(), None).unwrap();
         let network = engine.built_in().unwrap();
         let mut instance = fresh(&*network);
         let lost = answer(&*network, &mut *instance).unwrap_err();
@@ -104,7 +104,7 @@ fn a_device_lost_for_good_leaves_its_models_to_the_cpu() {
 fn a_model_that_does_not_fit_is_refused_with_the_sizes() {
     let name = "a_model_that_does_not_fit_is_refused_with_the_sizes";
     if emulator::is_emulated(name, "memory=20000") {
-        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default()).unwrap();
+        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default(), None).unwrap();
         let refused = engine.built_in().unwrap_err().to_string();
         assert!(refused.contains("of 20000 bytes free"), "{refused}");
     }
@@ -112,7 +112,7 @@ fn a_model_that_does_not_fit_is_refused_with_the_sizes() {
 
 /// The first output of one sample of random inputs.
 fn first_output(backend: BackendChoice, file: &Path) -> Vec<u8> {
-    let engine = engine::open(backend, CpuOptions::default()).unwrap();
+    let engine = engine::open(backend, CpuOptions::default(), None).unwrap();
     let network = engine.load(file, &Reading::default()).unwrap();
     let mut instance = network.instance(1).unwrap();
     let signature = network.signature();

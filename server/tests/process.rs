@@ -20,9 +20,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use requant_model::{artifact, builtin};
 use requant_proto::inference::{
     self as pb, grpc_inference_service_client::GrpcInferenceServiceClient,
 };
+use requant_runtime::{CpuBackend, CpuOptions, Plan, PlanOptions};
 use tonic::{Code, transport::Channel};
 
 fn program() -> Command {
@@ -89,6 +91,35 @@ fn cuda_without_a_device_exits_with_2_and_the_reason() {
 }
 
 #[test]
+fn a_table_of_fast_kernels_is_used_where_it_was_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tuning.json");
+    let file = path.to_str().unwrap();
+    let warning = "the table of --tuning is not used";
+    let output = run(&["--tuning", file]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("tuning.json: "), "{stderr}");
+
+    let options = CpuOptions {
+        threads: 1,
+        ..CpuOptions::default()
+    };
+    let graph = artifact::read(builtin::FASHION).unwrap();
+    let plan = Plan::new(graph, &PlanOptions::default()).unwrap();
+    let table = CpuBackend::new(options).unwrap().tune(&plan, 1, 1).unwrap();
+    std::fs::write(&path, table.json().unwrap()).unwrap();
+    for (threads, used) in [("1", true), ("2", false)] {
+        let arguments = ["--tuning", file, "--backend", "cpu", "--threads", threads];
+        let process = Process::start(&arguments);
+        process.signal("-TERM");
+        let (code, text) = process.end();
+        assert_eq!(code, Some(0), "{text}");
+        assert_eq!(!text.contains(warning), used, "{text}");
+    }
+}
+
+#[test]
 fn help_and_version_exit_with_0() {
     let help = run(&["--help"]);
     assert_eq!(help.status.code(), Some(0));
@@ -101,6 +132,7 @@ fn help_and_version_exit_with_0() {
         "--model-control",
         "--load-model",
         "--threads",
+        "--tuning",
         "--max-request-mib",
         "--drain-timeout",
         "--log-format",

@@ -108,16 +108,12 @@ impl Tuning {
         })
     }
 
-    /// Writes the table.
+    /// What a file of the table holds.
     ///
     /// # Errors
-    /// As [`Tuning::read`].
-    pub fn write(&self, path: &Path) -> Result<(), TuningError> {
-        let text = serde_json::to_string_pretty(self).map_err(|source| TuningError::Format {
-            path: path.to_owned(),
-            source,
-        })?;
-        fs::write(path, text + "\n").map_err(|error| file(path, &error))
+    /// None that a table of strings and integers can have.
+    pub fn json(&self) -> Result<String, serde_json::Error> {
+        Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
     /// Layers for which another way than the usual one is faster: the layer, the way, and how many times as

@@ -11,6 +11,7 @@ mod print;
 mod profile;
 mod quantize;
 mod run;
+mod tune;
 
 use std::io::{self, ErrorKind, Write as _};
 use std::process::ExitCode;
@@ -43,6 +44,8 @@ enum Command {
     Compare(compare::Compare),
     /// Measure every layer of a model at every precision on this device
     Profile(profile::Profile),
+    /// Measure every way of computing every layer on this machine's CPU, for the server's --tuning
+    Tune(tune::Tune),
 }
 
 fn main() -> ExitCode {
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         (Some(Command::Run(run)), _) => run.run(),
         (Some(Command::Compare(compare)), _) => compare.run(),
         (Some(Command::Profile(profile)), _) => profile.run(),
+        (Some(Command::Tune(tune)), _) => tune.run(),
         (None, Some(quantize)) => quantize.run(),
         (None, None) => {
             complain("no model given; see --help");
