@@ -269,6 +269,10 @@ fn bad_flags_are_refused_in_one_line() {
         ("--budget size=0.5,size=0.6", "size"),
         ("--fix conv1", "LAYER=PRECISION"),
         ("--fix conv1=w9a8", "w9a8"),
+        (
+            "--fix conv1=w4a8 --fix conv2=w4a8 --fix conv1=w8a8",
+            "--fix names layer 'conv1' twice: conv1=w4a8 and conv1=w8a8",
+        ),
         ("--threads 0", "0"),
         ("--seed -1", "-1"),
         ("--backend tpu", "tpu"),
@@ -286,6 +290,65 @@ fn bad_flags_are_refused_in_one_line() {
     }
     bad(&folder, "plain.onnx --calibration data.npz", "--output");
     bad(&folder, "--output net", "MODEL");
+}
+
+#[test]
+fn what_has_no_effect_is_told_and_strict_refuses_it() {
+    let folder = folder();
+    // Every sample is the same, and a channel of the first layer has no weights.
+    archive(
+        &folder,
+        "same.npz",
+        &[("x", reals(&[SAMPLES, 2, 8, 8], &[0.5; SAMPLES * 128]))],
+    );
+    let mut dead = Model::new(9);
+    dead.input("x", &["N", "2", "8", "8"]);
+    dead.conv_of(
+        ("x", "a"),
+        &[2, 2, 1, 1],
+        &[1.0, 0.5, 0.0, 0.0],
+        &[0.1, 0.0],
+        1,
+    )
+    .head("a", 2, 5);
+    save(&folder, "dead.onnx", &dead);
+    for (line, warning) in [
+        (
+            "plain.onnx --calibration data.npz --search nas",
+            "--search changes nothing without a --budget",
+        ),
+        (
+            "plain.onnx --calibration data.npz --sensitivity mse",
+            "--sensitivity changes nothing without a --budget",
+        ),
+        (
+            "plain.onnx --calibration data.npz --backend cpu",
+            "--backend changes nothing without a --profile",
+        ),
+        (
+            "plain.onnx --calibration data.npz --group 32",
+            "--group changes nothing: no layer got weights of 2 or 4 bits",
+        ),
+        ("plain.onnx", "calibrated on noise"),
+        ("plain.onnx --calibration same.npz", "holds nothing but 0.5"),
+        (
+            "dead.onnx --calibration data.npz",
+            "layer 'conv1': all weights of 1 of its 2 output channels are 0",
+        ),
+    ] {
+        let line = format!("{line} --rounding nearest --output net");
+        bad(&folder, &format!("{line} --strict"), warning);
+        let outcome = run(&folder, &line);
+        assert!(outcome.stderr.contains(warning), "{}", outcome.stderr);
+        let told = report(&folder, "net").warnings;
+        assert!(told.iter().any(|told| told.contains(warning)), "{told:?}");
+        fs::remove_dir_all(folder.path().join("net")).unwrap();
+    }
+    // Nothing to warn of.
+    good(
+        &folder,
+        "plain.onnx --calibration data.npz --rounding nearest --output net --strict",
+    );
 }
 
 #[test]

@@ -61,12 +61,12 @@ pub(crate) struct QuantizeArgs {
     /// Weights of 2 and 4 bits that share a multiplier beside their channel's scale: 32, 64 or 128, along input channels of one place of the window first. Without it a channel has one scale alone.
     #[arg(long, value_name = "WEIGHTS", value_parser = group)]
     pub(crate) group: Option<usize>,
-    /// How precisions are searched: ilp, rl, nas or greedy.
-    #[arg(long, default_value = "ilp", value_parser = Strategy::from_str)]
-    pub(crate) search: Strategy,
-    /// How the harm of a layer's precision is measured for the search: kl or mse of the output with only that layer quantized (kl is mse where the output is no classes), fisher (squared gradients) or hessian (its trace) of the weights.
-    #[arg(long, default_value = "kl", value_parser = Measure::from_str)]
-    pub(crate) sensitivity: Measure,
+    /// How precisions are searched for a --budget: ilp, rl, nas or greedy [default: ilp]
+    #[arg(long, value_parser = Strategy::from_str)]
+    pub(crate) search: Option<Strategy>,
+    /// How the harm of a layer's precision is measured for the search: kl or mse of the output with only that layer quantized (kl is mse where the output is no classes), fisher (squared gradients) or hessian (its trace) of the weights [default: kl]
+    #[arg(long, value_parser = Measure::from_str)]
+    pub(crate) sensitivity: Option<Measure>,
     /// What the model may cost as fractions of its all-8-bit cost, such as size=0.6, latency=0.7, bops=0.5, or a floor accuracy=0.98; several with commas.
     #[arg(long, value_name = "COST=FRACTION", value_parser = Budgets::from_str)]
     pub(crate) budget: Option<Budgets>,
@@ -94,9 +94,12 @@ pub(crate) struct QuantizeArgs {
     /// Seed of everything random.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
-    /// What --profile was measured on; auto takes a GPU where there is one.
-    #[arg(long, value_enum, default_value = "auto")]
-    pub(crate) backend: Choice,
+    /// Takes warnings for errors: what the user should look at first ends the command, and nothing is written.
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// What --profile was measured on; auto takes a GPU where there is one [default: auto]
+    #[arg(long, value_enum)]
+    pub(crate) backend: Option<Choice>,
     /// Compute threads [default: the cores granted to the process].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -132,7 +135,8 @@ impl QuantizeArgs {
             Some(path) => Data::read(path, &specs)?,
             None => Data::noise(&specs, NOISE_SAMPLES, self.seed),
         };
-        let mut warnings = data.warnings();
+        let mut warnings = self.without_effect();
+        warnings.extend(data.warnings());
         if self.calibration.is_none() {
             warnings.push(
                 "calibrated on noise, because no --calibration was given: expect a poor model"
@@ -147,9 +151,7 @@ impl QuantizeArgs {
                 self.equalize
             ));
         }
-        for warning in &warnings {
-            bar.note(&format!("warning: {warning}"));
-        }
+        self.tell(&warnings, &bar)?;
         let labelled = match &self.evaluate {
             Some(path) => {
                 let classes = Answer::of(&graph).classes();
@@ -177,10 +179,13 @@ impl QuantizeArgs {
         let key = self.key(&origin);
         let work = Work::new(&self.work_folder(&name), self.resume);
         let outcome = run(&graph, &samples, &options, target, (&work, &key), &bar)?;
-        for warning in &outcome.warnings {
-            bar.note(&format!("warning: {warning}"));
+        let mut found = outcome.warnings.clone();
+        let layers = outcome.quantized.layers.iter().flatten();
+        if self.group.is_some() && !layers.into_iter().any(|layer| layer.groups.is_some()) {
+            found.push("--group changes nothing: no layer got weights of 2 or 4 bits".to_owned());
         }
-        warnings.extend_from_slice(&outcome.warnings);
+        self.tell(&found, &bar)?;
+        warnings.extend(found);
         let executor = Executor::new(&graph)?;
         let evaluation = match &labelled {
             Some(data) => {
@@ -210,7 +215,7 @@ impl QuantizeArgs {
             report.totals.seconds = Some(target.table.predict(&model, target.backend)?);
         }
         if let Some(search) = &mut report.search {
-            let measure = self.sensitivity.to_string();
+            let measure = options.sensitivity.to_string();
             search.details.insert("sensitivity".to_owned(), measure);
         }
         report.provenance.clone_from(&model.provenance);
@@ -226,9 +231,41 @@ impl QuantizeArgs {
 
     fn device(&self) -> Device {
         Device {
-            backend: self.backend,
+            backend: self.backend.unwrap_or(Choice::Auto),
             threads: self.threads,
         }
+    }
+
+    /// Prints warnings; with --strict the first of them is the error.
+    fn tell(&self, warnings: &[String], bar: &Bar) -> anyhow::Result<()> {
+        if let (true, Some(warning)) = (self.strict, warnings.first()) {
+            bail!("{warning} (--strict)");
+        }
+        for warning in warnings {
+            bar.note(&format!("warning: {warning}"));
+        }
+        Ok(())
+    }
+
+    /// A sentence for each flag that was given and changes nothing.
+    fn without_effect(&self) -> Vec<String> {
+        let searched = self.budget.is_some();
+        let idle = [
+            (
+                self.search.is_some() && !searched,
+                "--search changes nothing without a --budget",
+            ),
+            (
+                self.sensitivity.is_some() && !searched,
+                "--sensitivity changes nothing without a --budget",
+            ),
+            (
+                self.backend.is_some() && self.profile.is_none(),
+                "--backend changes nothing without a --profile: the integer model is the same on every backend",
+            ),
+        ];
+        let named = idle.into_iter().filter(|(idle, _)| *idle);
+        named.map(|(_, sentence)| sentence.to_owned()).collect()
     }
 
     fn options(&self) -> anyhow::Result<Options> {
@@ -258,12 +295,17 @@ impl QuantizeArgs {
                 }
             );
         }
-        if self.sensitivity.weighs_weights_only() && narrow {
+        let sensitivity = self.sensitivity.unwrap_or_default();
+        if sensitivity.weighs_weights_only() && narrow {
             bail!(
-                "--sensitivity {} sees weights alone: --activations {} needs kl or mse",
-                self.sensitivity,
+                "--sensitivity {sensitivity} sees weights alone: --activations {} needs kl or mse",
                 self.activations
             );
+        }
+        for (index, fix) in self.fix.iter().enumerate() {
+            if let Some(first) = self.fix[..index].iter().find(|f| f.layer == fix.layer) {
+                bail!("--fix names layer '{}' twice: {first} and {fix}", fix.layer);
+            }
         }
         Ok(Options {
             weights: self.weights,
@@ -274,9 +316,9 @@ impl QuantizeArgs {
             fixes: self.fix.clone(),
             ties: self.tie.iter().map(|tie| tie.layers.clone()).collect(),
             budgets: self.budget,
-            sensitivity: self.sensitivity,
+            sensitivity,
             search: Settings {
-                strategy: self.search,
+                strategy: self.search.unwrap_or_default(),
                 seed: self.seed,
                 ..Settings::default()
             },
@@ -416,9 +458,12 @@ impl QuantizeArgs {
         note("equalize", self.equalize.to_string());
         note("seed", self.seed.to_string());
         if let (Some(budget), Some(best)) = (&self.budget, outcome.solutions.first()) {
-            note("search", self.search.to_string());
+            note("search", self.search.unwrap_or_default().to_string());
             note("budget", budget.to_string());
-            note("sensitivity", self.sensitivity.to_string());
+            note(
+                "sensitivity",
+                self.sensitivity.unwrap_or_default().to_string(),
+            );
             note("search_sensitivity", format!("{:e}", best.sensitivity));
         }
     }
