@@ -41,7 +41,7 @@ const PRODUCTS: [[usize; 3]; 14] = [
 ];
 
 /// Size, input channels, output channels, kernel, stride, groups of square convolutions.
-const CONVOLUTIONS: [[usize; 6]; 15] = [
+const CONVOLUTIONS: [[usize; 6]; 17] = [
     [56, 64, 64, 3, 1, 1],
     [28, 128, 128, 3, 1, 1],
     [14, 256, 256, 3, 1, 1],
@@ -52,8 +52,10 @@ const CONVOLUTIONS: [[usize; 6]; 15] = [
     [28, 256, 256, 3, 1, 32],
     [14, 512, 512, 3, 1, 32],
     [56, 96, 96, 3, 1, 96],
+    [112, 96, 96, 3, 2, 96],
     [28, 192, 192, 3, 2, 192],
     [28, 192, 192, 3, 1, 192],
+    [7, 960, 960, 3, 1, 960],
     [14, 576, 576, 5, 1, 576],
     [112, 32, 16, 1, 1, 1],
     [224, 3, 32, 3, 2, 1],
@@ -253,17 +255,18 @@ fn measure(shape: &ConvShape, precision: &str, isa: Isa, pool: &ThreadPool) -> M
         })
         .map(|byte| if ternary && byte == 2 { 0xff } else { byte })
         .collect();
-    let mut output = vec![0u8; shape.output_elements()];
-    let mut scratch = vec![0u8; conv.scratch_bytes(pool.threads())];
+    let mut input = Buffer::of(&input);
+    let mut output = Buffer::of(&vec![0; shape.output_elements()]);
+    let mut scratch = Buffer::of(&vec![0; conv.scratch_bytes(pool.threads())]);
     let mut run = |times: usize| {
         for _ in 0..times {
             let io = ConvIo {
                 batch: 1,
-                input: black_box(&input),
+                input: black_box(input.bytes()),
                 other: None,
-                output: &mut output,
+                output: output.bytes(),
                 input_zero_point: None,
-                scratch: &mut scratch,
+                scratch: scratch.bytes(),
             };
             conv.run(io, pool).expect("buffers that fit");
         }
@@ -358,6 +361,32 @@ fn bits(shape: &ConvShape, precision: &str, isa: Isa, bias: &[i32]) -> BitConv {
         })),
     };
     BitConv::new(isa, &spec).expect("a valid convolution")
+}
+
+/// Bytes on a cache line, as the engine's arena has them: vectors that cross lines cost twice.
+struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+    length: usize,
+}
+
+impl Buffer {
+    const LINE: usize = 64;
+
+    fn of(from: &[u8]) -> Self {
+        let mut bytes = vec![0; from.len() + Self::LINE];
+        let start = bytes.as_ptr().align_offset(Self::LINE).min(Self::LINE);
+        bytes[start..start + from.len()].copy_from_slice(from);
+        Buffer {
+            bytes,
+            start,
+            length: from.len(),
+        }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.length]
+    }
 }
 
 /// What is measured.

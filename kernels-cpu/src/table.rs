@@ -287,7 +287,7 @@ impl RowsForm {
 /// # Contract
 /// All of this holds at the call:
 /// - `rows` points to four pointers for each piece of each of `bands` bands: an input row each, the last one
-///   needed only by forms of two rows; each is readable for `channels` bytes at `in_w` places, `step` bytes
+///   unused by forms of one row; each is readable for `channels` bytes at `in_w` places, `step` bytes
 ///   apart;
 /// - `channels` is the form's width, or less than 16 and at least 1 where that is 0;
 /// - `left` is the first tap's column of the first pixel; columns outside the image hold `outside`;
@@ -320,8 +320,14 @@ pub(crate) struct DepthwiseRows {
 /// The contract of [`DepthwiseRows`].
 pub(crate) type RowsFn = unsafe fn(&Round, &Finish, &DepthwiseRows);
 
-/// The function of a depthwise kernel for whole rows of a form, where there is one for an output.
-pub(crate) type SelectRowsFn = fn(&Round, &Finish, RowsForm) -> Option<RowsFn>;
+/// A depthwise kernel's functions for whole rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowsKernel {
+    /// The function of a form, where there is one for an output.
+    pub(crate) select: fn(&Round, &Finish, RowsForm) -> Option<RowsFn>,
+    /// [`DepthwiseKernel::place`] for forms of one row.
+    pub(crate) place_three: fn(channel: usize, tap: usize) -> usize,
+}
 
 /// One row of the table of depthwise kernels.
 #[derive(Debug)]
@@ -349,7 +355,7 @@ pub struct DepthwiseKernel {
     /// The functions for finished pixels.
     pub(crate) finished: Option<SelectFinishedFn>,
     /// The functions for whole rows.
-    pub(crate) rows: Option<SelectRowsFn>,
+    pub(crate) rows: Option<RowsKernel>,
 }
 
 impl DepthwiseKernel {

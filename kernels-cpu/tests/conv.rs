@@ -5,9 +5,11 @@
 mod support;
 
 use requant_kernels_cpu::table::{self, WeightFormat};
-use requant_kernels_cpu::{Conv, ConvIo, ConvShape, ConvSpec, Isa, KernelError, Output, Weights};
-use requant_numerics::DType;
+use requant_kernels_cpu::{
+    Conv, ConvIo, ConvShape, ConvSpec, Isa, Join, KernelError, Output, Quantized, Weights,
+};
 use requant_numerics::packing::pack;
+use requant_numerics::{DType, Dyadic, Requantize, Scheme};
 use support::{
     Rng, Threads, assert_same, cases, isas, load, naive_conv, other_dtype, output, store_one,
 };
@@ -82,22 +84,6 @@ impl Case {
         let outputs = batch * shape.output_elements();
         let other_type = other_dtype(&output);
         let other = other_type.map_or(Vec::new(), |dtype| rng.tensor(dtype, outputs));
-        let sums = naive_conv(
-            &shape,
-            batch,
-            |at| load(input_type, &input, at),
-            zero_point,
-            |o, k| i32::from(weights[o * depth + k]),
-            &bias,
-        );
-        let want = sums
-            .iter()
-            .enumerate()
-            .flat_map(|(at, &sum)| {
-                let other = other_type.map_or(0, |dtype| load(dtype, &other, at));
-                store_one(&output, sum, at % shape.out_c, other)
-            })
-            .collect();
         Case {
             shape,
             batch,
@@ -111,8 +97,32 @@ impl Case {
             bias,
             output,
             other,
-            want,
+            want: Vec::new(),
         }
+        .expecting()
+    }
+
+    /// The case with the bytes it must give.
+    fn expecting(mut self) -> Case {
+        let depth = self.shape.depth();
+        let sums = naive_conv(
+            &self.shape,
+            self.batch,
+            |at| load(self.input_type, &self.input, at),
+            self.zero_point,
+            |o, k| i32::from(self.weights[o * depth + k]),
+            &self.bias,
+        );
+        let other_type = other_dtype(&self.output);
+        self.want = sums
+            .iter()
+            .enumerate()
+            .flat_map(|(at, &sum)| {
+                let other = other_type.map_or(0, |dtype| load(dtype, &self.other, at));
+                store_one(&self.output, sum, at % self.shape.out_c, other)
+            })
+            .collect();
+        self
     }
 
     fn spec(&self, zero_point: i32) -> ConvSpec<'_> {
@@ -309,6 +319,77 @@ fn common_depthwise_convolutions() {
         };
         let batch = rng.pick(&[1, 1, 2, 3]);
         Case::new(&mut rng, shape, batch, WeightFormat::I8).check_all(&isas);
+    }
+}
+
+/// `rhu` to 8 bits may be computed in floats: multipliers of every magnitude and form, sums far beyond what
+/// floats hold, and all zero points.
+#[test]
+fn rounded_depthwise_convolutions() {
+    let isas = isas();
+    let mut rng = Rng(11);
+    for _ in 0..cases(150) {
+        let channels = rng.pick(&[3, 16, 40, 64, 100, 130]);
+        let size = rng.size(1, 9);
+        let kernel = rng.pick(&[3, 3, 5]);
+        let stride = rng.pick(&[1, 2]);
+        let shape = ConvShape {
+            in_h: size,
+            in_w: size + 3,
+            in_c: channels,
+            out_h: size.div_ceil(stride),
+            out_w: (size + 3).div_ceil(stride),
+            out_c: channels,
+            kernel: [kernel; 2],
+            strides: [stride; 2],
+            pads: [kernel / 2; 2],
+            dilations: [1; 2],
+            groups: channels,
+        };
+        let mut case = Case::new(&mut rng, shape, 1, WeightFormat::I8);
+        let (dtype, lo, hi) = rng.pick(&[(DType::U8, 0, 255), (DType::I8, -128, 127)]);
+        let magnitude = rng.pick(&[0.9, 0.1, 0.01, 1e-3, 1e-4, 2e-5, 1e-6]);
+        let odd = rng.chance(4);
+        let pairs: Vec<(i32, u8)> = (0..channels)
+            .map(|c| {
+                let usual = Dyadic::from_f64(rng.near(magnitude)).unwrap();
+                match (odd && c % 7 == 0, rng.bits() % 4) {
+                    (true, 0) => (i32::MAX, rng.int(31, 50) as u8),
+                    (true, 1) => (0, rng.int(1, 62) as u8),
+                    (true, 2) => (rng.int(0, i64::from(i32::MAX)) as i32, 62),
+                    _ => (usual.m, usual.s),
+                }
+            })
+            .collect();
+        case.other.clear();
+        case.bias = (0..channels)
+            .map(|_| match rng.bits() % 8 {
+                0 => 1 << 30,
+                1 => -1 << 30,
+                2 => rng.int(-(1 << 26), 1 << 26) as i32,
+                _ => rng.int(-200_000, 200_000) as i32,
+            })
+            .collect();
+        let limits = if rng.chance(3) {
+            (lo + 20, hi - 9)
+        } else {
+            (lo, hi)
+        };
+        case.output = Output::Quantized(Box::new(Quantized {
+            requantize: Requantize {
+                scheme: Scheme::Rhu {
+                    m: pairs.iter().map(|pair| pair.0).collect(),
+                    s: pairs.iter().map(|pair| pair.1).collect(),
+                },
+                zero_point: rng.pick(&[lo, 0, 3, hi, (lo + hi + 1) / 2]),
+                lo: limits.0,
+                hi: limits.1,
+            },
+            dtype,
+            join: Join::None,
+            table: None,
+        }));
+        case.expecting().check_all(&isas);
     }
 }
 

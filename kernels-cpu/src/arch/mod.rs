@@ -93,6 +93,11 @@ pub(crate) fn takes_unpacked(isa: Isa, finish: &Finish, width: usize) -> bool {
     native::takes_unpacked(isa, finish, width)
 }
 
+/// Whether the kernels of an ISA are faster with `rhu` in floats, for an output that allows it.
+pub(crate) fn takes_floors(isa: Isa, finish: &Finish) -> bool {
+    native::takes_floors(isa, finish)
+}
+
 /// The function of an ISA that sums rows of activations.
 pub(crate) fn row_sums(isa: Isa, element: Element) -> RowSumsFn {
     native::row_sums(isa, element).unwrap_or(portable::row_sums::select(element))

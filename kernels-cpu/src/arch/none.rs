@@ -44,6 +44,10 @@ pub(super) fn takes_unpacked(_isa: Isa, _finish: &Finish, _width: usize) -> bool
     false
 }
 
+pub(super) fn takes_floors(_isa: Isa, _finish: &Finish) -> bool {
+    false
+}
+
 pub(super) fn row_sums(_isa: Isa, _element: Element) -> Option<RowSumsFn> {
     None
 }

@@ -38,8 +38,9 @@ pub(super) struct DepthwiseByRows {
     /// What there is to compute of an image, from top to bottom.
     units: Vec<Unit>,
     weights: Aligned,
-    /// Bytes of a chunk's weights.
+    /// Bytes of a chunk's weights, and of those before the ones of the form of one row.
     chunk_bytes: usize,
+    single_bytes: usize,
     bias: Folded,
     epilogue: Epilogue,
 }
@@ -82,7 +83,7 @@ impl DepthwiseByRows {
         spec: &ConvSpec<'_>,
     ) -> Result<Option<Self>, KernelError> {
         let shape = spec.shape;
-        let Some((select, order)) = kernel.rows.zip(kernel.order) else {
+        let Some((functions, order)) = kernel.rows.zip(kernel.order) else {
             return Ok(None);
         };
         if spec.weights.are_wide() {
@@ -112,7 +113,7 @@ impl DepthwiseByRows {
             };
             for (row, rows, together) in bands(shape.out_h, most, form(1).pieces()) {
                 let form = form(together);
-                let Some(run) = select(round, finish, form) else {
+                let Some(run) = (functions.select)(round, finish, form) else {
                     return Ok(None);
                 };
                 units.push(Unit {
@@ -133,17 +134,24 @@ impl DepthwiseByRows {
         units.sort_by_key(|unit| (unit.row / rows, unit.chunk, unit.row));
         let depth = shape.depth();
         let weight = |channel, tap| spec.weights.get(channel, tap, depth);
-        let chunk_bytes = MOST_ROWS * ROWS_TAPS * kernel.group_bytes();
+        // Those of the form of most rows, then those of the form of one row.
+        let row_bytes = ROWS_TAPS * kernel.group_bytes();
+        let single = if most == 1 { 0 } else { most };
+        let chunk_bytes = (single + 1) * row_bytes;
         let mut weights = Aligned::zeroed(product(&[chunks.len(), chunk_bytes])?);
         for (lane, channel) in lanes.iter().enumerate() {
             let Some(channel) = *channel else { continue };
             let chunk = &mut weights.bytes_mut()[lane / LANES * chunk_bytes..][..chunk_bytes];
-            for row in 0..most {
+            for row in 0..=single {
                 for tap in 0..depth {
                     let (ky, kx) = (tap / ROWS_TAPS, tap % ROWS_TAPS);
-                    let within = (kernel.place)(lane % LANES, row + ky);
-                    let at = (row * ROWS_TAPS + kx) * kernel.group_bytes() + within;
-                    chunk[at] = weight(channel, tap) as u8;
+                    let within = if row == single {
+                        (functions.place_three)(lane % LANES, ky)
+                    } else {
+                        (kernel.place)(lane % LANES, row + ky)
+                    };
+                    chunk[row * row_bytes + kx * kernel.group_bytes() + within] =
+                        weight(channel, tap) as u8;
                 }
             }
         }
@@ -166,6 +174,7 @@ impl DepthwiseByRows {
             units,
             weights,
             chunk_bytes,
+            single_bytes: single * row_bytes,
             bias,
             epilogue,
         }))
@@ -269,7 +278,8 @@ impl Job<'_> {
             }
         }
         let column = unit.chunk * LANES;
-        let weights = &depthwise.weights.bytes()[unit.chunk * depthwise.chunk_bytes..];
+        let single = if each == 1 { depthwise.single_bytes } else { 0 };
+        let weights = &depthwise.weights.bytes()[unit.chunk * depthwise.chunk_bytes + single..];
         let call = DepthwiseRows {
             bands,
             rows: rows.as_ptr(),

@@ -16,11 +16,13 @@ use crate::{Buffer, Isa, KernelError, arch};
 
 pub(crate) mod beside;
 pub(crate) mod finish;
+pub(crate) mod floor;
 pub(crate) mod round;
 mod rows;
 
 use beside::Beside;
 use finish::Finish;
+use floor::Floors;
 use round::Round;
 
 /// What a product writes.
@@ -185,9 +187,24 @@ impl Epilogue {
             Output::Accumulator => None,
             Output::Quantized(quantized) => {
                 validate(quantized, channels)?;
+                let finish = Finish::new(quantized);
+                // Kernels with an order finish sums in registers.
+                let floors = (order.is_some() && arch::takes_floors(isa, &finish))
+                    .then(|| Floors::new(&quantized.requantize))
+                    .flatten();
                 let prepare = |columns: &[Option<usize>]| {
-                    let (mut round, finish) =
-                        (Round::new(quantized, columns), Finish::new(quantized));
+                    if let Some(floors) = &floors {
+                        let round = Round::floor(floors, columns);
+                        return (
+                            round,
+                            if floors.folded {
+                                finish.folded()
+                            } else {
+                                finish
+                            },
+                        );
+                    }
+                    let mut round = Round::new(quantized, columns);
                     if round.fold(finish.zero_point) {
                         (round, finish.folded())
                     } else {

@@ -14,6 +14,7 @@ use requant_numerics::requantize::index;
 use requant_numerics::rounding;
 use requant_numerics::{Requantize, Residual, Scheme};
 
+use super::floor::{Floors, Line};
 use super::{Join, Quantized};
 use crate::memory::prefetch;
 
@@ -30,6 +31,8 @@ pub(crate) enum Round {
     },
     /// `rhu` in 64 bits: mantissa and shift.
     Wide { m: Vec<i32>, shift: Vec<u32> },
+    /// `rhu` to 8 bits in floats ([`super::floor`]).
+    Floor { scale: Vec<f32>, offset: Vec<f32> },
     /// `rhu` with a residual: also its mantissa and zero point.
     Residual {
         m: Vec<i32>,
@@ -94,6 +97,17 @@ impl Round {
     }
 }
 
+impl Round {
+    /// `rhu` in floats.
+    pub(super) fn floor(floors: &Floors, columns: &[Option<usize>]) -> Self {
+        let line = |c: usize| floors.lines[index(floors.lines.len(), c)];
+        Round::Floor {
+            scale: spread(columns, 0.0, |c| line(c).scale),
+            offset: spread(columns, 0.0, |c| line(c).offset),
+        }
+    }
+}
+
 fn steps(
     (requantize, levels): (&Requantize, usize),
     tau: &[i32],
@@ -143,6 +157,7 @@ impl Round {
                 true
             }
             Round::Wide { .. }
+            | Round::Floor { .. }
             | Round::Residual { .. }
             | Round::Shift { .. }
             | Round::Float { .. }
@@ -166,6 +181,10 @@ impl Round {
             Round::Wide { m, shift } => {
                 prefetch(&m[columns.clone()]);
                 prefetch(&shift[columns]);
+            }
+            Round::Floor { scale, offset } => {
+                prefetch(&scale[columns.clone()]);
+                prefetch(&offset[columns]);
             }
             Round::Residual {
                 m, shift, other, ..
@@ -272,6 +291,16 @@ pub(super) fn round_row(
             for (i, value) in row.iter_mut().enumerate() {
                 let product = i64::from(*value) * i64::from(m[i]);
                 *value = half_up(product, shift[i]);
+            }
+        }
+        Round::Floor { scale, offset } => {
+            let (scale, offset) = (&scale[place.clone()], &offset[place]);
+            for (i, value) in row.iter_mut().enumerate() {
+                let line = Line {
+                    scale: scale[i],
+                    offset: offset[i],
+                };
+                *value = line.apply(*value);
             }
         }
         Round::Residual {

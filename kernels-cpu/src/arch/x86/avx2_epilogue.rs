@@ -49,6 +49,7 @@ pub(super) fn select(round: &Round, finish: &Finish) -> Option<BlockFn> {
         (Round::Float { .. }, true) => Some(block::<Float, true>),
         (
             Round::Wide { .. }
+            | Round::Floor { .. }
             | Round::Residual { .. }
             | Round::Double { .. }
             | Round::Away { .. }

@@ -2,16 +2,16 @@
 //! one `vpdpbusd` for each 16 channels multiplies and adds a column of four taps.
 
 use core::arch::x86_64::{
-    __m512i, __mmask64, _mm_loadu_si128, _mm256_loadu_si256, _mm512_dpbusd_epi32,
-    _mm512_loadu_si512, _mm512_maskz_loadu_epi8, _mm512_set1_epi8, _mm512_setzero_si512,
-    _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi8, _mm512_unpackhi_epi16,
-    _mm512_unpacklo_epi8, _mm512_unpacklo_epi16, _mm512_xor_si512, _mm512_zextsi128_si512,
-    _mm512_zextsi256_si512,
+    __m512i, __mmask64, _mm_loadu_si128, _mm_set_epi8, _mm256_loadu_si256, _mm512_broadcast_i32x4,
+    _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_maskz_loadu_epi8, _mm512_set1_epi8,
+    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_shuffle_i32x4, _mm512_storeu_si512,
+    _mm512_unpackhi_epi8, _mm512_unpackhi_epi16, _mm512_unpacklo_epi8, _mm512_unpacklo_epi16,
+    _mm512_xor_si512, _mm512_zextsi128_si512, _mm512_zextsi256_si512,
 };
 
 use crate::Isa;
 use crate::epilogue::Order;
-use crate::table::{DepthwiseColumns, DepthwiseKernel, DepthwiseTile};
+use crate::table::{DepthwiseColumns, DepthwiseKernel, DepthwiseTile, RowsKernel};
 
 use super::{avx512_depthwise_rows, avx512_depthwise_taps};
 
@@ -43,10 +43,13 @@ const fn kernel(
         interleave,
         sums,
         finished: Some(avx512_depthwise_taps::select),
-        rows: Some(if signed {
-            avx512_depthwise_rows::select::<true>
-        } else {
-            avx512_depthwise_rows::select::<false>
+        rows: Some(RowsKernel {
+            select: if signed {
+                avx512_depthwise_rows::select::<true>
+            } else {
+                avx512_depthwise_rows::select::<false>
+            },
+            place_three,
         }),
         order: Some(Order {
             column: |position| position % 16 / 4 * 16 + position / 16 * 4 + position % 4,
@@ -60,6 +63,12 @@ const fn kernel(
 fn place(channel: usize, tap: usize) -> usize {
     let (quarter, vector) = (channel / 16, channel / 4 % 4);
     vector * LANES + quarter * 16 + channel % 4 * GROUP + tap
+}
+
+/// `place` for columns of three rows: in the upper half of each quarter, the third tap is the fourth byte.
+fn place_three(channel: usize, tap: usize) -> usize {
+    let fourth = tap == 2 && channel % 16 >= 8;
+    place(channel, if fourth { 3 } else { tap })
 }
 
 /// See [`DepthwiseColumns`] for the contract.
@@ -232,6 +241,26 @@ pub(super) fn unpacked(x: [__m512i; 4]) -> [__m512i; 4] {
         _mm512_unpackhi_epi16(low[0], low[1]),
         _mm512_unpacklo_epi16(high[0], high[1]),
         _mm512_unpackhi_epi16(high[0], high[1]),
+    ]
+}
+
+/// Three rows of 64 channels in nearly the same way, see [`place_three`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn unpacked_three(x: [__m512i; 3]) -> [__m512i; 4] {
+    let low = _mm512_unpacklo_epi8(x[0], x[1]);
+    let high = _mm512_unpackhi_epi8(x[0], x[1]);
+    // Each word has a channel of the lower half and one of the upper: both meet it, and `place_three` says
+    // which byte is theirs.
+    let pairs = _mm512_broadcast_i32x4(_mm_set_epi8(
+        15, 7, 14, 6, 13, 5, 12, 4, 11, 3, 10, 2, 9, 1, 8, 0,
+    ));
+    let third = _mm512_shuffle_epi8(x[2], pairs);
+    [
+        _mm512_unpacklo_epi16(low, third),
+        _mm512_unpackhi_epi16(low, third),
+        _mm512_unpacklo_epi16(high, third),
+        _mm512_unpackhi_epi16(high, third),
     ]
 }
 

@@ -12,7 +12,7 @@ use crate::epilogue::finish::{Finish, FinishJoin};
 use crate::epilogue::round::Round;
 use crate::table::{DepthwiseRows, ROWS_TAPS, RowsFn, RowsForm};
 
-use super::avx512_depthwise::unpacked;
+use super::avx512_depthwise::{unpacked, unpacked_three};
 use super::avx512_epilogue::Narrow;
 use super::avx512_registers::{InRegisters, in_registers};
 
@@ -162,24 +162,14 @@ impl<'a, const SIGNED: bool, const ROWS: usize, const WIDTH: usize> Image<'a, SI
         }
         let at = column * self.call.step;
         // SAFETY: a column inside the image.
-        let mut x = unsafe {
-            [
-                self.lanes(0, at),
-                self.lanes(1, at),
-                self.lanes(2, at),
-                // One row needs three; the weights of the fourth are 0.
-                if ROWS == 1 {
-                    self.outside
-                } else {
-                    self.lanes(3, at)
-                },
-            ]
-        };
-        if SIGNED {
-            let flip = _mm512_set1_epi8(-128);
-            x = x.map(|x| _mm512_xor_si512(x, flip));
+        unsafe {
+            let x = [self.lanes(0, at), self.lanes(1, at), self.lanes(2, at)];
+            if ROWS == 1 {
+                unpacked_three(x)
+            } else {
+                unpacked([x[0], x[1], x[2], self.lanes(3, at)])
+            }
         }
-        unpacked(x)
     }
 
     /// A row of all pieces, `at` bytes from the start.
@@ -195,7 +185,7 @@ impl<'a, const SIGNED: bool, const ROWS: usize, const WIDTH: usize> Image<'a, SI
             *piece = unsafe { (*self.rows.add(index * COLUMN + row)).add(at) };
         }
         // SAFETY: as many bytes are read as there are channels.
-        unsafe {
+        let lanes = unsafe {
             match WIDTH {
                 64 => _mm512_loadu_si512(piece[0].cast()),
                 32 => _mm512_inserti64x4::<1>(
@@ -215,6 +205,11 @@ impl<'a, const SIGNED: bool, const ROWS: usize, const WIDTH: usize> Image<'a, SI
                     _mm_maskz_loadu_epi8(self.mask, piece[3].cast()),
                 ),
             }
+        };
+        if SIGNED {
+            _mm512_xor_si512(lanes, _mm512_set1_epi8(-128))
+        } else {
+            lanes
         }
     }
 

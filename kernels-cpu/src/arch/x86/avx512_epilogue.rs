@@ -15,7 +15,7 @@ use crate::epilogue::{BlockFn, Place};
 
 use super::avx512_double_sum::DoubleSum;
 use super::avx512_round::{
-    Away, Bounded, Double, Float, High, Joined, Rounding, Shift, Wide, Word,
+    Away, Bounded, Double, Float, Floor, High, Joined, Rounding, Shift, Wide, Word,
 };
 
 const LANES: usize = 16;
@@ -66,6 +66,7 @@ pub(super) fn select(round: &Round, finish: &Finish) -> Option<BlockFn> {
         Round::Word { .. } => block[0],
         Round::High { .. } => block[1],
         Round::Wide { .. } => block[2],
+        Round::Floor { .. } => block_of_floors(),
         Round::Residual { .. } => block_of_residual(),
         Round::Shift { .. } => block[3],
         Round::Float { scale, .. } if is_byte(finish) && bounded(scale) => block[5],
@@ -80,6 +81,10 @@ fn block_of_residual() -> BlockFn {
     block::<Joined, Alone>
 }
 
+fn block_of_floors() -> BlockFn {
+    block::<Floor, Alone>
+}
+
 /// Whether no sum times a scale leaves 32 bits, so that the clamp can wait for the packs.
 pub(super) fn bounded(scale: &[f32]) -> bool {
     scale.iter().all(|scale| scale.abs() < 0.99)
@@ -92,6 +97,11 @@ pub(super) fn takes_unpacked(finish: &Finish) -> bool {
         FinishJoin::Residual(dtype) | FinishJoin::Add { dtype, .. } => dtype != DType::I16,
     };
     is_byte(finish) && bytes
+}
+
+/// Whether an output's steps are few enough for `rhu` in floats.
+pub(super) fn takes_floors(finish: &Finish) -> bool {
+    is_byte(finish) && matches!(finish.join, FinishJoin::None)
 }
 
 /// Whether values leave by packs to bytes: a word that saturated stays past the byte's range when the

@@ -3,7 +3,8 @@
 use core::arch::x86_64::*;
 
 use super::avx512_round::{
-    Bounded, Double, Float, High, Rounding, Word, double, high_words, products, shifted,
+    Bounded, Double, Float, Floor, High, Rounding, Word, double, floors, high_words, products,
+    shifted,
 };
 
 /// Gives what `$function` is for the type `$rounding` of a rounding; none for rare roundings.
@@ -17,6 +18,10 @@ macro_rules! in_registers {
             }
             Round::High { .. } => {
                 type $rounding = avx512_round::High;
+                $function
+            }
+            Round::Floor { .. } => {
+                type $rounding = avx512_round::Floor;
                 $function
             }
             Round::Float { scale, .. } if avx512_epilogue::bounded(scale) => {
@@ -76,6 +81,14 @@ impl InRegisters for High {
     }
 }
 
+impl InRegisters for Floor {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn rounded(sums: __m512i, parameters: Self::Parameters) -> __m512i {
+        floors(sums, parameters)
+    }
+}
+
 impl InRegisters for Float {
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -98,5 +111,53 @@ impl InRegisters for Double {
     #[target_feature(enable = "avx512f")]
     unsafe fn rounded(sums: __m512i, parameters: Self::Parameters) -> __m512i {
         double(sums, parameters)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::Isa;
+    use crate::epilogue::floor::Line;
+
+    /// The instructions round as the formula that constants are proven by.
+    #[test]
+    fn floors_are_those_of_the_proof() {
+        if !Isa::Avx512Vnni.is_available() {
+            println!("skipped, this machine does not have AVX-512 VNNI");
+            return;
+        }
+        let mut state = 1u64;
+        let mut bits = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 32) as u32
+        };
+        for _ in 0..20_000 {
+            // Fractions of 48 bits, as in the proof; sums of all magnitudes.
+            let mantissa = (bits() >> 8) as f32;
+            let line = Line {
+                scale: mantissa * 2f32.powi(-25 - (bits() % 24) as i32),
+                offset: ((bits() >> 8) as i32 - (1 << 23)) as f32
+                    * 2f32.powi(-15 - (bits() % 10) as i32),
+            };
+            let sums: [i32; 16] = core::array::from_fn(|_| bits() as i32 >> (bits() % 32));
+            // SAFETY: the machine has AVX-512.
+            let got: [i32; 16] = unsafe { core::mem::transmute(floored(&sums, line)) };
+            assert_eq!(got, sums.map(|sum| line.apply(sum)), "{sums:?} {line:?}");
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn floored(sums: &[i32; 16], line: Line) -> __m512i {
+        // SAFETY: 16 values are read.
+        let sums = unsafe { _mm512_loadu_si512(sums.as_ptr().cast()) };
+        floors(
+            sums,
+            [_mm512_set1_ps(line.scale), _mm512_set1_ps(line.offset)],
+        )
     }
 }

@@ -58,6 +58,7 @@ pub(super) trait Rounding {
 pub(super) struct Word;
 pub(super) struct High;
 pub(super) struct Wide;
+pub(super) struct Floor;
 pub(super) struct Joined;
 pub(super) struct Shift;
 pub(super) struct Float;
@@ -272,6 +273,42 @@ impl Rounding for Wide {
             products(_mm512_srli_epi64::<32>(sums), _mm512_srli_epi64::<32>(m)),
             shift,
         )
+    }
+}
+
+/// The formula of [`crate::epilogue::floor`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn floors(sums: __m512i, [scale, offset]: [__m512; 2]) -> __m512i {
+    const DOWN: i32 = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+    let scaled = _mm512_fmadd_round_ps::<DOWN>(_mm512_cvtepi32_ps(sums), scale, offset);
+    _mm512_cvt_roundps_epi32::<DOWN>(scaled)
+}
+
+impl Rounding for Floor {
+    /// Scales and offsets.
+    type Parameters = [__m512; 2];
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters {
+        let Round::Floor { scale, offset } = round else {
+            return [_mm512_setzero_ps(); 2];
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
+            [
+                _mm512_castsi512_ps(entries(scale, column)),
+                _mm512_castsi512_ps(entries(offset, column)),
+            ]
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn round(sums: *const i32, _other: __m512i, parameters: Self::Parameters) -> __m512i {
+        // SAFETY: the caller's promise.
+        floors(unsafe { load(sums) }, parameters)
     }
 }
 

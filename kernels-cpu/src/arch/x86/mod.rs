@@ -87,6 +87,13 @@ pub(super) fn takes_unpacked(isa: Isa, finish: &Finish, width: usize) -> bool {
     }
 }
 
+pub(super) fn takes_floors(isa: Isa, finish: &Finish) -> bool {
+    match isa {
+        Isa::Avx512Vnni => avx512_epilogue::takes_floors(finish),
+        Isa::Scalar | Isa::Avx2 | Isa::AvxVnni | Isa::NeonDot | Isa::NeonI8mm => false,
+    }
+}
+
 pub(super) fn row_sums(isa: Isa, element: Element) -> Option<RowSumsFn> {
     match isa {
         Isa::Avx512Vnni => avx512_row_sums::select(element),
