@@ -19,7 +19,7 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// From moments, one for each group of a convolution.
+    /// From moments, one for each group of a convolution or each block of a wide layer's inputs.
     ///
     /// # Errors
     /// Moments whose slices do not fit together.
@@ -54,7 +54,11 @@ pub(super) fn candidate(
             group: group.and_then(|size| grouping(op, dtype, size)),
             ..Recipe::new(dtype)
         };
-        let rounded = weights::round(reals, rows, &known.hessians, recipe)?;
+        let rounded =
+            match known.hessians.len() > 1 && depth(op).is_some_and(|(_, groups)| groups == 1) {
+                true => weights::round_in_blocks(reals, rows, &known.hessians, recipe)?,
+                false => weights::round(reals, rows, &known.hessians, recipe)?,
+            };
         let stood_for = rounded.reals();
         Ok((layer(rounded), stood_for))
     };
@@ -105,8 +109,10 @@ fn coded(op: &Op, hessians: &[Hessian]) -> Result<(LayerQuant, Vec<f32>), Weight
     };
     let importance: Vec<f32> = hessians
         .iter()
-        .flat_map(|hessian| arrange(hessian.importance()))
+        .flat_map(Hessian::importance)
+        .copied()
         .collect();
+    let importance = arrange(&importance);
     let width = WIDTH.min(k);
     let centroids = (rows * k / width / PER_CENTROID).clamp(1, CENTROIDS);
     let coded = weights::codebook(

@@ -5,6 +5,7 @@
 //! pictures a strip of pixels is taken, from another place in each sample.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use rayon::prelude::*;
 use requant_import::float::{Graph, Op, Tensor};
@@ -22,8 +23,25 @@ const BUDGET: usize = 192 << 20;
 /// Columns a layer, unless it has very long ones.
 const COLUMNS: usize = 1 << 15;
 
-/// Moments of a layer's inputs, one for each group of a convolution.
+/// Inputs of an output beyond which their products are not all taken: those of 512 channels under a window
+/// of three by three still are.
+const WIDE: usize = 4608;
+/// Inputs of a block whose products are taken then.
+const BLOCK: usize = 2048;
+
+/// Moments of a layer's inputs: one for each group of a convolution, or one for each block of the inputs of
+/// a layer that has too many of them (see [`blocks`]).
 pub(super) type LayerMoments = Vec<Moments>;
+
+/// The inputs of an output in blocks of nearly one size, for a layer of so many that the matrix of all
+/// products would be gigabytes: products across blocks are then taken for 0.
+pub(super) fn blocks(k: usize) -> Vec<Range<usize>> {
+    let count = if k > WIDE { k.div_ceil(BLOCK) } else { 1 };
+    let edge = |block: usize| block * k / count;
+    (0..count)
+        .map(|block| edge(block)..edge(block + 1))
+        .collect()
+}
 
 /// Inputs of an output of a layer, and groups; none for a node that is no layer.
 pub(super) fn depth(op: &Op) -> Option<(usize, usize)> {
@@ -52,7 +70,14 @@ pub(super) fn moments(
     let mut grams = BTreeMap::new();
     for &layer in layers {
         if let Some((k, groups)) = depth(&graph.nodes[layer].op) {
-            grams.insert(layer, vec![Gram::new(k); groups]);
+            let own = match groups {
+                1 => blocks(k)
+                    .iter()
+                    .map(|block| Gram::new(block.len()))
+                    .collect(),
+                _ => vec![Gram::new(k); groups],
+            };
+            grams.insert(layer, own);
         }
     }
     let targets: Vec<_> = layers.iter().map(|&l| graph.nodes[l].inputs[0]).collect();
@@ -89,8 +114,12 @@ pub(super) fn passes(graph: &Graph, layers: &[usize]) -> Vec<Vec<usize>> {
         let Some((k, groups)) = depth(&graph.nodes[layer].op) else {
             continue;
         };
+        let products: usize = match groups {
+            1 => blocks(k).iter().map(|block| block.len().pow(2)).sum(),
+            _ => groups * k * k,
+        };
         // Sums, and inputs that wait.
-        let bytes = groups * (k * k + k * 1024) * size_of::<f32>();
+        let bytes = (products + groups * k * 1024) * size_of::<f32>();
         if bytes > room || passes.is_empty() {
             passes.push(Vec::new());
             room = BUDGET;
@@ -111,10 +140,20 @@ fn add(
     grams: &mut [Gram],
 ) -> Result<(), crate::weights::WeightError> {
     let Op::Conv(conv) = op else {
-        return match grams.first_mut() {
-            Some(gram) => gram.add_rows(&x.data),
-            None => Ok(()),
+        let Some((k, _)) = depth(op) else {
+            return Ok(());
         };
+        if let [gram] = grams {
+            return gram.add_rows(&x.data);
+        }
+        return grams
+            .par_iter_mut()
+            .zip(blocks(k))
+            .try_for_each(|(gram, block)| {
+                let rows = x.data.chunks_exact(k);
+                let own: Vec<f32> = rows.flat_map(|row| &row[block.clone()]).copied().collect();
+                gram.add_rows(&own)
+            });
     };
     let Some(shape) = ConvShape::new(&x.dims, &conv.weights.dims, &conv.window, conv.groups) else {
         return Ok(());
@@ -123,10 +162,16 @@ fn add(
     let length = (COLUMNS.max(8 * k))
         .div_ceil(samples.max(1))
         .clamp(1, pixels);
+    let of_blocks = (conv.groups == 1).then(|| blocks(k));
     grams
         .par_iter_mut()
         .enumerate()
-        .try_for_each(|(group, gram)| {
+        .try_for_each(|(part, gram)| {
+            // A group, or a block of the only one.
+            let (group, rows) = match &of_blocks {
+                Some(blocks) => (0, blocks[part].clone()),
+                None => (part, 0..k),
+            };
             let mut panel = vec![0.0f32; k * length];
             for (index, sample) in x.data.chunks_exact(shape.input_elements()).enumerate() {
                 // Multiples of the golden ratio spread evenly over any interval.
@@ -139,8 +184,24 @@ fn add(
                     first: 0,
                 };
                 im2col(&shape, sample, group, place, &mut panel);
-                gram.add_columns(&panel)?;
+                gram.add_columns(&panel[rows.start * length..rows.end * length])?;
             }
             Ok(())
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_cover_all_inputs_once() {
+        for (k, count) in [(1, 1), (WIDE, 1), (WIDE + 1, 3), (25_088, 13)] {
+            let blocks = blocks(k);
+            assert_eq!(blocks.len(), count);
+            assert_eq!((blocks[0].start, blocks[count - 1].end), (0, k));
+            assert!(blocks.windows(2).all(|pair| pair[0].end == pair[1].start));
+            assert!(count == 1 || blocks.iter().all(|block| block.len() <= BLOCK));
+        }
+    }
 }

@@ -22,7 +22,7 @@ pub use error::WeightError;
 pub use gram::{Gram, Moments};
 pub use grid::{Grid, Steps};
 pub use hessian::{DAMPING, Hessian, Order};
-pub use rounding::{Recipe, Rounded, Rounding, nearest, output_error, round};
+pub use rounding::{Recipe, Rounded, Rounding, nearest, output_error, round, round_in_blocks};
 pub use scales::{Grouping, ScaleRule, scales};
 
 #[cfg(test)]

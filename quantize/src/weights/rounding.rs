@@ -143,6 +143,76 @@ pub fn round(
     Ok(rounded)
 }
 
+/// Rounds `[rows, K]` weights of a layer whose inputs are known in blocks along K, in order: what blocks have
+/// in common with each other is taken for 0. Coordinate descent reads every product for every channel, which
+/// for such wide layers takes too long: it is GPTQ alone here.
+///
+/// # Errors
+/// As [`round`].
+pub fn round_in_blocks(
+    weights: &[f32],
+    rows: usize,
+    blocks: &[Hessian],
+    recipe: Recipe,
+) -> Result<Rounded, WeightError> {
+    let grid = Grid::of(recipe.dtype)?;
+    let k = check(weights, rows)?;
+    sized("inputs of a channel", blocks.iter().map(|b| b.k).sum(), k)?;
+    let importance = blocks.iter().flat_map(Hessian::importance).copied();
+    let importance: Vec<f32> = importance.collect();
+    let (dtype, rule) = (recipe.dtype, recipe.scale);
+    let steps = scales(weights, rows, dtype, rule, &importance, recipe.group)?;
+    if recipe.rounding == Rounding::Nearest {
+        return nearest(weights, &steps);
+    }
+    let of = |(chunk, weights): (usize, &[f32])| -> Vec<i8> {
+        let multipliers = |(row, w): (usize, &[f32])| {
+            let row = chunk * ROWS + row;
+            let us = steps.multipliers(row, w.len());
+            us.into_iter().map(move |u| (row, u))
+        };
+        let own: Vec<f32> = weights
+            .chunks(k)
+            .enumerate()
+            .flat_map(multipliers)
+            .map(|(row, u)| steps.scales[row] * u)
+            .collect();
+        let mut integers = vec![0; weights.len()];
+        let mut from = 0;
+        for hessian in blocks {
+            let at = from..from + hessian.k;
+            from = at.end;
+            let part = |all: &[f32]| -> Vec<f32> {
+                let rows = all.chunks(k).flat_map(|row| &row[at.clone()]);
+                rows.copied().collect()
+            };
+            let (w, steps) = (part(weights), part(&own));
+            let rounded = match recipe.rounding {
+                Rounding::AdaRound => adaround::round(&w, &steps, grid, hessian),
+                Rounding::Nearest | Rounding::Gptq | Rounding::Descent => {
+                    gptq::round(&w, &steps, grid, hessian)
+                }
+            };
+            let rows = integers.chunks_mut(k).zip(rounded.chunks(hessian.k));
+            for (row, rounded) in rows {
+                let row = row[at.clone()].iter_mut().zip(rounded);
+                row.for_each(|(integer, &q)| *integer = q as i8);
+            }
+        }
+        integers
+    };
+    let chunks = weights.par_chunks(ROWS * k).enumerate();
+    let integers: Vec<Vec<i8>> = chunks.map(of).collect();
+    let mut scales = steps.scales;
+    settle(&mut scales);
+    Ok(Rounded {
+        dtype,
+        weights: integers.concat(),
+        scales,
+        groups: steps.groups,
+    })
+}
+
 /// The integers nearest to `[O, K]` weights at given steps.
 ///
 /// # Errors

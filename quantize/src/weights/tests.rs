@@ -345,6 +345,63 @@ fn groups_of_a_convolution_are_rounded_each_by_its_inputs() {
 }
 
 #[test]
+fn blocks_of_inputs_are_rounded_each_by_its_own() {
+    let mut rng = ChaCha8Rng::seed_from_u64(18);
+    let (rows, widths) = (37, [9, 14, 5]);
+    let k: usize = widths.iter().sum();
+    let weights = uniform(&mut rng, rows * k);
+    let blocks: Vec<Hessian> = widths
+        .iter()
+        .map(|&k| Hessian::new(correlated(&mut rng, 50, k), DAMPING, Order::Activation).unwrap())
+        .collect();
+    for (dtype, rounding) in [
+        (DType::I4, Rounding::Gptq),
+        (DType::I8, Rounding::AdaRound),
+        (DType::Ternary, Rounding::Nearest),
+        (DType::I4, Rounding::Descent),
+    ] {
+        let recipe = recipe(dtype, rounding);
+        let whole = round_in_blocks(&weights, rows, &blocks, recipe).unwrap();
+        let mut nearest = 0.0;
+        let mut found = 0.0;
+        let mut from = 0;
+        for hessian in &blocks {
+            let at = from..from + hessian.inputs();
+            from = at.end;
+            for (row, &scale) in whole.scales.iter().enumerate() {
+                let w = &weights[row * k..][at.clone()];
+                let steps = vec![scale; w.len()];
+                let grid = Grid::of(dtype).unwrap();
+                let plain: Vec<f64> = w
+                    .iter()
+                    .map(|w| f64::from(grid.nearest(w / scale) * scale))
+                    .collect();
+                let own = &whole.weights[row * k..][at.clone()];
+                if rounding == Rounding::Gptq {
+                    let alone = gptq::round(w, &steps, grid, hessian);
+                    assert!(own.iter().zip(&alone).all(|(&a, &b)| f32::from(a) == b));
+                }
+                let own: Vec<f64> = own
+                    .iter()
+                    .map(|&q| f64::from(q) * f64::from(scale))
+                    .collect();
+                nearest += cost(w, &plain, hessian);
+                found += cost(w, &own, hessian);
+            }
+        }
+        assert_eq!((whole.weights.len(), whole.dtype), (rows * k, dtype));
+        match rounding {
+            Rounding::Nearest => assert!((found - nearest).abs() < 1e-9 * nearest),
+            Rounding::Gptq | Rounding::Descent => {
+                assert!(found < 0.8 * nearest, "{found} {nearest}")
+            }
+            Rounding::AdaRound => assert!(found < nearest, "{found} {nearest}"),
+        }
+    }
+    assert!(round_in_blocks(&weights, rows, &blocks[..2], Recipe::new(DType::I4)).is_err());
+}
+
+#[test]
 fn dead_and_constant_channels_round_to_something_sane() {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let k = 7;

@@ -597,3 +597,48 @@ fn a_network_may_end_at_log_probabilities() {
         "inner (LogSoftmax): is read by other nodes",
     );
 }
+
+#[test]
+fn layers_of_very_many_inputs_are_rounded_in_blocks() {
+    let folder = folder();
+    const INPUTS: usize = 5000;
+    let values = Model::new(4).reals(SAMPLES * INPUTS, 1.0);
+    for (name, tail) in [("dense", &[][..]), ("conv", &[1, 1])] {
+        let dims = [&[SAMPLES, INPUTS][..], tail].concat();
+        archive(
+            &folder,
+            &format!("{name}.npz"),
+            &[("x", reals(&dims, &values))],
+        );
+        let mut model = Model::new(6);
+        let weights = model.reals(16 * INPUTS, 0.02);
+        let bias = model.reals(16, 0.1);
+        if name == "dense" {
+            model.input("x", &["N", "5000"]);
+            model.constant("w", &[16, INPUTS], &weights);
+            model.constant("b", &[16], &bias);
+            model.node("Gemm", "conv1", &["x", "w", "b"], "a", &[("transB", &[1])]);
+        } else {
+            model.input("x", &["N", "5000", "1", "1"]);
+            model.conv_of(("x", "c"), &[16, INPUTS, 1, 1], &weights, &bias, 1);
+            model.node("Flatten", "flatten", &["c"], "a", &[("axis", &[1])]);
+        }
+        model.relu("a", "r");
+        model.constant("fc.w", &[5, 16], &weights[..80]);
+        model.constant("fc.b", &[5], &bias[..5]);
+        let inputs = ["r", "fc.w", "fc.b"];
+        model.node("Gemm", "fc", &inputs, "y", &[("transB", &[1])]);
+        save(&folder, &format!("{name}.onnx"), model.output("y"));
+    }
+    let divergence = |name: &str, more: &str| -> f64 {
+        let line =
+            format!("{name}.onnx --calibration {name}.npz --output {name} --fix conv1=w4a8 {more}");
+        let text = good(&folder, &line);
+        let (_, rest) = text.split_once("divergence ").unwrap();
+        rest.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let nearest = divergence("dense", "--rounding nearest");
+    let found = ["dense", "conv"].map(|name| divergence(name, ""));
+    assert!(found[0] < 0.5 * nearest, "{found:?} {nearest}");
+    assert_eq!(found[0], found[1]);
+}
