@@ -325,18 +325,26 @@ fn common_depthwise_convolutions() {
 /// `rhu` to 8 bits may be computed in floats: multipliers of every magnitude and form, sums far beyond what
 /// floats hold, and all zero points.
 #[test]
-fn rounded_depthwise_convolutions() {
+fn rounded_convolutions() {
     let isas = isas();
     let mut rng = Rng(11);
-    for _ in 0..cases(150) {
-        let channels = rng.pick(&[3, 16, 40, 64, 100, 130]);
+    for _ in 0..cases(200) {
+        // Depthwise ones, first layers, and groups of four channels.
+        let (in_c, channels, groups) = match rng.bits() % 4 {
+            0 => (3, rng.pick(&[16, 32, 64]), 1),
+            1 => (64, 64, 16),
+            _ => {
+                let channels = rng.pick(&[3, 16, 40, 64, 100, 130]);
+                (channels, channels, channels)
+            }
+        };
         let size = rng.size(1, 9);
         let kernel = rng.pick(&[3, 3, 5]);
         let stride = rng.pick(&[1, 2]);
         let shape = ConvShape {
             in_h: size,
             in_w: size + 3,
-            in_c: channels,
+            in_c,
             out_h: size.div_ceil(stride),
             out_w: (size + 3).div_ceil(stride),
             out_c: channels,
@@ -344,7 +352,7 @@ fn rounded_depthwise_convolutions() {
             strides: [stride; 2],
             pads: [kernel / 2; 2],
             dilations: [1; 2],
-            groups: channels,
+            groups,
         };
         let mut case = Case::new(&mut rng, shape, 1, WeightFormat::I8);
         let (dtype, lo, hi) = rng.pick(&[(DType::U8, 0, 255), (DType::I8, -128, 127)]);

@@ -6,6 +6,8 @@
 //! side. Rows outside the image are read from a line of zero points; rows past the last one of a band
 //! repeat the first, whose bytes are then written twice.
 
+use core::mem::MaybeUninit;
+
 use crate::epilogue::Epilogue;
 use crate::error::product;
 use crate::memory::{Aligned, Carver, LINE, piece};
@@ -24,7 +26,7 @@ const MOST_ROWS: usize = 2;
 /// Most pieces of a chunk.
 const MOST_PIECES: usize = 4;
 /// Most bands of a call: its weights and parameters are loaded once.
-const BANDS: usize = 4;
+const BANDS: usize = 16;
 
 /// Output rows of a large image whose chunks follow one another.
 const BLOCK_ROWS: usize = 16;
@@ -62,6 +64,8 @@ struct Unit {
     run: RowsFn,
     row: usize,
     rows: usize,
+    /// Units from this one on that go on one from the other.
+    run_length: usize,
 }
 
 impl Unit {
@@ -95,7 +99,15 @@ impl DepthwiseByRows {
         }
         let chunks = chunks(shape.out_c);
         let lanes: Vec<Option<usize>> = chunks.iter().flat_map(Chunk::lanes).collect();
-        let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &lanes, LANES, Some(order))?;
+        let epilogue = Epilogue::new(
+            isa,
+            &spec.output,
+            shape.out_c,
+            &lanes,
+            LANES,
+            Some(order),
+            true,
+        )?;
         let Some((round, finish)) = epilogue.alone() else {
             return Ok(None);
         };
@@ -122,6 +134,7 @@ impl DepthwiseByRows {
                     run,
                     row,
                     rows,
+                    run_length: 1,
                 });
             }
         }
@@ -132,6 +145,11 @@ impl DepthwiseByRows {
             BLOCK_ROWS
         };
         units.sort_by_key(|unit| (unit.row / rows, unit.chunk, unit.row));
+        for index in (1..units.len()).rev() {
+            if units[index - 1].goes_on(&units[index]) {
+                units[index - 1].run_length = units[index].run_length + 1;
+            }
+        }
         let depth = shape.depth();
         let weight = |channel, tap| spec.weights.get(channel, tap, depth);
         // Those of the form of most rows, then those of the form of one row.
@@ -217,12 +235,8 @@ impl DepthwiseByRows {
             let mut left = share(count, parts, part);
             while !left.is_empty() {
                 let (image, first) = (left.start / self.units.len(), left.start % self.units.len());
-                let units = &self.units[first..self.units.len().min(first + left.len())];
-                let together = units
-                    .windows(2)
-                    .take_while(|pair| pair[0].goes_on(&pair[1]));
-                let bands = 1 + together.take(BANDS - 1).count();
-                job.bands(image, &units[..bands]);
+                let bands = self.units[first].run_length.min(left.len()).min(BANDS);
+                job.bands(image, &self.units[first..first + bands]);
                 left.start += bands;
             }
         });
@@ -242,20 +256,28 @@ struct Job<'a> {
 impl Job<'_> {
     /// Bands that go on one from the other.
     fn bands(&self, image: usize, units: &[Unit]) {
-        let [unit, ..] = units else {
+        let ([unit, ..], [.., last]) = (units, units) else {
             return;
         };
-        let height: usize = units.iter().map(|unit| unit.rows).sum();
+        let height = last.row + last.rows - unit.row;
         let depthwise = self.depthwise;
         let Some((round, finish)) = depthwise.epilogue.alone() else {
             return;
         };
         let shape = &depthwise.shape;
         let chunk = depthwise.chunks[unit.chunk];
-        let input = &self.input[image * shape.input_elements()..][..shape.input_elements()];
         let line = shape.in_w * shape.in_c;
-        let mut rows = [self.outside[chunk.channel..].as_ptr(); BANDS * MOST_PIECES * COLUMN];
-        let mut out = [core::ptr::null_mut(); BANDS * MOST_PIECES * MOST_ROWS];
+        let input = self.input[image * shape.input_elements() + chunk.channel..].as_ptr();
+        let outside = self.outside[chunk.channel..].as_ptr();
+        let output_line = shape.out_w * shape.out_c;
+        let first_row = image * shape.out_h + unit.row;
+        let output = self
+            .output
+            .start()
+            .wrapping_add(first_row * output_line + chunk.channel);
+        // Only what is used is written: a small image is a few calls of as many instructions as this has.
+        let mut rows = [const { MaybeUninit::uninit() }; BANDS * MOST_PIECES * COLUMN];
+        let mut out = [const { MaybeUninit::uninit() }; BANDS * MOST_PIECES * MOST_ROWS];
         let (pieces, each) = (unit.form.pieces(), unit.form.rows);
         let bands = units.len();
         let pointers = rows.chunks_exact_mut(COLUMN);
@@ -263,18 +285,19 @@ impl Job<'_> {
         for (piece, (pointers, out)) in places.enumerate().take(bands * pieces) {
             let band = piece / pieces * pieces * each;
             let first = piece * each;
-            let row = unit.row + if first < height { first } else { band };
-            let top = (row * shape.strides[0]) as isize - shape.pads[0] as isize;
+            let row = if first < height { first } else { band };
+            let top = ((unit.row + row) * shape.strides[0]).wrapping_sub(shape.pads[0]);
             for (index, pointer) in pointers.iter_mut().enumerate() {
-                let y = top + index as isize;
-                if (0..shape.in_h as isize).contains(&y) {
-                    *pointer = input[y as usize * line + chunk.channel..].as_ptr();
-                }
+                // Rows above the image are far below it.
+                let y = top.wrapping_add(index);
+                pointer.write(if y < shape.in_h {
+                    input.wrapping_add(y * line)
+                } else {
+                    outside
+                });
             }
             for (r, out) in out.iter_mut().enumerate() {
-                let row = image * shape.out_h + row + r;
-                let at = row * shape.out_w * shape.out_c + chunk.channel;
-                *out = self.output.start().wrapping_add(at);
+                out.write(output.wrapping_add((row + r) * output_line));
             }
         }
         let column = unit.chunk * LANES;
@@ -282,7 +305,7 @@ impl Job<'_> {
         let weights = &depthwise.weights.bytes()[unit.chunk * depthwise.chunk_bytes + single..];
         let call = DepthwiseRows {
             bands,
-            rows: rows.as_ptr(),
+            rows: rows.as_ptr().cast(),
             step: shape.in_c,
             in_w: shape.in_w,
             left: -(shape.pads[1] as isize),
@@ -292,10 +315,11 @@ impl Job<'_> {
             bias: self.bias[column..column + LANES].as_ptr(),
             column,
             pixels: shape.out_w,
-            out: out.as_ptr(),
+            out: out.as_ptr().cast(),
             out_step: shape.out_c,
         };
-        // SAFETY: the contract of `DepthwiseRows`: rows lie in the image or are the line as long as one;
+        // SAFETY: the contract of `DepthwiseRows`: all pointers of the bands were written, rows lie in the image or
+        // are the line as long as one;
         // weights, biases and parameters were laid out for these chunks; the bands of different units are
         // disjoint, all of one unit is written by one part, and lengths were checked for the whole batch;
         // the ISA was checked when the layer was prepared.
