@@ -69,7 +69,11 @@ impl FromStr for Tie {
 
     fn from_str(word: &str) -> Result<Self, PrecisionError> {
         let layers: Vec<String> = word.split(',').map(str::to_owned).collect();
-        if layers.len() < 2 || layers.iter().any(String::is_empty) {
+        let repeated = |(index, layer): (usize, &String)| layers[..index].contains(layer);
+        if layers.len() < 2
+            || layers.iter().any(String::is_empty)
+            || layers.iter().enumerate().any(repeated)
+        {
             return Err(PrecisionError::Tie(word.to_owned()));
         }
         Ok(Tie { layers })

@@ -4,6 +4,7 @@
 //! is written over. Whatever cannot be read counts as missing: the step is then done again.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::{fs, io};
 
 use serde::Serialize;
@@ -42,10 +43,12 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// Where a job keeps its finished steps; nowhere by default.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Work {
     directory: Option<PathBuf>,
     read: bool,
+    /// Why nothing more is kept.
+    fault: Mutex<Option<String>>,
 }
 
 impl Work {
@@ -55,6 +58,7 @@ impl Work {
         Work {
             directory: Some(directory.to_owned()),
             read: resume,
+            fault: Mutex::default(),
         }
     }
 
@@ -66,22 +70,39 @@ impl Work {
         (stored == key.0).then_some(value)
     }
 
-    /// Keeps the result of a step.
-    ///
-    /// # Errors
-    /// The file cannot be written; names it.
-    pub fn store<T: Serialize>(&self, step: &str, key: &Key, value: &T) -> io::Result<()> {
-        let Some(path) = self.path(step) else {
-            return Ok(());
+    /// Keeps the result of a step. A job does not fail for want of room to be resumed from: after the first
+    /// step that cannot be kept ([`Work::fault`]) no more are.
+    pub fn store<T: Serialize>(&self, step: &str, key: &Key, value: &T) {
+        let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(path) = self.path(step).filter(|_| fault.is_none()) else {
+            return;
         };
-        let bytes = serde_json::to_vec(&(&key.0, value)).map_err(io::Error::other)?;
         // A job may be stopped at any time: a file is there whole or not at all.
         let partial = path.with_extension("partial");
         let folder = path.parent().unwrap_or(Path::new("."));
-        let kept = fs::create_dir_all(folder)
-            .and_then(|()| fs::write(&partial, bytes))
-            .and_then(|()| fs::rename(&partial, &path));
-        kept.map_err(|fault| named(&path, &fault))
+        let kept = serde_json::to_vec(&(&key.0, value))
+            .map_err(io::Error::other)
+            .and_then(|bytes| {
+                fs::create_dir_all(folder)?;
+                fs::write(&partial, bytes)?;
+                fs::rename(&partial, &path)
+            });
+        if let Err(error) = kept {
+            *fault = Some(named(&path, &error).to_string());
+            // It is of no use, and may be what fills the disk.
+            let _ = fs::remove_file(&partial);
+        }
+    }
+
+    /// Why a step was not kept, where one was not.
+    pub fn fault(&self) -> Option<String> {
+        let fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        fault.clone()
+    }
+
+    /// The folder with finished steps, where there are any.
+    pub fn kept(&self) -> Option<&Path> {
+        self.directory.as_deref().filter(|folder| folder.is_dir())
     }
 
     /// Removes everything: the job is done.
@@ -121,7 +142,7 @@ mod tests {
         let (one, two) = (Key::of([&b"a"[..], b"b"]), Key::of([&b"ab"[..]]));
         assert_ne!(one, two);
         let work = Work::new(&folder, true);
-        work.store("../conv 1", &one, &vec![1.5f32, -0.0]).unwrap();
+        work.store("../conv 1", &one, &vec![1.5f32, -0.0]);
         assert_eq!(work.load("../conv 1", &one), Some(vec![1.5f32, -0.0]));
         assert_eq!(work.load::<Vec<f32>>("../conv 1", &two), None);
         assert_eq!(work.load::<Vec<f32>>("conv 1", &one), None);
@@ -136,8 +157,23 @@ mod tests {
             None,
             "not asked to resume"
         );
+        assert_eq!((fresh.kept(), fresh.fault()), (Some(&*folder), None));
         fresh.finish().unwrap();
         assert!(!folder.exists());
+        // A folder that cannot be made: the first fault is told, and nothing is tried again.
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        let nowhere = Work::new(&file.join("work"), true);
+        nowhere.store("a", &one, &1);
+        assert!(
+            nowhere.fault().unwrap().contains("file/work/"),
+            "{:?}",
+            nowhere.fault()
+        );
+        assert_eq!(
+            (nowhere.kept(), nowhere.load::<u8>("a", &one)),
+            (None, None)
+        );
         assert_eq!(Work::default().load::<u8>("x", &one), None);
     }
 }

@@ -221,18 +221,30 @@ fn labels_are_one_class_a_sample() {
     let folder = tempfile::tempdir().unwrap();
     let image = [input("image", &[2])];
     let x = || ("x", bytes(&[2, 2]));
-    let path = archive(&folder, &[x(), ("y", bytes(&[3]))]);
-    assert_eq!(
-        refusal(&path, &image),
-        "the labels 'y' are uint8 of shape [3], they must be integers of shape [2]"
-    );
-    let path = archive(&folder, &[x(), ("y", floats(&[2], &[0.0, 1.0]))]);
-    assert!(refusal(&path, &image).contains("float32"));
-    let path = archive(
-        &folder,
-        &[x(), ("y", array(ElementType::Int8, &[2, 1], vec![4, 255]))],
-    );
-    assert_eq!(refusal(&path, &image), "label -1 of sample 1 is no class");
+    for (labels, cause) in [
+        (
+            bytes(&[3]),
+            "the labels 'y' are uint8 of shape [3], they must be integers of shape [2]",
+        ),
+        (
+            floats(&[2], &[0.0, 1.0]),
+            "the labels 'y' are float32 of shape [2], they must be integers of shape [2]",
+        ),
+        (
+            array(ElementType::Int8, &[2, 1], vec![4, 255]),
+            "label -1 of sample 1 is no class",
+        ),
+    ] {
+        let path = archive(&folder, &[x(), ("y", labels)]);
+        let error = Data::read_labelled(&path, &image, None).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.ends_with(cause) && text.contains("data.npz: "),
+            "{text}"
+        );
+        // Whoever asks for no labels does not care.
+        assert_eq!(Data::read(&path, &image).unwrap().labels(), None);
+    }
     let path = archive(&folder, &[x()]);
     let error = Data::read_labelled(&path, &image, None)
         .unwrap_err()

@@ -60,6 +60,11 @@ impl Data {
     /// Unreadable or unsupported files, no samples, another shape than the model takes, NaN and
     /// infinities.
     pub fn read(path: &Path, inputs: &[InputSpec]) -> Result<Data, DataError> {
+        Self::read_with(path, inputs, false)
+    }
+
+    /// With `labelled`, an array of labels must hold classes; else what holds none is not looked at.
+    fn read_with(path: &Path, inputs: &[InputSpec], labelled: bool) -> Result<Data, DataError> {
         let io = |source| DataError::Io {
             path: path.to_owned(),
             source,
@@ -68,7 +73,7 @@ impl Data {
         let data = if kind.is_dir() {
             Self::folder(path, inputs)?
         } else if path.extension().is_some_and(|ending| ending == "npz") {
-            Self::archive(path, inputs)?
+            Self::archive(path, inputs, labelled)?
         } else {
             return Err(DataError::Kind {
                 path: path.to_owned(),
@@ -87,7 +92,7 @@ impl Data {
         inputs: &[InputSpec],
         classes: Option<usize>,
     ) -> Result<Data, DataError> {
-        let data = Self::read(path, inputs)?;
+        let data = Self::read_with(path, inputs, true)?;
         let Some(labels) = &data.labels else {
             return Err(DataError::NoLabels {
                 path: path.to_owned(),
@@ -137,7 +142,7 @@ impl Data {
         }
     }
 
-    fn archive(path: &Path, specs: &[InputSpec]) -> Result<Data, DataError> {
+    fn archive(path: &Path, specs: &[InputSpec], labelled: bool) -> Result<Data, DataError> {
         let fault = |source| DataError::Archive {
             path: path.to_owned(),
             source,
@@ -175,7 +180,10 @@ impl Data {
             |name: &String| name == LABELS && inputs.iter().all(|(used, _)| used != name);
         let labels = if names.iter().any(is_label) {
             let array = archive.read(LABELS).map_err(fault)?;
-            Some(labels(path, &array, samples)?)
+            match labels(path, &array, samples) {
+                Err(error) if labelled => return Err(error),
+                found => found.ok(),
+            }
         } else {
             None
         };

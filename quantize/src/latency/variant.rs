@@ -156,11 +156,13 @@ fn weights(
         WeightPrecision::Ternary => (DType::Ternary, -1, 1),
         WeightPrecision::Binary => (DType::Binary, 0, 1),
         WeightPrecision::Codebook => {
-            let columns = (count / dims[0].max(1)).div_ceil(CENTROID);
+            let depth = count / dims[0].max(1);
+            let width = CENTROID.min(depth.max(1));
+            let columns = depth.div_ceil(width);
             let indices = draw(dims[0] * columns, 0, CENTROIDS as i64 - 1);
-            let centroids = draw(CENTROIDS * CENTROID, -127, 127);
+            let centroids = draw(CENTROIDS * width, -127, 127);
             let book = format!("centroids of node {node}");
-            let shape = vec![CENTROIDS, CENTROID];
+            let shape = vec![CENTROIDS, width];
             return WeightSpec {
                 tensor: constant(graph, &name, DType::U8, vec![dims[0], columns], &indices),
                 zero_points: None,

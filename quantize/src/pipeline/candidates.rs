@@ -33,6 +33,18 @@ impl Known {
     }
 }
 
+/// Products of a layer's inputs, for each of its outputs, beyond which descending among them takes minutes.
+const DESCENT: usize = 1 << 35;
+
+/// The way a layer is rounded by default: GPTQ alone where the descent after it would take too long.
+fn affordable(rounding: Rounding, rows: usize, k: usize) -> Rounding {
+    let products = rows.saturating_mul(k).saturating_mul(k);
+    if rounding == Rounding::Descent && products > DESCENT {
+        return Rounding::Gptq;
+    }
+    rounding
+}
+
 /// Rounds a layer; to the nearest where nothing is known of its inputs.
 ///
 /// # Errors
@@ -50,7 +62,7 @@ pub(super) fn candidate(
     let (reals, rows) = (&tensor.data, tensor.dims[0]);
     let scalar = |dtype| -> Result<(LayerQuant, Vec<f32>), WeightError> {
         let recipe = Recipe {
-            rounding,
+            rounding: affordable(rounding, rows, reals.len() / rows.max(1)),
             group: group.and_then(|size| grouping(op, dtype, size)),
             ..Recipe::new(dtype)
         };

@@ -70,9 +70,6 @@ pub enum PipelineError {
     /// A profile that does not hold the model's layers.
     #[error(transparent)]
     Latency(#[from] crate::latency::LatencyError),
-    /// Finished steps cannot be kept.
-    #[error("cannot keep finished steps: {0}")]
-    Work(#[from] std::io::Error),
     /// The job was stopped.
     #[error("interrupted; run it again with --resume to go on")]
     Interrupted,

@@ -26,8 +26,10 @@ const COLUMNS: usize = 1 << 15;
 /// Inputs of an output beyond which their products are not all taken: those of 512 channels under a window
 /// of three by three still are.
 const WIDE: usize = 4608;
-/// Inputs of a block whose products are taken then.
+/// Most inputs of a block whose products are taken then.
 const BLOCK: usize = 2048;
+/// Products of all blocks together: with their factors, 256 MiB.
+const PRODUCTS: usize = 1 << 25;
 
 /// Moments of a layer's inputs: one for each group of a convolution, or one for each block of the inputs of
 /// a layer that has too many of them (see [`blocks`]).
@@ -36,7 +38,10 @@ pub(super) type LayerMoments = Vec<Moments>;
 /// The inputs of an output in blocks of nearly one size, for a layer of so many that the matrix of all
 /// products would be gigabytes: products across blocks are then taken for 0.
 pub(super) fn blocks(k: usize) -> Vec<Range<usize>> {
-    let count = if k > WIDE { k.div_ceil(BLOCK) } else { 1 };
+    let count = match k > WIDE {
+        true => k.div_ceil(BLOCK.min(PRODUCTS / k).max(1)),
+        false => 1,
+    };
     let edge = |block: usize| block * k / count;
     (0..count)
         .map(|block| edge(block)..edge(block + 1))
@@ -196,12 +201,14 @@ mod tests {
 
     #[test]
     fn blocks_cover_all_inputs_once() {
-        for (k, count) in [(1, 1), (WIDE, 1), (WIDE + 1, 3), (25_088, 13)] {
+        for (k, count) in [(1, 1), (WIDE, 1), (WIDE + 1, 3), (25_088, 19)] {
             let blocks = blocks(k);
             assert_eq!(blocks.len(), count);
             assert_eq!((blocks[0].start, blocks[count - 1].end), (0, k));
             assert!(blocks.windows(2).all(|pair| pair[0].end == pair[1].start));
             assert!(count == 1 || blocks.iter().all(|block| block.len() <= BLOCK));
+            let products: usize = blocks.iter().map(|block| block.len().pow(2)).sum();
+            assert!(products <= PRODUCTS);
         }
     }
 }

@@ -8,8 +8,10 @@ use super::samples::Samples;
 use crate::exec::{Executor, Reals};
 use crate::progress::Progress;
 
-/// Samples that are looked at, one a run.
+/// Samples that are looked at.
 const SAMPLES: usize = 32;
+/// Elements of all values of a batch, which are kept while the other arithmetic runs.
+const KEPT: usize = 1 << 24;
 
 /// What became of a node's result.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -46,9 +48,15 @@ pub fn quality(
     let mut sums = vec![Sums::default(); graph.values.len()];
     let samples = samples.take(SAMPLES);
     progress.stage("quality", samples.len());
-    for sample in 0..samples.len() {
+    let elements: usize = graph.values.iter().map(|value| value.elements()).sum();
+    let batch = match graph.batched {
+        true => (KEPT / elements.max(1)).clamp(1, SAMPLES),
+        false => 1,
+    };
+    for first in (0..samples.len()).step_by(batch) {
         super::check(progress)?;
-        let inputs = samples.batch(sample, 1)?;
+        let count = batch.min(samples.len() - first);
+        let inputs = samples.batch(first, count)?;
         let mut truth = executor.start(inputs.clone(), &float)?;
         executor.compute(&mut truth, &all, &float, &mut |_, _| ())?;
         let mut values = executor.start(inputs, &fake)?;
@@ -57,7 +65,7 @@ pub fn quality(
                 add(&mut sums[id.0], quantized, id, truth, tensor);
             }
         })?;
-        progress.advance(1);
+        progress.advance(count);
     }
     Ok(sums.iter().map(finish).collect())
 }

@@ -71,7 +71,7 @@ pub(super) fn round(
                 .collect::<Result<_, _>>()
                 .map_err(fault)?;
             for (weights, candidate) in weights.into_iter().zip(made) {
-                work.store(&step(graph, layer, weights), key, &Stored::of(&candidate))?;
+                work.store(&step(graph, layer, weights), key, &Stored::of(&candidate));
                 candidates.insert((layer, weights), candidate);
             }
         }

@@ -88,7 +88,7 @@ pub(super) fn rate<'c>(
         Some(_) | None => {
             let simulated = (bench.placement, bench.grids);
             let found = sensitivities(executor, simulated, &trials, measure, samples, progress)?;
-            work.store(&step, key, &found)?;
+            work.store(&step, key, &found);
             found
         }
     };

@@ -52,9 +52,6 @@ pub enum ReconstructError {
     /// The executor refuses the graph or the data.
     #[error(transparent)]
     Exec(#[from] ExecError),
-    /// What was learnt cannot be kept for a later job.
-    #[error("cannot keep finished steps: {0}")]
-    Work(#[from] std::io::Error),
     /// The listener asked to stop.
     #[error("stopped")]
     Cancelled,

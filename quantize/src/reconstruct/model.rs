@@ -103,7 +103,7 @@ pub fn reconstruct_model(
                 let report = learn(quantized, block, &block_data, effort, progress)?;
                 if let Some((work, key)) = steps {
                     let learnt = Learnt::between(&before, quantized, &report);
-                    work.store(&step, key, &learnt)?;
+                    work.store(&step, key, &learnt);
                 }
                 report
             }

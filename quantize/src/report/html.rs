@@ -236,7 +236,7 @@ fn pareto(page: &mut String, report: &Report) {
         return;
     }
     heading(page, "Accuracy against size and latency");
-    page.push_str("<p>Accuracy is here the share of calibration samples answered as the float model answers them. Models are named by their size as a share of all layers with 8 bits.</p>\n");
+    page.push_str("<p>Accuracy is here the share of calibration samples (the first 128) answered as the float model answers them. Sizes are those of weights, biases and multipliers; models are named by them as a share of all layers with 8 bits.</p>\n");
     let chart = |name: &str, unit: &str, cost: &dyn Fn(&super::ParetoPoint) -> Option<f64>| {
         let mark = |point: &super::ParetoPoint| {
             Some(Point {
@@ -260,13 +260,13 @@ fn pareto(page: &mut String, report: &Report) {
         let (across, up) = ((unit, Axis::Linear), ("accuracy, %", Axis::Linear));
         svg::points(&title, across, up, &marks)
     };
-    page.push_str(&chart("size", "weights, kB", &|point| {
+    page.push_str(&chart("size", "size, kB", &|point| {
         Some(point.bytes as f64 / 1e3)
     }));
     page.push_str(&chart("latency", "latency, ms", &|point| {
         Some(1e3 * point.seconds?)
     }));
-    page.push_str("<div class=\"scroll\"><table><tr><th>model</th><th class=\"n\">accuracy</th><th class=\"n\">weights</th><th class=\"n\">latency</th></tr>\n");
+    page.push_str("<div class=\"scroll\"><table><tr><th>model</th><th class=\"n\">accuracy</th><th class=\"n\">size</th><th class=\"n\">latency</th></tr>\n");
     for point in &report.pareto {
         _ = writeln!(
             page,

@@ -91,7 +91,9 @@ pub enum Error {
         least: f64,
     },
     /// No assignment was found to reach the accuracy floor.
-    #[error("accuracy={floor} cannot be reached: the best found is {best:.4}")]
+    #[error(
+        "accuracy={floor} is not reached: the best model found answers {best:.4} of the samples that models are judged on as the float model does"
+    )]
     Floor {
         /// The floor.
         floor: f64,

@@ -35,7 +35,11 @@ pub(super) fn cheapest(
             _ => (low + high) / 2.0,
         };
         let mut step = Task {
-            evaluations: task.evaluations.div_ceil(ROUNDS),
+            // The first round decides whether the floor is reached at all.
+            evaluations: match round {
+                0 => task.evaluations,
+                _ => task.evaluations.div_ceil(ROUNDS),
+            },
             ..*task
         };
         step.limits.set(metric, Some(limit));

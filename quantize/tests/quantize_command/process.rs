@@ -52,7 +52,8 @@ pub(super) fn bad(folder: &TempDir, line: &str, cause: &str) {
         last.starts_with("error: ") && last.contains(cause),
         "{line}: {text}"
     );
-    let warnings = text.lines().filter(|l| l.starts_with("warning: ")).count();
+    let told = |line: &&str| line.starts_with("warning: ") || line.starts_with("note: ");
+    let warnings = text.lines().filter(told).count();
     assert_eq!(text.lines().count(), warnings + 1, "{line}: {text}");
     assert_eq!(outcome.stdout, "", "{line}");
     assert_eq!(files(folder.path()), before, "{line}");

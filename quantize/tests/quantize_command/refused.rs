@@ -138,6 +138,16 @@ fn bad_data_is_refused_by_name() {
         "beyond.npz",
         &[("x", reals(&dims, &values)), ("y", classes(&[0, 1, 5, 2]))],
     );
+    archive(
+        &folder,
+        "reals.npz",
+        &[("x", reals(&dims, &values)), ("y", reals(&[4], &[0.5; 4]))],
+    );
+    // Labels count only where accuracy is measured.
+    good(
+        &folder,
+        "plain.onnx --calibration reals.npz --output with --rounding nearest",
+    );
     fs::write(at("text.npz"), "no archive").unwrap();
     fs::create_dir(at("void")).unwrap();
     for (flags, cause) in [
@@ -170,6 +180,10 @@ fn bad_data_is_refused_by_name() {
         ),
         (
             "--calibration data.npz --evaluate few.npz",
+            "labels 'y' are",
+        ),
+        (
+            "--calibration data.npz --evaluate reals.npz",
             "labels 'y' are",
         ),
         (
@@ -268,6 +282,7 @@ fn bad_flags_are_refused_in_one_line() {
         ("--budget size", "size"),
         ("--budget size=0.5,size=0.6", "size"),
         ("--fix conv1", "LAYER=PRECISION"),
+        ("--tie conv2,conv2", "does not name two layers"),
         ("--fix conv1=w9a8", "w9a8"),
         (
             "--fix conv1=w4a8 --fix conv2=w4a8 --fix conv1=w8a8",
@@ -386,6 +401,51 @@ fn a_latency_budget_wants_a_profile_of_this_model_and_device() {
     refuse("\"format\": 2", "\"format\": 9", "of format 9, this is 2");
     let other = asked.replace("plain.onnx", "residual.onnx");
     bad(&folder, &format!("{other} latency.json"), "conv");
+}
+
+#[test]
+fn a_layer_of_one_input_is_profiled_like_others() {
+    let folder = folder();
+    let mut model = Model::new(12);
+    let weights = model.reals(8 + 40, 1.0);
+    model.input("x", &["N", "1"]);
+    model.constant("w", &[8, 1], &weights[..8]);
+    model.constant("fc.w", &[5, 8], &weights[8..]);
+    model.node("Gemm", "one", &["x", "w"], "a", &[("transB", &[1])]);
+    model.relu("a", "b");
+    model.node("Gemm", "fc", &["b", "fc.w"], "y", &[("transB", &[1])]);
+    save(&folder, "one.onnx", model.output("y"));
+    let text = good(
+        &folder,
+        "profile one.onnx --backend cpu --threads 1 --output one.json",
+    );
+    let coded = text.lines().find(|line| line.starts_with("wca8: "));
+    assert!(
+        coded.is_some_and(|line| line.contains("from its steps")),
+        "{text}"
+    );
+}
+
+#[test]
+fn finished_steps_that_find_no_room_stop_nothing() {
+    let folder = folder();
+    fs::write(folder.path().join(".net.work"), "a file").unwrap();
+    let line = "plain.onnx --calibration data.npz --output net";
+    let outcome = run(&folder, line);
+    let warning = "warning: finished steps could not be kept for --resume: ";
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains(warning), "{}", outcome.stderr);
+    fs::remove_file(folder.path().join(".net.work")).unwrap();
+    let made = artefact(&folder, "net");
+    // A budget out of reach says what it leaves.
+    let outcome = run(&folder, &format!("{line} --budget size=0.01"));
+    assert_eq!(outcome.code, Some(2));
+    assert!(folder.path().join(".net.work").is_dir());
+    let note = "note: finished steps are kept in .net.work, --resume goes on from them";
+    assert!(outcome.stderr.contains(note), "{}", outcome.stderr);
+    good(&folder, &format!("{line} --resume"));
+    assert!(artefact(&folder, "net") == made);
+    assert!(!folder.path().join(".net.work").exists());
 }
 
 #[test]

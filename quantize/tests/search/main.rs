@@ -302,7 +302,7 @@ fn an_accuracy_floor_finds_the_cheapest_that_reaches_it() {
     );
     assert_eq!(
         solve("accuracy=0.99,size=0.6").unwrap_err().to_string(),
-        "accuracy=0.99 cannot be reached: the best found is 0.9400"
+        "accuracy=0.99 is not reached: the best model found answers 0.9400 of the samples that models are judged on as the float model does"
     );
 }
 

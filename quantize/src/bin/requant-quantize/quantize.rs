@@ -178,11 +178,23 @@ impl QuantizeArgs {
         };
         let key = self.key(&origin);
         let work = Work::new(&self.work_folder(&name), self.resume);
-        let outcome = run(&graph, &samples, &options, target, (&work, &key), &bar)?;
+        let outcome = run(&graph, &samples, &options, target, (&work, &key), &bar);
+        if let (Err(_), Some(folder)) = (&outcome, work.kept()) {
+            let folder = folder.display();
+            bar.note(&format!(
+                "note: finished steps are kept in {folder}, --resume goes on from them"
+            ));
+        }
+        let outcome = outcome?;
         let mut found = outcome.warnings.clone();
         let layers = outcome.quantized.layers.iter().flatten();
         if self.group.is_some() && !layers.into_iter().any(|layer| layer.groups.is_some()) {
             found.push("--group changes nothing: no layer got weights of 2 or 4 bits".to_owned());
+        }
+        if let Some(fault) = work.fault() {
+            found.push(format!(
+                "finished steps could not be kept for --resume: {fault}"
+            ));
         }
         self.tell(&found, &bar)?;
         warnings.extend(found);
