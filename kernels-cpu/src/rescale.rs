@@ -100,7 +100,7 @@ impl Rescale {
             output_bytes: output.element_bytes(),
             width,
             uniform,
-            epilogue: Epilogue::new(isa, &output, channels, &columns, LANES, None, false)?,
+            epilogue: Epilogue::new(isa, &output, channels, &columns, LANES, None)?,
             widen: widen(isa),
         })
     }

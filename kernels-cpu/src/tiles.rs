@@ -68,7 +68,7 @@ impl Walk {
         )?;
         let narrowest = kernel.widths[kernel.widths.len() - 1];
         let channels = panels.channels();
-        let epilogue = Epilogue::new(isa, output, shape.out_c, &channels, narrowest, None, false)?;
+        let epilogue = Epilogue::new(isa, output, shape.out_c, &channels, narrowest, None)?;
         let beside = epilogue
             .beside(kernel, plan.groups, panels.columns)
             .map(Box::new);

@@ -23,10 +23,15 @@ enum Kind {
     Float,
     ProductFirst,
     ProductLast,
-    Rhu { least: i64, most: i64 },
+    /// In floats, or not, because of a column whose steps are too far apart.
+    Rhu {
+        least: i64,
+        most: i64,
+        floats: bool,
+    },
 }
 
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 8] = [
     Kind::Float,
     Kind::ProductFirst,
     Kind::ProductLast,
@@ -34,14 +39,27 @@ const KINDS: [Kind; 6] = [
     Kind::Rhu {
         least: 32,
         most: 32,
+        floats: false,
     },
     Kind::Rhu {
         least: 33,
         most: 40,
+        floats: false,
     },
     Kind::Rhu {
         least: 32,
         most: 36,
+        floats: false,
+    },
+    Kind::Rhu {
+        least: 32,
+        most: 36,
+        floats: true,
+    },
+    Kind::Rhu {
+        least: 32,
+        most: 32,
+        floats: true,
     },
 ];
 
@@ -60,12 +78,20 @@ fn output(rng: &mut Rng, kind: Kind, channels: usize, magnitude: f64) -> Output 
         let ratio = if rng.chance(5) { 1e4 } else { 300.0 };
         (ratio / magnitude).min(0.98)
     };
-    let scheme = if let Kind::Rhu { least, most } = kind {
+    let scheme = if let Kind::Rhu {
+        least,
+        most,
+        floats,
+    } = kind
+    {
         let s: Vec<u8> = (0..channels).map(|_| rng.int(least, most) as u8).collect();
-        let m = s
+        let mut m: Vec<i32> = s
             .iter()
             .map(|&s| ((scale(rng) * f64::from(s).exp2()) as i64).min((1 << 30) - 1) as i32)
             .collect();
+        if !floats {
+            m[0] = 1;
+        }
         Scheme::Rhu { m, s }
     } else {
         Scheme::F32Rne {

@@ -131,15 +131,7 @@ impl BitConv {
         let weights = BitWeights::new(kernel, &source)?;
         let narrowest = kernel.widths[kernel.widths.len() - 1];
         let channels = weights.channels();
-        let epilogue = Epilogue::new(
-            isa,
-            &spec.output,
-            shape.out_c,
-            &channels,
-            narrowest,
-            None,
-            false,
-        )?;
+        let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &channels, narrowest, None)?;
         let flat = shape.kernel == [1, 1]
             && shape.strides == [1, 1]
             && (shape.in_h, shape.in_w) == (shape.out_h, shape.out_w)

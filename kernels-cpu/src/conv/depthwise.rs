@@ -144,7 +144,6 @@ impl Depthwise {
             &channels,
             kernel.lanes,
             kernel.order,
-            kernel.finished.is_some(),
         )?;
         // Stretches are nearly equal: none is shorter than this.
         let least = shape.out_w / shape.out_w.div_ceil(layout.pixels);

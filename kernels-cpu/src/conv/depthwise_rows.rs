@@ -99,15 +99,7 @@ impl DepthwiseByRows {
         }
         let chunks = chunks(shape.out_c);
         let lanes: Vec<Option<usize>> = chunks.iter().flat_map(Chunk::lanes).collect();
-        let epilogue = Epilogue::new(
-            isa,
-            &spec.output,
-            shape.out_c,
-            &lanes,
-            LANES,
-            Some(order),
-            true,
-        )?;
+        let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &lanes, LANES, Some(order))?;
         let Some((round, finish)) = epilogue.alone() else {
             return Ok(None);
         };

@@ -61,7 +61,7 @@ impl Grouped {
             _ => return Ok(None),
         };
         let columns: Vec<Option<usize>> = (0..shape.out_c).map(Some).collect();
-        let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &columns, LANES, None, true)?;
+        let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &columns, LANES, None)?;
         let Some((round, finish)) = epilogue.alone() else {
             return Ok(None);
         };

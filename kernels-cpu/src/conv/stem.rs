@@ -71,7 +71,7 @@ impl Stem {
                 (0..LANES * vectors).map(move |at| Some(channel + stem_column(vectors, at)))
             })
             .collect();
-        let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &columns, LANES, None, true)?;
+        let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &columns, LANES, None)?;
         let Some((round, finish)) = epilogue.alone() else {
             return Ok(None);
         };

@@ -24,6 +24,8 @@ const MAGIC: f32 = 12_582_912.0;
 pub(crate) enum Step {
     /// `f32_rne` where no scaled sum leaves 32 bits. Parameters: scales.
     Float,
+    /// `rhu` in floats. Parameters: scales, offsets.
+    Floor,
     /// `rhu` by high words. Parameters: mantissas of even columns, of odd columns, constants, shifts.
     High,
     /// `f32_rne`, then an `f32` sum with another tensor of unsigned bytes. Parameters: scales.
@@ -35,6 +37,7 @@ impl Step {
     const fn parameters(self) -> usize {
         match self {
             Step::Float | Step::Sum { .. } => 1,
+            Step::Floor => 2,
             Step::High => 4,
         }
     }
@@ -221,6 +224,11 @@ impl Beside {
                     words[lane] = scale[column].to_bits() as i32;
                     continue;
                 }
+                if let Round::Floor { scale, offset } = round {
+                    words[lane] = scale[column].to_bits() as i32;
+                    words[LANES + lane] = offset[column].to_bits() as i32;
+                    continue;
+                }
                 let (m, constant, shift) = high(round, column)?;
                 // A product takes the even lanes; odd columns are moved one lane down.
                 words[lane % 2 * LANES + lane / 2 * 2] = m;
@@ -343,6 +351,9 @@ fn step(round: &Round, finish: &Finish) -> Option<Step> {
                 // Room for the zero point, which is added to the rounded value.
                 let bounded = scale.iter().all(|scale| scale.abs() < 0.99);
                 (bounded && finish.zero_point.abs() <= 1 << 16).then_some(Step::Float)
+            } else if let Round::Floor { .. } = round {
+                // Proven constants leave room for zero points of bytes.
+                (finish.zero_point.abs() <= 256).then_some(Step::Floor)
             } else {
                 let high = matches!(round, Round::Word { .. } | Round::High { .. });
                 (high && finish.zero_point == 0).then_some(Step::High)

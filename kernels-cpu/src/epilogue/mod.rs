@@ -170,8 +170,7 @@ pub(crate) type BlockFn = unsafe fn(&Round, &Finish, &Place);
 impl Epilogue {
     /// Checks an output of `channels` channels and prepares it; `columns` gives the channel of each packed
     /// column, or none for padding, and tiles are at least `narrowest` columns wide; with an order, all
-    /// tiles are exactly that wide. Kernels that finish sums `in_registers` get other roundings than tiles in
-    /// memory.
+    /// tiles are exactly that wide.
     pub(crate) fn new(
         isa: Isa,
         output: &Output,
@@ -179,7 +178,6 @@ impl Epilogue {
         columns: &[Option<usize>],
         narrowest: usize,
         order: Option<Order>,
-        in_registers: bool,
     ) -> Result<Self, KernelError> {
         if !isa.is_available() {
             return Err(KernelError::Isa(isa));
@@ -190,7 +188,7 @@ impl Epilogue {
             Output::Quantized(quantized) => {
                 validate(quantized, channels)?;
                 let finish = Finish::new(quantized);
-                let floors = (in_registers && arch::takes_floors(isa, &finish))
+                let floors = arch::takes_floors(isa, &finish)
                     .then(|| Floors::new(&quantized.requantize))
                     .flatten();
                 let prepare = |columns: &[Option<usize>]| {

@@ -350,6 +350,17 @@ macro_rules! round {
             "vpaddd zmm", $x, ", zmm", $x, ", ", field!(zero_point), "\n",
         )
     };
+    (floor, $sums:literal, $high:literal, $other:literal, $x:literal, $y:literal) => {
+        concat!(
+            "vcvtdq2ps zmm", $x, ", [rdx+", $sums, "]\n",
+            "vmovups zmm", $y, ", [r15+2*", $sums, "]\n",
+            // Rounding downwards takes registers; between products, that of the activations is free.
+            "vmovups zmm31, [r15+2*", $sums, "+64]\n",
+            "vfmadd213ps zmm", $x, ", zmm", $y, ", zmm31, {{rd-sae}}\n",
+            "vcvtps2dq zmm", $x, ", zmm", $x, ", {{rd-sae}}\n",
+            "vpaddd zmm", $x, ", zmm", $x, ", ", field!(zero_point), "\n",
+        )
+    };
     (high, $sums:literal, $high:literal, $other:literal, $x:literal, $y:literal) => {
         concat!(
             "vmovdqu64 zmm", $y, ", [rdx+", $sums, "]\n",
@@ -1017,6 +1028,7 @@ pub(super) fn functions(kernel: &Kernel, step: Step, groups: usize) -> Option<Be
     }
     match (kernel.activations, step) {
         (Activations::U8, Step::Float) => Some(paces!(u8, float, groups)),
+        (Activations::U8, Step::Floor) => Some(paces!(u8, floor, groups)),
         (Activations::U8, Step::High) => Some(paces!(u8, high, groups)),
         (
             Activations::U8,
@@ -1031,6 +1043,7 @@ pub(super) fn functions(kernel: &Kernel, step: Step, groups: usize) -> Option<Be
             },
         ) => Some(paces!(u8, last, groups)),
         (Activations::I8, Step::Float) => Some(paces!(s8, float, groups)),
+        (Activations::I8, Step::Floor) => Some(paces!(s8, floor, groups)),
         (Activations::I8, Step::High) => Some(paces!(s8, high, groups)),
         (
             Activations::I8,
