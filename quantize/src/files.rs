@@ -205,7 +205,10 @@ pub fn check_writable(path: &Path) -> Result<(), FileError> {
     match Place::of(path).map_err(io_error(path))? {
         Place::Special => Ok(()),
         Place::File(place) => {
-            NamedTempFile::new_in(folder_of(&place)).map_err(io_error(path))?;
+            let folder = folder_of(&place);
+            // Said of the path itself, not of a file with a temporary name.
+            fs::metadata(folder).map_err(io_error(path))?;
+            NamedTempFile::new_in(folder).map_err(io_error(path))?;
             Ok(())
         }
     }

@@ -202,6 +202,9 @@ fn places_that_take_no_results_are_found_first() {
     fs::write(at("file"), "").unwrap();
     fs::create_dir_all(at("odd")).unwrap();
     fs::write(at("odd/1"), "").unwrap();
+    fs::create_dir_all(at("page/report.html")).unwrap();
+    fs::create_dir_all(at("table/report.json")).unwrap();
+    fs::create_dir_all(at("model/1/model.safetensors")).unwrap();
     let source = fs::read(at("plain.onnx")).unwrap();
     for (flags, cause) in [
         ("--output file", "--output file: file is not a folder"),
@@ -210,6 +213,18 @@ fn places_that_take_no_results_are_found_first() {
             "--output file/net: file is not a folder",
         ),
         ("--output odd", "--output odd: odd/1 is not a folder"),
+        (
+            "--output page",
+            "--output page: page/report.html: is a directory",
+        ),
+        (
+            "--output table",
+            "--output table: table/report.json: is a directory",
+        ),
+        (
+            "--output model",
+            "--output model: model/1/model.safetensors: is a directory",
+        ),
         ("--output /proc/none/net", "--output /proc/none/net: "),
         ("--output ..", "no folder name"),
         (

@@ -378,6 +378,21 @@ impl QuantizeArgs {
                 );
             }
         }
+        // What is there already may be no file.
+        let page = self
+            .report
+            .is_none()
+            .then(|| self.output.join("report.html"));
+        let data = self.output.join("report.json");
+        for file in [version.join("model.safetensors"), data]
+            .into_iter()
+            .chain(page)
+        {
+            if file.parent().is_some_and(Path::is_dir) {
+                files::check_writable(&file)
+                    .with_context(|| format!("--output {}", self.output.display()))?;
+            }
+        }
         let read = [&self.calibration, &self.evaluate, &self.profile];
         let mut taken: Vec<PathBuf> = read.into_iter().flatten().map(|path| real(path)).collect();
         taken.push(real(&self.model));
