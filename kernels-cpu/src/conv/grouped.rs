@@ -6,12 +6,11 @@
 use crate::epilogue::Epilogue;
 use crate::error::product;
 use crate::memory::Aligned;
-use crate::parallel::{MAX_PARTS, Shared};
+use crate::parallel::Shared;
 use crate::table::{GroupedFn, GroupedRow, GroupedTap, Spread};
 use crate::{Isa, KernelError, Parallel, arch};
 
-use super::fold::Folded;
-use super::ring::{Lines, MOST_LINES, Rows};
+use super::ring::{MOST_LINES, Rows};
 use super::{ConvIo, ConvSpec, Weights};
 
 /// Input channels of a lane.
@@ -102,31 +101,11 @@ impl Grouped {
                 *weight = spec.weights.get(channel, k, depth) as u8;
             }
         }
-        let (flip, offset) = if signed { (0x80, 128) } else { (0, 0) };
-        let bias = Folded::new(shape.out_c, spec.input_zero_point, offset, |channel| {
-            let bias = spec.bias.get(channel).copied().unwrap_or(0);
-            let weights = (0..depth).map(move |k| spec.weights.get(channel, k, depth));
-            Some((bias, weights))
-        });
-        let copied = product(&[shape.pads[1] + shape.in_w, shape.in_c])?;
         let pixels = (shape.out_w - 1) * shape.strides[1] + (kernel_w - 1) * shape.dilations[1] + 1;
         // A vector read for the last lanes of a pixel may end past it.
         let read = product(&[pixels, shape.in_c])? + LANES * GROUP;
-        product(&[copied.max(read), MOST_LINES + 1, MAX_PARTS])?;
-        let Some(lines) = Lines::new(&shape, read, flip) else {
-            return Ok(None);
-        };
-        Ok(Some(Grouped {
-            rows: Rows {
-                shape,
-                lines,
-                weights,
-                bias,
-                epilogue,
-            },
-            run,
-            taps,
-        }))
+        let rows = Rows::new(spec, signed, weights, &columns, read, epilogue)?;
+        Ok(rows.map(|rows| Grouped { rows, run, taps }))
     }
 
     pub(super) fn packed_bytes(&self) -> usize {

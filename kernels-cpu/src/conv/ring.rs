@@ -1,21 +1,22 @@
 //! Convolutions by whole rows: image rows are copied with their border to a ring of lines, so that every output
 //! pixel of a row is computed alike and no row is copied twice.
 
-use crate::Parallel;
 use crate::epilogue::Epilogue;
+use crate::error::product;
 use crate::memory::{Aligned, Carver, LINE, piece};
 use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
 use crate::tiles::MACS_PER_PART;
+use crate::{KernelError, Parallel};
 
 use super::fold::Folded;
-use super::{ConvIo, ConvShape};
+use super::{ConvIo, ConvShape, ConvSpec};
 
 /// Most lines of a ring, and most rows of a kernel.
 pub(super) const MOST_LINES: usize = 16;
 
 /// How lines lie in a ring.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Lines {
+struct Lines {
     /// Rows of the image from the first tap of a pixel to the last.
     span: usize,
     /// Bytes of a line.
@@ -26,7 +27,7 @@ pub(super) struct Lines {
 
 impl Lines {
     /// `length` bytes are read of each line, or fewer; none where a kernel sees too many rows.
-    pub(super) fn new(shape: &ConvShape, length: usize, flip: u8) -> Option<Self> {
+    fn new(shape: &ConvShape, length: usize, flip: u8) -> Option<Self> {
         let span = (shape.kernel[0] - 1)
             .checked_mul(shape.dilations[0])?
             .checked_add(1)?;
@@ -48,13 +49,43 @@ impl Lines {
 #[derive(Debug)]
 pub(super) struct Rows {
     pub(super) shape: ConvShape,
-    pub(super) lines: Lines,
+    lines: Lines,
     pub(super) weights: Aligned,
-    pub(super) bias: Folded,
+    bias: Folded,
     pub(super) epilogue: Epilogue,
 }
 
 impl Rows {
+    /// Prepares all but the weights, packed already. `columns` are the channels in their packed order, `read` as many
+    /// bytes as are read of a line; none where a kernel sees too many rows.
+    pub(super) fn new(
+        spec: &ConvSpec<'_>,
+        signed: bool,
+        weights: Aligned,
+        columns: &[Option<usize>],
+        read: usize,
+        epilogue: Epilogue,
+    ) -> Result<Option<Self>, KernelError> {
+        let shape = spec.shape;
+        let depth = shape.depth();
+        let (flip, offset) = if signed { (0x80, 128) } else { (0, 0) };
+        let bias = Folded::new(columns.len(), spec.input_zero_point, offset, |column| {
+            let channel = columns[column]?;
+            let bias = spec.bias.get(channel).copied().unwrap_or(0);
+            let weights = (0..depth).map(move |k| spec.weights.get(channel, k, depth));
+            Some((bias, weights))
+        });
+        let copied = product(&[shape.pads[1] + shape.in_w, shape.in_c])?;
+        product(&[copied.max(read), MOST_LINES + 1, MAX_PARTS])?;
+        Ok(Lines::new(&shape, read, flip).map(|lines| Rows {
+            shape,
+            lines,
+            weights,
+            bias,
+            epilogue,
+        }))
+    }
+
     pub(super) fn packed_bytes(&self) -> usize {
         self.weights.bytes().len()
     }

@@ -8,12 +8,11 @@
 use crate::epilogue::Epilogue;
 use crate::error::product;
 use crate::memory::Aligned;
-use crate::parallel::{MAX_PARTS, Shared};
+use crate::parallel::Shared;
 use crate::table::{StemFn, StemRow, stem_column};
 use crate::{Isa, KernelError, Parallel, arch};
 
-use super::fold::Folded;
-use super::ring::{Lines, MOST_LINES, Rows};
+use super::ring::{MOST_LINES, Rows};
 use super::{ConvIo, ConvSpec, Weights};
 
 /// Most channels of the image.
@@ -112,27 +111,10 @@ impl Stem {
                 }
             }
         }
-        let (flip, offset) = if signed { (0x80, 128) } else { (0, 0) };
-        let bias = Folded::new(columns.len(), spec.input_zero_point, offset, |column| {
-            let channel = columns[column]?;
-            let bias = spec.bias.get(channel).copied().unwrap_or(0);
-            let weights = (0..depth).map(move |k| spec.weights.get(channel, k, depth));
-            Some((bias, weights))
-        });
-        let copied = product(&[shape.pads[1] + shape.in_w, shape.in_c])?;
         let read = product(&[shape.out_w - 1, shape.strides[1], shape.in_c])? + groups * GROUP;
-        product(&[copied.max(read), kernel_h + 1, MAX_PARTS])?;
-        let Some(lines) = Lines::new(&shape, read, flip) else {
-            return Ok(None);
-        };
-        Ok(Some(Stem {
-            rows: Rows {
-                shape,
-                lines,
-                weights,
-                bias,
-                epilogue,
-            },
+        let rows = Rows::new(spec, signed, weights, &columns, read, epilogue)?;
+        Ok(rows.map(|rows| Stem {
+            rows,
             panels,
             groups,
         }))

@@ -99,8 +99,8 @@ pub(super) fn takes_unpacked(finish: &Finish) -> bool {
     is_byte(finish) && bytes
 }
 
-/// Whether an output's steps are few enough for `rhu` in floats.
-pub(super) fn takes_floors(finish: &Finish) -> bool {
+/// Whether values leave by packs to bytes, joined with nothing: few enough steps for `rhu` in floats too.
+pub(super) fn is_byte_alone(finish: &Finish) -> bool {
     is_byte(finish) && matches!(finish.join, FinishJoin::None)
 }
 

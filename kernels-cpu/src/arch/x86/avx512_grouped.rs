@@ -7,11 +7,11 @@
 
 use core::arch::x86_64::*;
 
-use crate::epilogue::finish::{Finish, FinishJoin};
+use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
 use crate::table::{GroupedFn, GroupedRow, Spread};
 
-use super::avx512_epilogue::{Narrow, is_byte};
+use super::avx512_epilogue::{Narrow, is_byte_alone};
 use super::avx512_registers::{InRegisters, in_registers};
 
 /// Bytes of a vector.
@@ -27,10 +27,7 @@ pub(super) fn select(
     spread: Spread,
     pixels: usize,
 ) -> Option<GroupedFn> {
-    let FinishJoin::None = finish.join else {
-        return None;
-    };
-    if !is_byte(finish) {
+    if !is_byte_alone(finish) {
         return None;
     }
     in_registers!(round, R => match spread {

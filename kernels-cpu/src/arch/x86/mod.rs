@@ -89,7 +89,7 @@ pub(super) fn takes_unpacked(isa: Isa, finish: &Finish, width: usize) -> bool {
 
 pub(super) fn takes_floors(isa: Isa, finish: &Finish) -> bool {
     match isa {
-        Isa::Avx512Vnni => avx512_epilogue::takes_floors(finish),
+        Isa::Avx512Vnni => avx512_epilogue::is_byte_alone(finish),
         Isa::Scalar | Isa::Avx2 | Isa::AvxVnni | Isa::NeonDot | Isa::NeonI8mm => false,
     }
 }
