@@ -163,10 +163,10 @@ mod tests {
         // A folder that cannot be made: the first fault is told, and nothing is tried again.
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
-        let nowhere = Work::new(&file.join("work"), true);
+        let nowhere = Work::new(&file.join("steps"), true);
         nowhere.store("a", &one, &1);
         assert!(
-            nowhere.fault().unwrap().contains("file/work/"),
+            nowhere.fault().unwrap().contains("file/steps/"),
             "{:?}",
             nowhere.fault()
         );

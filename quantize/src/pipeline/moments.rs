@@ -60,6 +60,14 @@ pub(super) fn depth(op: &Op) -> Option<(usize, usize)> {
     Some((k, groups))
 }
 
+/// Inputs of each of a layer's moments.
+fn widths(k: usize, groups: usize) -> Vec<usize> {
+    match groups {
+        1 => blocks(k).into_iter().map(|block| block.len()).collect(),
+        _ => vec![k; groups],
+    }
+}
+
 /// Gathers the moments of `layers` (nodes), which should fit into memory together (see [`passes`]).
 ///
 /// # Errors
@@ -75,14 +83,8 @@ pub(super) fn moments(
     let mut grams = BTreeMap::new();
     for &layer in layers {
         if let Some((k, groups)) = depth(&graph.nodes[layer].op) {
-            let own = match groups {
-                1 => blocks(k)
-                    .iter()
-                    .map(|block| Gram::new(block.len()))
-                    .collect(),
-                _ => vec![Gram::new(k); groups],
-            };
-            grams.insert(layer, own);
+            let own = widths(k, groups).into_iter().map(Gram::new);
+            grams.insert(layer, own.collect::<Vec<_>>());
         }
     }
     let targets: Vec<_> = layers.iter().map(|&l| graph.nodes[l].inputs[0]).collect();
@@ -119,10 +121,7 @@ pub(super) fn passes(graph: &Graph, layers: &[usize]) -> Vec<Vec<usize>> {
         let Some((k, groups)) = depth(&graph.nodes[layer].op) else {
             continue;
         };
-        let products: usize = match groups {
-            1 => blocks(k).iter().map(|block| block.len().pow(2)).sum(),
-            _ => groups * k * k,
-        };
+        let products: usize = widths(k, groups).iter().map(|width| width.pow(2)).sum();
         // Sums, and inputs that wait.
         let bytes = (products + groups * k * 1024) * size_of::<f32>();
         if bytes > room || passes.is_empty() {
