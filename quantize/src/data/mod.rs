@@ -272,25 +272,26 @@ impl Data {
         self.labels.as_deref()
     }
 
-    /// What to tell the user who is about to calibrate with this: too few samples, inputs that never change.
-    pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if self.samples < FEW_SAMPLES {
-            let samples = self.samples;
-            let word = if samples == 1 { "sample" } else { "samples" };
-            warnings.push(format!(
+    /// What to tell the user who is about to calibrate with too few samples.
+    pub fn few(&self) -> Option<String> {
+        let samples = self.samples;
+        let word = if samples == 1 { "sample" } else { "samples" };
+        (samples < FEW_SAMPLES).then(|| {
+            format!(
                 "only {samples} {word}: ranges of activations need {FEW_SAMPLES} or more, some hundreds are better"
-            ));
-        }
-        for input in &self.inputs {
-            if let Some(value) = input.only_value() {
-                warnings.push(format!(
-                    "array '{}' holds nothing but {value}: ranges of activations found with it fit no other data",
-                    input.name
-                ));
-            }
-        }
-        warnings
+            )
+        })
+    }
+
+    /// A sentence for each array that holds one number only.
+    pub fn constants(&self) -> impl Iterator<Item = String> {
+        self.inputs.iter().filter_map(|input| {
+            let value = input.only_value()?;
+            let name = &input.name;
+            Some(format!(
+                "array '{name}' holds nothing but {value}: ranges of activations found with it fit no other data"
+            ))
+        })
     }
 
     /// Samples `range` of input `input` (in the order of the model's inputs), row-major

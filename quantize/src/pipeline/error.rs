@@ -26,6 +26,9 @@ pub enum PipelineError {
         /// What is wrong.
         source: CalibrationError,
     },
+    /// An activation that never changes.
+    #[error("{0} (--allow-constant goes on all the same)")]
+    Constant(super::Constant),
     /// Weights that cannot be rounded.
     #[error("layer '{layer}': {source}")]
     Weights {

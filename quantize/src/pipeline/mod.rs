@@ -29,6 +29,7 @@ pub use options::{Device, Method, Options, UnknownMethod};
 pub use quality::{Quality, quality};
 pub use run::{LayerOutcome, Outcome, run};
 pub use samples::{Samples, input_specs};
+pub use suspect::Constant;
 
 use crate::progress::Progress;
 

@@ -104,6 +104,8 @@ pub struct Options {
     pub trial_samples: usize,
     /// Samples on which a search judges a whole model.
     pub judge_samples: usize,
+    /// Whether activations that are one number in all samples are let pass, with a warning.
+    pub allow_constant: bool,
     /// Compute threads of the engine; all for 0.
     pub threads: usize,
 }
@@ -125,6 +127,7 @@ impl Default for Options {
             sensitivity: Measure::default(),
             trial_samples: 32,
             judge_samples: 128,
+            allow_constant: false,
             threads: 0,
         }
     }

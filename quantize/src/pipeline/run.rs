@@ -13,7 +13,7 @@ pub(super) use super::options::Options;
 use super::round::round;
 use super::samples::Samples;
 use super::seek::{Bench, Found, Judge, rate, seek};
-use super::suspect::suspects;
+use super::suspect;
 use super::wanted::wanted;
 use super::{finish, grids, observe};
 use crate::calibrate::Histogram;
@@ -85,6 +85,10 @@ pub fn run<'g>(
     let layers: Vec<usize> = graph.layers().collect();
     let wanted = wanted(graph, &layers, options)?;
     let seen = observe::observe(&executor, &placement, calibration, progress)?;
+    let constants = suspect::constants(graph, &placement, &seen.histograms);
+    if let (false, Some(constant)) = (options.allow_constant, constants.first()) {
+        return Err(PipelineError::Constant(constant.clone()));
+    }
     let grids = grids::grids(graph, &placement, &seen.histograms, options.calibrator)?;
     let candidates = round(
         &executor,
@@ -133,7 +137,7 @@ pub fn run<'g>(
         }
     };
     let search_seconds = start.elapsed().as_secs_f64();
-    let mut warnings = suspects(graph, &placement, &seen.histograms);
+    let mut warnings = suspect::warnings(graph, &constants);
     let budget = match (&options.budgets, &found.problem) {
         (Some(budgets), Some(problem)) => budgets.limits(problem)?.latency.zip(latency),
         (_, _) => None,

@@ -1,4 +1,7 @@
-//! What works but hardly was meant: output channels without weights, values that never change.
+//! What hardly was meant: output channels without weights, which cost nothing but their work, and values that
+//! never change, whose ranges mean nothing.
+
+use std::fmt;
 
 use requant_import::float::{Graph, Node, Op};
 
@@ -8,14 +11,29 @@ use crate::placement::Placement;
 /// How many of a kind are named.
 const NAMED: usize = 5;
 
-/// A sentence for each thing to look at; `histograms` are the placement's groups'.
-pub(super) fn suspects(
-    graph: &Graph,
-    placement: &Placement,
-    histograms: &[Histogram],
-) -> Vec<String> {
+/// A result that was one number in all samples.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Constant {
+    /// The node.
+    pub node: String,
+    /// The number.
+    pub value: f32,
+}
+
+impl fmt::Display for Constant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Constant { node, value } = self;
+        write!(
+            f,
+            "the result of '{node}' is {value} in every sample: a range found with that fits no other data"
+        )
+    }
+}
+
+/// A sentence for each layer with dead channels and each constant, the first of each kind.
+pub(super) fn warnings(graph: &Graph, constants: &[Constant]) -> Vec<String> {
     let mut warnings = named(dead_channels(graph));
-    warnings.extend(named(constant_values(graph, placement, histograms)));
+    warnings.extend(named(constants.iter().map(Constant::to_string).collect()));
     warnings
 }
 
@@ -47,8 +65,12 @@ fn dead_channels(graph: &Graph) -> Vec<String> {
     graph.layers().filter_map(dead).collect()
 }
 
-/// Values that were one number in all samples.
-fn constant_values(graph: &Graph, placement: &Placement, histograms: &[Histogram]) -> Vec<String> {
+/// Values that were one number in all samples; `histograms` are the placement's groups'.
+pub(super) fn constants(
+    graph: &Graph,
+    placement: &Placement,
+    histograms: &[Histogram],
+) -> Vec<Constant> {
     let constant = |(group, histogram): (usize, &Histogram)| {
         let (lo, hi) = histogram.extremes()?;
         if lo != hi {
@@ -58,11 +80,8 @@ fn constant_values(graph: &Graph, placement: &Placement, histograms: &[Histogram
         let made = |node: &&Node| {
             placement.sources(group).contains(&node.output) && !matches!(node.op, Op::Constant(_))
         };
-        let node = graph.nodes.iter().find(made)?;
-        Some(format!(
-            "the result of '{}' is {lo} in every sample: a range found with that fits no other data",
-            node.name
-        ))
+        let node = graph.nodes.iter().find(made)?.name.clone();
+        Some(Constant { node, value: lo })
     };
     histograms.iter().enumerate().filter_map(constant).collect()
 }

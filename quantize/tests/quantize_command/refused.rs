@@ -111,7 +111,8 @@ fn bad_models_are_refused_by_name() {
 fn bad_data_is_refused_by_name() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name);
-    let values = vec![0.5f32; 4 * 128];
+    let mut values = vec![0.5f32; 4 * 128];
+    values[0] = -0.5;
     let dims = [4, 2, 8, 8];
     let with = |value: f32| {
         let mut values = values.clone();
@@ -342,6 +343,31 @@ fn what_has_no_effect_is_told_and_strict_refuses_it() {
     )
     .head("a", 2, 5);
     save(&folder, "dead.onnx", &dead);
+    // No sum of samples reaches the threshold of its activation.
+    let mut stuck = Model::new(9);
+    stuck.input("x", &["N", "2", "8", "8"]);
+    stuck
+        .conv_of(
+            ("x", "a"),
+            &[2, 2, 1, 1],
+            &[0.01, 0.02, 0.03, 0.04],
+            &[-1e3, -1e3],
+            1,
+        )
+        .relu("a", "b")
+        .head("b", 2, 5);
+    save(&folder, "stuck.onnx", &stuck);
+    for (net, found) in [
+        ("plain.onnx --calibration same.npz", "holds nothing but 0.5"),
+        (
+            "stuck.onnx --calibration data.npz",
+            "the result of 'conv1' is 0 in every sample",
+        ),
+    ] {
+        let line = format!("{net} --output net");
+        bad(&folder, &line, found);
+        bad(&folder, &line, "--allow-constant");
+    }
     for (line, warning) in [
         (
             "plain.onnx --calibration data.npz --search nas",
@@ -360,7 +386,14 @@ fn what_has_no_effect_is_told_and_strict_refuses_it() {
             "--group changes nothing: no layer got weights of 2 or 4 bits",
         ),
         ("plain.onnx", "calibrated on noise"),
-        ("plain.onnx --calibration same.npz", "holds nothing but 0.5"),
+        (
+            "plain.onnx --calibration same.npz --allow-constant",
+            "holds nothing but 0.5",
+        ),
+        (
+            "stuck.onnx --calibration data.npz --allow-constant",
+            "the result of 'conv1' is 0 in every sample",
+        ),
         (
             "dead.onnx --calibration data.npz",
             "layer 'conv1': all weights of 1 of its 2 output channels are 0",

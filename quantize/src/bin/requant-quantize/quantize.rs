@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use requant_import::float;
 use requant_import::onnx::ImportOptions;
@@ -97,6 +97,9 @@ pub(crate) struct QuantizeArgs {
     /// Takes warnings for errors: what the user should look at first ends the command, and nothing is written.
     #[arg(long)]
     pub(crate) strict: bool,
+    /// Goes on where an input or an activation is the same number in all samples, which otherwise ends the command.
+    #[arg(long)]
+    pub(crate) allow_constant: bool,
     /// What --profile was measured on; auto takes a GPU where there is one [default: auto]
     #[arg(long, value_enum)]
     pub(crate) backend: Option<Choice>,
@@ -136,7 +139,14 @@ impl QuantizeArgs {
             None => Data::noise(&specs, NOISE_SAMPLES, self.seed),
         };
         let mut warnings = self.without_effect();
-        warnings.extend(data.warnings());
+        warnings.extend(data.few());
+        for constant in data.constants() {
+            ensure!(
+                self.allow_constant,
+                "{constant} (--allow-constant goes on all the same)"
+            );
+            warnings.push(constant);
+        }
         if self.calibration.is_none() {
             warnings.push(
                 "calibrated on noise, because no --calibration was given: expect a poor model"
@@ -338,6 +348,7 @@ impl QuantizeArgs {
                 seed: self.seed,
                 ..Effort::default()
             },
+            allow_constant: self.allow_constant,
             threads: self.device().threads(),
             ..Options::default()
         })
