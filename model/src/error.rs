@@ -257,6 +257,9 @@ pub enum NodeError {
     /// A residual on a rounding other than `rhu`, or without an operand.
     #[error("a residual needs the rounding rhu")]
     Residual,
+    /// A rounding other than `rhu` where the operator has that one alone.
+    #[error("needs the rounding rhu")]
+    Rounding,
     /// A clamp outside the output type.
     #[error("clamp [{lo}, {hi}] does not lie inside {dtype}")]
     Clamp {

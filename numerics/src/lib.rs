@@ -14,6 +14,7 @@ pub mod dyadic;
 pub mod dynamic;
 pub mod edge;
 pub mod elementwise;
+pub mod layer_norm;
 pub mod native;
 pub mod packing;
 pub mod precision;

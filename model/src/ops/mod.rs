@@ -13,6 +13,7 @@ mod conv;
 mod dequantize;
 mod dynamic_quantize;
 mod gemm;
+mod layer_norm;
 mod linear;
 mod matmul;
 mod max_pool;
@@ -42,6 +43,7 @@ pub use conv::{Border, Conv};
 pub use dequantize::Dequantize;
 pub use dynamic_quantize::DynamicQuantize;
 pub use gemm::Gemm;
+pub use layer_norm::LayerNorm;
 pub use linear::{Codebook, LinearParts, WeightData, Weights};
 pub use matmul::MatMul;
 pub use max_pool::MaxPool;
@@ -53,7 +55,7 @@ pub use reshape::Reshape;
 pub use resize::{Interpolation, Resize, WEIGHT_BITS};
 pub use scale_accumulator::ScaleAccumulator;
 pub use slice::Slice;
-pub use softmax::{QLinearSoftmax, Softmax, TfliteSoftmax};
+pub use softmax::{IntegerSoftmax, QLinearSoftmax, Softmax, TfliteSoftmax};
 pub use table::Table;
 pub use transpose::Transpose;
 pub use window::Window;
@@ -102,6 +104,10 @@ pub enum Op {
     Resize(Resize),
     /// Softmax of floats, after the last dequantize.
     Softmax(Softmax),
+    /// Softmax in integers.
+    IntegerSoftmax(IntegerSoftmax),
+    /// Layer normalization in integers.
+    LayerNorm(LayerNorm),
     /// Softmax from 8 bits to 8 bits.
     QLinearSoftmax(QLinearSoftmax),
     /// TFLite's softmax from 8 bits to 8 bits.
@@ -156,6 +162,8 @@ impl Op {
             Op::Resize(_) => "resize",
             Op::Softmax(Softmax { log: false, .. }) => "softmax",
             Op::Softmax(Softmax { log: true, .. }) => "log_softmax",
+            Op::IntegerSoftmax(_) => "integer_softmax",
+            Op::LayerNorm(_) => "layer_norm",
             Op::QLinearSoftmax(_) => "q_linear_softmax",
             Op::TfliteSoftmax(_) => "tflite_softmax",
             Op::ArgMax(_) => "arg_max",
@@ -186,6 +194,8 @@ impl Op {
             Op::Transpose(op) => op,
             Op::Resize(op) => op,
             Op::Softmax(op) => op,
+            Op::IntegerSoftmax(op) => op,
+            Op::LayerNorm(op) => op,
             Op::QLinearSoftmax(op) => op,
             Op::TfliteSoftmax(op) => op,
             Op::ArgMax(op) => op,
@@ -217,6 +227,8 @@ impl Op {
             | Op::Transpose(_)
             | Op::Resize(_)
             | Op::Softmax(_)
+            | Op::IntegerSoftmax(_)
+            | Op::LayerNorm(_)
             | Op::QLinearSoftmax(_)
             | Op::TfliteSoftmax(_)
             | Op::ArgMax(_)
@@ -259,6 +271,8 @@ impl Op {
             | Op::Transpose(_)
             | Op::Resize(_)
             | Op::Softmax(_)
+            | Op::IntegerSoftmax(_)
+            | Op::LayerNorm(_)
             | Op::QLinearSoftmax(_)
             | Op::TfliteSoftmax(_)
             | Op::ArgMax(_)

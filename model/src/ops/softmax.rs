@@ -1,14 +1,15 @@
-//! Softmax: of floats after the last dequantize, and from 8 bits to 8 bits as ONNX Runtime and TFLite
-//! have it.
+//! Softmax: of floats after the last dequantize, and from 8 bits to 8 bits: Requant's own, and as ONNX
+//! Runtime and TFLite have it.
 
 use requant_numerics::DType;
-use requant_numerics::softmax::ExpTable;
-use requant_numerics::tflite;
+use requant_numerics::softmax::{ByteTable, ExpTable, MAX_ROW};
+use requant_numerics::{Dyadic, Scheme, tflite};
 use serde::{Deserialize, Serialize};
 
 use super::context::{of_type, quantized, type_error, value_type};
 use super::{Context, Expected, Rule};
 use crate::NodeError;
+use crate::spec::RequantizeSpec;
 
 /// Softmax of floats along an axis, or its logarithm, in f64 on the host for every backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,18 @@ pub struct Softmax {
     /// Whether the result is the logarithm.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub log: bool,
+}
+
+/// Softmax in integers along an axis; see [`requant_numerics::softmax::integer_softmax`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IntegerSoftmax {
+    /// The axis.
+    pub axis: usize,
+    /// Exponentials, `u8`, `[256]`, the first one 255.
+    pub table: String,
+    /// `rhu` by `1/s_y`, one set of parameters; each row divides by its sum as well.
+    pub requantize: RequantizeSpec,
 }
 
 /// ONNX Runtime's QLinearSoftmax along an axis; see [`requant_numerics::softmax`].
@@ -39,6 +52,31 @@ pub struct TfliteSoftmax {
     pub axis: usize,
     /// Exponentials in Q0.31, `i32`, `[256]`, not negative, the first one 2^31 − 1.
     pub table: String,
+}
+
+impl IntegerSoftmax {
+    /// The exponentials of a checked node.
+    pub fn exponentials(&self, cx: &Context<'_>) -> Option<ByteTable> {
+        cx.tensors.get(&self.table)?.data().try_into().ok()
+    }
+
+    /// The multiplier `1/s_y` of a node with these operands.
+    ///
+    /// # Errors
+    /// As [`RequantizeSpec::resolve`]; a rounding that is not `rhu`.
+    pub fn inverse(&self, cx: &Context<'_>) -> Result<Dyadic, NodeError> {
+        match self.requantize.resolve(cx, 1, cx.outputs[0])?.scheme {
+            Scheme::Rhu { m, s } => match (&m[..], &s[..]) {
+                (&[m], &[s]) => Ok(Dyadic { m, s }),
+                (_, _) => Err(NodeError::Rounding),
+            },
+            Scheme::Shift { .. }
+            | Scheme::F32Rne { .. }
+            | Scheme::TfliteDouble { .. }
+            | Scheme::F64Away { .. }
+            | Scheme::Thresholds { .. } => Err(NodeError::Rounding),
+        }
+    }
 }
 
 impl TfliteSoftmax {
@@ -62,6 +100,47 @@ impl Rule for Softmax {
         of_type(x, DType::F32, "f32")?;
         of_type(cx.outputs[0], DType::F32, "f32")?;
         super::sample_axis(x, self.axis)?;
+        Ok(vec![Expected {
+            dims: x.dims.clone(),
+            batched: x.batched,
+        }])
+    }
+}
+
+impl Rule for IntegerSoftmax {
+    fn check(&self, cx: &Context<'_>) -> Result<Vec<Expected>, NodeError> {
+        cx.arity(1, 1)?;
+        let (x, y) = (cx.inputs[0], cx.outputs[0]);
+        quantized(x)?;
+        quantized(y)?;
+        let length = x.dims[super::sample_axis(x, self.axis)?];
+        if length > MAX_ROW {
+            return Err(NodeError::Attribute {
+                name: "row length",
+                value: vec![length as i64],
+            });
+        }
+        let tensor = cx.shaped(&self.table, &[256])?;
+        if tensor.dtype() != DType::U8 {
+            return Err(type_error(&self.table, tensor, "u8"));
+        }
+        // Without a whole one a sum could be nothing.
+        let first = tensor.data().first().copied().unwrap_or(0);
+        if first != u8::MAX {
+            return Err(NodeError::TensorValue {
+                name: self.table.clone(),
+                index: 0,
+                value: f64::from(first),
+            });
+        }
+        let most = (length.max(1) * 255).ilog2();
+        let shift = self.inverse(cx)?.s;
+        if u32::from(shift) + most > 62 {
+            return Err(NodeError::Attribute {
+                name: "shift",
+                value: vec![i64::from(shift)],
+            });
+        }
         Ok(vec![Expected {
             dims: x.dims.clone(),
             batched: x.batched,

@@ -138,6 +138,8 @@ impl StepKey {
             | StepOp::Pad { .. }
             | StepOp::ResizeNearest { .. }
             | StepOp::Softmax { .. }
+            | StepOp::IntegerSoftmax(_)
+            | StepOp::LayerNorm(_)
             | StepOp::QLinearSoftmax { .. }
             | StepOp::TfliteSoftmax { .. }
             | StepOp::ArgMax { .. }

@@ -142,6 +142,7 @@ fn float_rounding(node: &Node) -> Option<&'static str> {
         Op::Rescale(op) => of(&op.requantize),
         Op::AveragePool(op) => of(&op.requantize),
         Op::Mean(op) => of(&op.requantize),
+        Op::LayerNorm(op) => of(&op.requantize),
         Op::Add(op) => match op.scheme {
             AddSpec::F32Fma { .. } => Some("f32_fma"),
             AddSpec::Rhu { .. } | AddSpec::TfliteDouble { .. } => None,
@@ -165,6 +166,7 @@ fn float_rounding(node: &Node) -> Option<&'static str> {
         | Op::Reshape(_)
         | Op::Transpose(_)
         | Op::Softmax(_)
+        | Op::IntegerSoftmax(_)
         | Op::TfliteSoftmax(_)
         | Op::ArgMax(_)
         | Op::Constant(_)

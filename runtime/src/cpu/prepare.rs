@@ -243,6 +243,8 @@ pub(super) fn step(
         | StepOp::Rescale { .. }
         | StepOp::ResizeLinear { .. }
         | StepOp::Softmax { .. }
+        | StepOp::IntegerSoftmax(_)
+        | StepOp::LayerNorm(_)
         | StepOp::QLinearSoftmax { .. }
         | StepOp::TfliteSoftmax { .. }
         | StepOp::ArgMax { .. }

@@ -123,6 +123,11 @@ pub(super) fn step(context: &Arc<Context>, plan: &Plan, step: &Step) -> Result<K
             Kernel::ResizeNearest(Resize::new(context, &index(rows), &index(columns))?)
         }
         StepOp::Table { tables, .. } => Kernel::Table(Table::new(context, tables)?),
+        StepOp::IntegerSoftmax(_) | StepOp::LayerNorm(_) => {
+            return Err(OpError::NoLaunch {
+                operation: step.op.name(),
+            });
+        }
         StepOp::QLinearSoftmax {
             table,
             inverse_scale,
@@ -489,6 +494,8 @@ fn movement(step: &Step, places: &Places<'_>) -> Result<Vec<Launch>, OpError> {
         | StepOp::ResizeNearest { .. }
         | StepOp::ResizeLinear { .. }
         | StepOp::Softmax { .. }
+        | StepOp::IntegerSoftmax(_)
+        | StepOp::LayerNorm(_)
         | StepOp::QLinearSoftmax { .. }
         | StepOp::TfliteSoftmax { .. }
         | StepOp::ArgMax { .. }

@@ -10,7 +10,10 @@ use requant_numerics::edge::EdgeRounding;
 use requant_numerics::{DType, packing};
 
 use super::signature::{Edge, Port, Signature, TensorInfo};
-use super::step::{AxisScales, ConvStep, EdgeScales, Epilogue, Join, Operand, Step, StepOp};
+use super::step::{
+    AxisScales, ConvStep, EdgeScales, Epilogue, IntegerSoftmax, Join, LayerNorm, Operand, Step,
+    StepOp,
+};
 use super::{Buffer, BufferId, Storage};
 use crate::PlanError;
 
@@ -236,6 +239,29 @@ fn resolve(op: &Op, node: &Node, cx: &Context<'_>) -> Result<Made, NodeError> {
             axis: op.axis,
             log: op.log,
         },
+        Op::IntegerSoftmax(op) => {
+            let missing = || NodeError::MissingTensor {
+                name: op.table.clone(),
+            };
+            StepOp::IntegerSoftmax(Box::new(IntegerSoftmax {
+                axis: op.axis,
+                table: op.exponentials(cx).ok_or_else(missing)?,
+                inverse: op.inverse(cx)?,
+                zero_point: cx.outputs[0].zero_point(),
+                lo: op.requantize.lo,
+                hi: op.requantize.hi,
+            }))
+        }
+        Op::LayerNorm(op) => {
+            let (gamma, beta) = op.coefficients(cx)?;
+            StepOp::LayerNorm(Box::new(LayerNorm {
+                axis: op.axis,
+                epsilon: op.epsilon,
+                gamma,
+                beta,
+                requantize: op.requantize(cx)?,
+            }))
+        }
         Op::QLinearSoftmax(op) => {
             let missing = || NodeError::MissingTensor {
                 name: op.table.clone(),

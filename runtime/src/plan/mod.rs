@@ -16,7 +16,7 @@ use requant_numerics::{DType, LayerPrecision, ModelPrecision};
 pub(crate) use layout::arrange;
 pub use layout::{ALIGNMENT, ArenaLayout};
 use signature::{Port, Signature};
-pub use step::{Epilogue, Operand, Step, StepOp};
+pub use step::{Epilogue, IntegerSoftmax, LayerNorm, Operand, Step, StepOp};
 
 use crate::PlanError;
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use requant_model::ops::{WeightData, Window};
 use requant_numerics::edge::EdgeRounding;
 use requant_numerics::elementwise::{AddParams, MulParams};
-use requant_numerics::softmax::ExpTable;
+use requant_numerics::softmax::{ByteTable, ExpTable};
 use requant_numerics::table::Table;
 use requant_numerics::tflite;
-use requant_numerics::{LayerPrecision, Requantize, Residual};
+use requant_numerics::{Dyadic, LayerPrecision, Requantize, Residual};
 
 use super::BufferId;
 
@@ -293,6 +293,10 @@ pub enum StepOp {
         /// Whether the result is the logarithm.
         log: bool,
     },
+    /// Softmax in integers.
+    IntegerSoftmax(Box<IntegerSoftmax>),
+    /// Layer normalization in integers.
+    LayerNorm(Box<LayerNorm>),
     /// Softmax from 8 bits to 8 bits.
     QLinearSoftmax {
         /// The axis.
@@ -331,6 +335,39 @@ pub enum StepOp {
     },
 }
 
+/// Softmax in integers along an axis: [`requant_numerics::softmax::integer_softmax`], then
+/// `clamp(r + zero_point, lo, hi)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IntegerSoftmax {
+    /// The axis.
+    pub axis: usize,
+    /// Exponentials.
+    pub table: ByteTable,
+    /// `1/s_y`.
+    pub inverse: Dyadic,
+    /// Zero point of the output.
+    pub zero_point: i32,
+    /// Lowest output.
+    pub lo: i32,
+    /// Highest output.
+    pub hi: i32,
+}
+
+/// Layer normalization along an axis: [`requant_numerics::layer_norm::layer_norm`], requantized.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerNorm {
+    /// The axis.
+    pub axis: usize,
+    /// What is added to the variance, in its steps.
+    pub epsilon: u64,
+    /// Factor of each index of the axis.
+    pub gamma: Vec<i32>,
+    /// Offset of each index of the axis.
+    pub beta: Vec<i32>,
+    /// Parameters, one set.
+    pub requantize: Requantize,
+}
+
 impl StepOp {
     /// Name of the operation, as profiles show it.
     pub const fn name(&self) -> &'static str {
@@ -355,6 +392,8 @@ impl StepOp {
             StepOp::ResizeLinear { .. } => "resize_linear",
             StepOp::Softmax { log: false, .. } => "softmax",
             StepOp::Softmax { log: true, .. } => "log_softmax",
+            StepOp::IntegerSoftmax(_) => "integer_softmax",
+            StepOp::LayerNorm(_) => "layer_norm",
             StepOp::QLinearSoftmax { .. } => "q_linear_softmax",
             StepOp::TfliteSoftmax { .. } => "tflite_softmax",
             StepOp::ArgMax { .. } => "arg_max",

@@ -1,13 +1,12 @@
-//! Elementwise operators, and the softmaxes from 8 bits to 8 bits.
+//! Elementwise operators, and the operators over rows: softmaxes and layer normalization.
 
-use requant_numerics::Requantize;
-use requant_numerics::softmax::{ExpTable, qlinear_softmax};
-use requant_numerics::tflite;
+use requant_numerics::softmax::{self, ExpTable, qlinear_softmax};
+use requant_numerics::{DType, Requantize, layer_norm, tflite};
 
 use super::{around, for_each, strides};
 use crate::arena::Operands;
 use crate::executor::{read_int, write_int};
-use crate::plan::Step;
+use crate::plan::{IntegerSoftmax, LayerNorm, Step};
 
 pub(super) fn binary(
     step: &Step,
@@ -81,6 +80,24 @@ pub(super) fn rescale(
     }
 }
 
+/// Rows along an axis: elements of a row, and where each row starts and how far apart its elements are.
+fn rows(
+    step: &Step,
+    operands: &Operands<'_>,
+    axis: usize,
+) -> (usize, impl Iterator<Item = usize>, usize) {
+    let (outer, extent, inner) = around(&operands.dims(step.inputs[0]), axis);
+    let start = move |row: usize| row / inner * extent * inner + row % inner;
+    (extent, (0..outer * inner).map(start), inner)
+}
+
+/// Lowest and highest integer of a type.
+fn range(dtype: DType) -> (i32, i32) {
+    dtype
+        .range()
+        .map_or((0, 0), |(lo, hi)| (lo as i32, hi as i32))
+}
+
 pub(super) fn softmax(
     step: &Step,
     operands: &Operands<'_>,
@@ -88,28 +105,52 @@ pub(super) fn softmax(
     axis: usize,
     (table, inverse_scale, zero_point): (&ExpTable, f32, i32),
 ) {
-    let (x, x_type) = (
-        operands.read(step.inputs[0]),
-        operands.dtype(step.inputs[0]),
-    );
-    let dtype = operands.dtype(step.outputs[0]);
-    let (lo, hi) = dtype
-        .range()
-        .map_or((0, 0), |(lo, hi)| (lo as i32, hi as i32));
-    let (outer, extent, inner) = around(&operands.dims(step.inputs[0]), axis);
-    for row in 0..outer * inner {
-        let start = row / inner * extent * inner + row % inner;
-        let values = (0..extent).map(|i| read_int(x_type, x, start + i * inner));
+    let x = operands.read(step.inputs[0]);
+    let [x_type, dtype] = [step.inputs[0], step.outputs[0]].map(|id| operands.dtype(id));
+    let (extent, starts, stride) = rows(step, operands, axis);
+    for start in starts {
+        let values = (0..extent).map(|i| read_int(x_type, x, start + i * stride));
+        let write = |i: usize, y| write_int(dtype, out, start + i * stride, y);
         qlinear_softmax(
             values,
             table,
             inverse_scale,
             zero_point,
-            (lo, hi),
-            |i, y| {
-                write_int(dtype, out, start + i * inner, y);
-            },
+            range(dtype),
+            write,
         );
+    }
+}
+
+pub(super) fn integer_softmax(
+    step: &Step,
+    operands: &Operands<'_>,
+    out: &mut [u8],
+    op: &IntegerSoftmax,
+) {
+    let x = operands.read(step.inputs[0]);
+    let [x_type, dtype] = [step.inputs[0], step.outputs[0]].map(|id| operands.dtype(id));
+    let (extent, starts, stride) = rows(step, operands, op.axis);
+    let (lo, hi) = (i64::from(op.lo), i64::from(op.hi));
+    for start in starts {
+        let values = (0..extent).map(|i| read_int(x_type, x, start + i * stride));
+        softmax::integer_softmax(values, &op.table, op.inverse, |i, r| {
+            let y = (r + i64::from(op.zero_point)).clamp(lo, hi);
+            write_int(dtype, out, start + i * stride, y as i32);
+        });
+    }
+}
+
+pub(super) fn layer_norm(step: &Step, operands: &Operands<'_>, out: &mut [u8], op: &LayerNorm) {
+    let x = operands.read(step.inputs[0]);
+    let [x_type, dtype] = [step.inputs[0], step.outputs[0]].map(|id| operands.dtype(id));
+    let (extent, starts, stride) = rows(step, operands, op.axis);
+    for start in starts {
+        let values = (0..extent).map(|i| read_int(x_type, x, start + i * stride));
+        let affine = (&op.gamma[..], &op.beta[..]);
+        layer_norm::layer_norm(values, op.epsilon, affine, |i, acc| {
+            write_int(dtype, out, start + i * stride, op.requantize.apply(acc, 0));
+        });
     }
 }
 
@@ -120,20 +161,13 @@ pub(super) fn tflite_softmax(
     axis: usize,
     table: &tflite::ExpTable,
 ) {
-    let (x, x_type) = (
-        operands.read(step.inputs[0]),
-        operands.dtype(step.inputs[0]),
-    );
-    let dtype = operands.dtype(step.outputs[0]);
-    let (lo, hi) = dtype
-        .range()
-        .map_or((0, 0), |(lo, hi)| (lo as i32, hi as i32));
-    let (outer, extent, inner) = around(&operands.dims(step.inputs[0]), axis);
-    for row in 0..outer * inner {
-        let start = row / inner * extent * inner + row % inner;
-        let values = (0..extent).map(|i| read_int(x_type, x, start + i * inner));
-        tflite::softmax(values, table, (lo, hi), |i, y| {
-            write_int(dtype, out, start + i * inner, y);
+    let x = operands.read(step.inputs[0]);
+    let [x_type, dtype] = [step.inputs[0], step.outputs[0]].map(|id| operands.dtype(id));
+    let (extent, starts, stride) = rows(step, operands, axis);
+    for start in starts {
+        let values = (0..extent).map(|i| read_int(x_type, x, start + i * stride));
+        tflite::softmax(values, table, range(dtype), |i, y| {
+            write_int(dtype, out, start + i * stride, y);
         });
     }
 }

@@ -189,6 +189,8 @@ pub(crate) fn run(step: &Step, output: usize, operands: &Operands<'_>, out: &mut
         StepOp::Softmax { axis, log: true } => {
             edges::softmax(step, operands, out, *axis, edge::log_softmax);
         }
+        StepOp::IntegerSoftmax(op) => maps::integer_softmax(step, operands, out, op),
+        StepOp::LayerNorm(op) => maps::layer_norm(step, operands, out, op),
         StepOp::QLinearSoftmax {
             axis,
             table,
