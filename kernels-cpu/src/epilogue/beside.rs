@@ -68,15 +68,12 @@ pub(crate) struct Beside {
 struct Constants {
     /// Position of each group of four bytes among packed ones.
     order: [i32; LANES],
-    /// Limits of the bytes, as signed ones.
-    lo: [i8; VECTOR],
-    hi: [i8; VECTOR],
-    /// Added to finished words of a sum.
-    words: [i16; 2 * LANES],
-    /// Added to rounded values: the zero point, less 128 for unsigned bytes.
+    /// Limits of the bytes.
+    lo: [u8; VECTOR],
+    hi: [u8; VECTOR],
+    kind: Kind,
+    /// Added to rounded values.
     zero_point: i32,
-    /// Makes signed bytes those of the output: 0x80 in each for unsigned ones.
-    flip: u32,
     magic: f32,
     /// Limits of the product, as integers with the bits of `MAGIC` plus the limit.
     least: i32,
@@ -88,6 +85,16 @@ struct Constants {
     other: f32,
     /// Makes signed activations unsigned.
     sign: u32,
+}
+
+/// How words become bytes.
+#[derive(Clone, Copy, Debug)]
+#[repr(u32)]
+enum Kind {
+    /// Unsigned ones, without limits other than those of the type.
+    Plain,
+    Unsigned,
+    Signed,
 }
 
 /// The tile to compute, the tile that waits, and the state of a kernel. Kernels read and write it by the
@@ -140,37 +147,36 @@ const _: () = {
     use core::mem::offset_of;
     assert!(offset_of!(Side, constants.lo) == 64);
     assert!(offset_of!(Side, constants.hi) == 128);
-    assert!(offset_of!(Side, constants.words) == 192);
-    assert!(offset_of!(Side, constants.zero_point) == 256);
-    assert!(offset_of!(Side, constants.flip) == 260);
-    assert!(offset_of!(Side, constants.magic) == 264);
-    assert!(offset_of!(Side, constants.least) == 268);
-    assert!(offset_of!(Side, constants.most) == 272);
-    assert!(offset_of!(Side, constants.demagic) == 276);
-    assert!(offset_of!(Side, constants.offset) == 280);
-    assert!(offset_of!(Side, constants.product) == 284);
-    assert!(offset_of!(Side, constants.other) == 288);
-    assert!(offset_of!(Side, constants.sign) == 292);
-    assert!(offset_of!(Side, rows) == 296);
-    assert!(offset_of!(Side, sums) == 304);
-    assert!(offset_of!(Side, output) == 312);
-    assert!(offset_of!(Side, distance) == 320);
-    assert!(offset_of!(Side, parameters) == 328);
-    assert!(offset_of!(Side, width) == 336);
-    assert!(offset_of!(Side, table) == 344);
-    assert!(offset_of!(Side, segments) == 352);
-    assert!(offset_of!(Side, span) == 360);
-    assert!(offset_of!(Side, room) == 368);
-    assert!(offset_of!(Side, end) == 376);
-    assert!(offset_of!(Side, out) == 384);
-    assert!(offset_of!(Side, bias) == 392);
-    assert!(offset_of!(Side, tail) == 400);
-    assert!(offset_of!(Side, stop) == 408);
-    assert!(offset_of!(Side, groups) == 416);
-    assert!(offset_of!(Side, weights) == 424);
-    assert!(offset_of!(Side, ahead) == 432);
-    assert!(offset_of!(Side, rbx) == 440);
-    assert!(offset_of!(Side, rbp) == 448);
+    assert!(offset_of!(Side, constants.kind) == 192);
+    assert!(offset_of!(Side, constants.zero_point) == 196);
+    assert!(offset_of!(Side, constants.magic) == 200);
+    assert!(offset_of!(Side, constants.least) == 204);
+    assert!(offset_of!(Side, constants.most) == 208);
+    assert!(offset_of!(Side, constants.demagic) == 212);
+    assert!(offset_of!(Side, constants.offset) == 216);
+    assert!(offset_of!(Side, constants.product) == 220);
+    assert!(offset_of!(Side, constants.other) == 224);
+    assert!(offset_of!(Side, constants.sign) == 228);
+    assert!(offset_of!(Side, rows) == 232);
+    assert!(offset_of!(Side, sums) == 240);
+    assert!(offset_of!(Side, output) == 248);
+    assert!(offset_of!(Side, distance) == 256);
+    assert!(offset_of!(Side, parameters) == 264);
+    assert!(offset_of!(Side, width) == 272);
+    assert!(offset_of!(Side, table) == 280);
+    assert!(offset_of!(Side, segments) == 288);
+    assert!(offset_of!(Side, span) == 296);
+    assert!(offset_of!(Side, room) == 304);
+    assert!(offset_of!(Side, end) == 312);
+    assert!(offset_of!(Side, out) == 320);
+    assert!(offset_of!(Side, bias) == 328);
+    assert!(offset_of!(Side, tail) == 336);
+    assert!(offset_of!(Side, stop) == 344);
+    assert!(offset_of!(Side, groups) == 352);
+    assert!(offset_of!(Side, weights) == 360);
+    assert!(offset_of!(Side, ahead) == 368);
+    assert!(offset_of!(Side, rbx) == 376);
+    assert!(offset_of!(Side, rbp) == 384);
 };
 
 /// Rows that are fetched ahead: two tiles.
@@ -211,9 +217,11 @@ impl Beside {
     ) -> Option<Self> {
         let step = step(round, finish)?;
         let functions = functions(step)?;
-        let unsigned = finish.store == Store::Unsigned;
-        let lift = if unsigned { 128 } else { 0 };
-        let (lo, hi) = (finish.limits.0 - lift, finish.limits.1 - lift);
+        let kind = match finish.store {
+            Store::Unsigned if finish.limits == (0, 255) => Kind::Plain,
+            Store::Unsigned => Kind::Unsigned,
+            Store::Signed | Store::Low | Store::Word => Kind::Signed,
+        };
         let mut parameters = Aligned::zeroed(columns / LANES * step.parameters() * VECTOR);
         let words: &mut [i32] = bytemuck::cast_slice_mut(parameters.bytes_mut());
         let blocks = words.chunks_exact_mut(step.parameters() * LANES);
@@ -232,12 +240,11 @@ impl Beside {
                 let (m, constant, shift) = high(round, column)?;
                 // A product takes the even lanes; odd columns are moved one lane down.
                 words[lane % 2 * LANES + lane / 2 * 2] = m;
-                let constant = i64::from(constant) - (i64::from(lift) << shift);
                 // High words are below 2^30.
-                if constant.abs() >= 1 << 30 {
+                if constant.unsigned_abs() >= 1 << 30 {
                     return None;
                 }
-                words[2 * LANES + lane] = constant as i32;
+                words[2 * LANES + lane] = constant;
                 words[3 * LANES + lane] = shift as i32;
             }
         }
@@ -258,11 +265,10 @@ impl Beside {
         let constants = Constants {
             // Each quarter holds four columns of each vector.
             order: core::array::from_fn(|at| (at % 4 * 4 + at / 4) as i32),
-            lo: [lo as i8; VECTOR],
-            hi: [hi as i8; VECTOR],
-            words: [-(lift as i16); 2 * LANES],
-            zero_point: finish.zero_point - lift,
-            flip: if unsigned { 0x8080_8080 } else { 0 },
+            lo: [finish.limits.0 as u8; VECTOR],
+            hi: [finish.limits.1 as u8; VECTOR],
+            kind,
+            zero_point: finish.zero_point,
             magic: MAGIC,
             least: bits + finish.lo,
             most: bits + finish.hi,

@@ -24,98 +24,95 @@ macro_rules! field {
     (hi) => {
         "[rdi+128]"
     };
-    (words) => {
-        "[rdi+192]"
+    (kind) => {
+        "dword ptr [rdi+192]"
     };
     (zero_point) => {
-        "dword ptr [rdi+256]{{1to16}}"
-    };
-    (flip) => {
-        "dword ptr [rdi+260]{{1to16}}"
+        "dword ptr [rdi+196]{{1to16}}"
     };
     (magic) => {
-        "dword ptr [rdi+264]{{1to16}}"
+        "dword ptr [rdi+200]"
     };
     (least) => {
-        "dword ptr [rdi+268]{{1to16}}"
+        "dword ptr [rdi+204]"
     };
     (most) => {
-        "dword ptr [rdi+272]{{1to16}}"
+        "dword ptr [rdi+208]"
     };
     (demagic) => {
-        "dword ptr [rdi+276]{{1to16}}"
+        "dword ptr [rdi+212]"
     };
     (offset) => {
-        "dword ptr [rdi+280]"
+        "dword ptr [rdi+216]"
     };
     (product) => {
-        "dword ptr [rdi+284]{{1to16}}"
+        "dword ptr [rdi+220]"
     };
     (other) => {
-        "dword ptr [rdi+288]{{1to16}}"
+        "dword ptr [rdi+224]"
     };
     (sign) => {
-        "dword ptr [rdi+292]"
+        "dword ptr [rdi+228]"
     };
     (rows) => {
-        "qword ptr [rdi+296]"
+        "qword ptr [rdi+232]"
     };
     (sums) => {
-        "qword ptr [rdi+304]"
+        "qword ptr [rdi+240]"
     };
     (output) => {
-        "qword ptr [rdi+312]"
+        "qword ptr [rdi+248]"
     };
     (distance) => {
-        "qword ptr [rdi+320]"
+        "qword ptr [rdi+256]"
     };
     (parameters) => {
-        "qword ptr [rdi+328]"
+        "qword ptr [rdi+264]"
     };
     (width) => {
-        "qword ptr [rdi+336]"
+        "qword ptr [rdi+272]"
     };
     (table) => {
-        "qword ptr [rdi+344]"
+        "qword ptr [rdi+280]"
     };
     (segments) => {
-        "qword ptr [rdi+352]"
+        "qword ptr [rdi+288]"
     };
     (span) => {
-        "qword ptr [rdi+360]"
+        "qword ptr [rdi+296]"
     };
     (room) => {
-        "qword ptr [rdi+368]"
+        "qword ptr [rdi+304]"
     };
     (end) => {
-        "qword ptr [rdi+376]"
+        "qword ptr [rdi+312]"
     };
     (out) => {
-        "qword ptr [rdi+384]"
+        "qword ptr [rdi+320]"
     };
     (bias) => {
-        "qword ptr [rdi+392]"
+        "qword ptr [rdi+328]"
     };
     (tail) => {
-        "qword ptr [rdi+400]"
+        "qword ptr [rdi+336]"
     };
     (stop) => {
-        "qword ptr [rdi+408]"
+        "qword ptr [rdi+344]"
     };
     (groups) => {
-        "qword ptr [rdi+416]"
+        "qword ptr [rdi+352]"
     };
     (weights) => {
-        "qword ptr [rdi+424]"
+        "qword ptr [rdi+360]"
     };
     (ahead) => {
-        "qword ptr [rdi+432]"
+        "qword ptr [rdi+368]"
     };
     (rbx) => {
-        "qword ptr [rdi+440]"
+        "qword ptr [rdi+376]"
     };
     (rbp) => {
-        "qword ptr [rdi+448]"
+        "qword ptr [rdi+384]"
     };
 }
 
@@ -377,9 +374,9 @@ macro_rules! round {
             "vbroadcastss zmm", $x, ", ", field!(offset), "\n",
             "vpmovzxbd zmm", $y, ", [r14+rcx+", $other, "]\n",
             "vcvtdq2ps zmm", $y, ", zmm", $y, "\n",
-            "vfmadd231ps zmm", $x, ", zmm", $y, ", ", field!(other), "\n",
+            "vfmadd231ps zmm", $x, ", zmm", $y, ", ", field!(other), "{{1to16}}\n",
             product!($sums, $y),
-            "vfmadd231ps zmm", $x, ", zmm", $y, ", ", field!(product), "\n",
+            "vfmadd231ps zmm", $x, ", zmm", $y, ", ", field!(product), "{{1to16}}\n",
             "vcvtps2dq zmm", $x, ", zmm", $x, "\n",
         )
     };
@@ -387,10 +384,10 @@ macro_rules! round {
         concat!(
             "vbroadcastss zmm", $x, ", ", field!(offset), "\n",
             product!($sums, $y),
-            "vfmadd231ps zmm", $x, ", zmm", $y, ", ", field!(product), "\n",
+            "vfmadd231ps zmm", $x, ", zmm", $y, ", ", field!(product), "{{1to16}}\n",
             "vpmovzxbd zmm", $y, ", [r14+rcx+", $other, "]\n",
             "vcvtdq2ps zmm", $y, ", zmm", $y, "\n",
-            "vfmadd231ps zmm", $x, ", zmm", $y, ", ", field!(other), "\n",
+            "vfmadd231ps zmm", $x, ", zmm", $y, ", ", field!(other), "{{1to16}}\n",
             "vcvtps2dq zmm", $x, ", zmm", $x, "\n",
         )
     };
@@ -419,61 +416,133 @@ macro_rules! product {
             $y,
             ", ",
             field!(magic),
-            "\n",
+            "{{1to16}}\n",
             "vpmaxsd zmm",
             $y,
             ", zmm",
             $y,
             ", ",
             field!(least),
-            "\n",
+            "{{1to16}}\n",
             "vpminsd zmm",
             $y,
             ", zmm",
             $y,
             ", ",
             field!(most),
-            "\n",
+            "{{1to16}}\n",
             "vsubps zmm",
             $y,
             ", zmm",
             $y,
             ", ",
             field!(demagic),
-            "\n",
+            "{{1to16}}\n",
+        )
+    };
+}
+
+/// Half of a pair of rounded sums that another tensor joins: constants are loaded once for both, into the
+/// register of the activations, which is free between products. The sums end in `zmm$x` as words.
+macro_rules! joined {
+    (
+        first, begin, $sums:literal, $next:literal, $other:literal, $beside:literal,
+        $x:literal $y:literal $z:literal $w:literal
+    ) => {
+        concat!(
+            joined!(@load $sums, $next, $other, $beside, $x $y $z $w),
+            "vbroadcastss zmm31, ", field!(offset), "\n",
+            "vfmadd132ps zmm", $x, ", zmm31, ", field!(other), "{{1to16}}\n",
+            "vfmadd132ps zmm", $z, ", zmm31, ", field!(other), "{{1to16}}\n",
+        )
+    };
+    (first, end, $x:literal $y:literal $z:literal $w:literal) => {
+        concat!(
+            joined!(@limit $y $w),
+            "vbroadcastss zmm31, ", field!(product), "\n",
+            "vfmadd231ps zmm", $x, ", zmm", $y, ", zmm31\n",
+            "vfmadd231ps zmm", $z, ", zmm", $w, ", zmm31\n",
+            joined!(@words $x $z),
+        )
+    };
+    (
+        last, begin, $sums:literal, $next:literal, $other:literal, $beside:literal,
+        $x:literal $y:literal $z:literal $w:literal
+    ) => {
+        joined!(@load $sums, $next, $other, $beside, $x $y $z $w)
+    };
+    (last, end, $x:literal $y:literal $z:literal $w:literal) => {
+        concat!(
+            joined!(@limit $y $w),
+            "vbroadcastss zmm31, ", field!(offset), "\n",
+            "vfmadd132ps zmm", $y, ", zmm31, ", field!(product), "{{1to16}}\n",
+            "vfmadd132ps zmm", $w, ", zmm31, ", field!(product), "{{1to16}}\n",
+            "vbroadcastss zmm31, ", field!(other), "\n",
+            "vfmadd132ps zmm", $x, ", zmm", $y, ", zmm31\n",
+            "vfmadd132ps zmm", $z, ", zmm", $w, ", zmm31\n",
+            joined!(@words $x $z),
+        )
+    };
+    (
+        @load $sums:literal, $next:literal, $other:literal, $beside:literal,
+        $x:literal $y:literal $z:literal $w:literal
+    ) => {
+        concat!(
+            "vpmovzxbd zmm", $x, ", [r14+rcx+", $other, "]\n",
+            "vpmovzxbd zmm", $z, ", [r14+rcx+", $beside, "]\n",
+            "vcvtdq2ps zmm", $y, ", [rdx+", $sums, "]\n",
+            "vcvtdq2ps zmm", $w, ", [rdx+", $next, "]\n",
+            "vcvtdq2ps zmm", $x, ", zmm", $x, "\n",
+            "vcvtdq2ps zmm", $z, ", zmm", $z, "\n",
+            "vmulps zmm", $y, ", zmm", $y, ", [r15+", $sums, "]\n",
+            "vmulps zmm", $w, ", zmm", $w, ", [r15+", $next, "]\n",
+            "vbroadcastss zmm31, ", field!(magic), "\n",
+            "vaddps zmm", $y, ", zmm", $y, ", zmm31\n",
+            "vaddps zmm", $w, ", zmm", $w, ", zmm31\n",
+        )
+    };
+    (@limit $y:literal $w:literal) => {
+        concat!(
+            "vpbroadcastd zmm31, ", field!(least), "\n",
+            "vpmaxsd zmm", $y, ", zmm", $y, ", zmm31\n",
+            "vpmaxsd zmm", $w, ", zmm", $w, ", zmm31\n",
+            "vpbroadcastd zmm31, ", field!(most), "\n",
+            "vpminsd zmm", $y, ", zmm", $y, ", zmm31\n",
+            "vpminsd zmm", $w, ", zmm", $w, ", zmm31\n",
+            "vbroadcastss zmm31, ", field!(demagic), "\n",
+            "vsubps zmm", $y, ", zmm", $y, ", zmm31\n",
+            "vsubps zmm", $w, ", zmm", $w, ", zmm31\n",
+        )
+    };
+    (@words $x:literal $z:literal) => {
+        concat!(
+            "vcvtps2dq zmm", $x, ", zmm", $x, "\n",
+            "vcvtps2dq zmm", $z, ", zmm", $z, "\n",
+            words!($x, $z),
         )
     };
 }
 
 /// Two vectors of values as words.
 macro_rules! words {
-    (first, $x:literal, $y:literal) => {
-        words!(last, $x, $y)
-    };
-    (last, $x:literal, $y:literal) => {
-        concat!(
-            words!(float, $x, $y),
-            "vpaddw zmm",
-            $x,
-            ", zmm",
-            $x,
-            ", ",
-            field!(words),
-            "\n",
-        )
-    };
-    ($step:ident, $x:literal, $y:literal) => {
+    ($x:literal, $y:literal) => {
         concat!("vpackssdw zmm", $x, ", zmm", $x, ", zmm", $y, "\n")
     };
 }
 
 /// The quarters of a step: a row of the waiting tile.
 macro_rules! step {
+    (first, $width:tt, $quarter:tt) => {
+        sum!(first, $width, $quarter)
+    };
+    (last, $width:tt, $quarter:tt) => {
+        sum!(last, $width, $quarter)
+    };
     ($step:ident, 4, 0) => {
         round!($step, 0, 0, 0, 24, 25)
     };
     ($step:ident, 4, 1) => {
-        concat!(round!($step, 64, 256, 16, 25, 26), words!($step, 24, 25))
+        concat!(round!($step, 64, 256, 16, 25, 26), words!(24, 25))
     };
     ($step:ident, 4, 2) => {
         round!($step, 128, 512, 32, 25, 26)
@@ -481,7 +550,7 @@ macro_rules! step {
     ($step:ident, 4, 3) => {
         concat!(
             round!($step, 192, 768, 48, 26, 27),
-            words!($step, 25, 26),
+            words!(25, 26),
             finish!($step, 25, "zmm24", 256),
         )
     };
@@ -491,14 +560,52 @@ macro_rules! step {
     ($step:ident, 2, 1) => {
         concat!(
             round!($step, 64, 256, 16, 25, 26),
-            words!($step, 24, 25),
+            words!(24, 25),
             finish!($step, 24, "ymm24", 128),
         )
     };
     ($step:ident, 1, 0) => {
         concat!(
             round!($step, 0, 0, 0, 24, 25),
-            words!($step, 24, 24),
+            words!(24, 24),
+            finish!($step, 24, "xmm24", 64),
+        )
+    };
+    ($step:ident, $width:tt, $quarter:tt) => {
+        ""
+    };
+}
+
+/// The quarters of a step with a sum, two vectors at a time where there are two.
+macro_rules! sum {
+    ($step:ident, 4, 0) => {
+        joined!($step, begin, 0, 64, 0, 16, 24 25 26 27)
+    };
+    ($step:ident, 4, 1) => {
+        joined!($step, end, 24 25 26 27)
+    };
+    ($step:ident, 4, 2) => {
+        joined!($step, begin, 128, 192, 32, 48, 25 26 27 28)
+    };
+    ($step:ident, 4, 3) => {
+        concat!(
+            joined!($step, end, 25 26 27 28),
+            finish!($step, 25, "zmm24", 256),
+        )
+    };
+    ($step:ident, 2, 0) => {
+        joined!($step, begin, 0, 64, 0, 16, 24 25 26 27)
+    };
+    ($step:ident, 2, 1) => {
+        concat!(
+            joined!($step, end, 24 25 26 27),
+            finish!($step, 24, "ymm24", 128),
+        )
+    };
+    ($step:ident, 1, 0) => {
+        concat!(
+            round!($step, 0, 0, 0, 24, 25),
+            words!(24, 24),
             finish!($step, 24, "xmm24", 64),
         )
     };
@@ -520,10 +627,27 @@ macro_rules! fetch {
     };
 }
 
-/// The words in zmm24 and another register leave as bytes, and the next row follows.
+/// The words in zmm24 and another register leave as bytes, and the next row follows. Most outputs are
+/// unsigned bytes without limits of their own, and get by with the pack.
 macro_rules! finish {
-    ($step:ident, $y:literal, $bytes:literal, $row:literal) => {
+    ($step:ident, $y:tt, $bytes:literal, $row:literal) => {
         concat!(
+            "cmp ",
+            field!(kind),
+            ", 1\n",
+            "jb 2f\n",
+            "ja 3f\n",
+            "vpackuswb zmm24, zmm24, zmm",
+            $y,
+            "\n",
+            "vpmaxub zmm24, zmm24, ",
+            field!(lo),
+            "\n",
+            "vpminub zmm24, zmm24, ",
+            field!(hi),
+            "\n",
+            "jmp 4f\n",
+            "3:\n",
             "vpacksswb zmm24, zmm24, zmm",
             $y,
             "\n",
@@ -533,13 +657,16 @@ macro_rules! finish {
             "vpminsb zmm24, zmm24, ",
             field!(hi),
             "\n",
+            "jmp 4f\n",
+            "2:\n",
+            "vpackuswb zmm24, zmm24, zmm",
+            $y,
+            "\n",
+            "4:\n",
             "prefetchw [r14+rbx]\n",
             fetch!($step),
             "vmovdqa64 zmm25, ",
             field!(order),
-            "\n",
-            "vpxord zmm24, zmm24, ",
-            field!(flip),
             "\n",
             "vpermd zmm24, zmm25, zmm24\n",
             "add rdx, ",
@@ -1045,18 +1172,8 @@ pub(super) fn functions(kernel: &Kernel, step: Step, groups: usize) -> Option<Be
         (Activations::I8, Step::Float) => Some(paces!(s8, float, groups)),
         (Activations::I8, Step::Floor) => Some(paces!(s8, floor, groups)),
         (Activations::I8, Step::High) => Some(paces!(s8, high, groups)),
-        (
-            Activations::I8,
-            Step::Sum {
-                product_first: true,
-            },
-        ) => Some(paces!(s8, first, groups)),
-        (
-            Activations::I8,
-            Step::Sum {
-                product_first: false,
-            },
-        ) => Some(paces!(s8, last, groups)),
+        // Of a sum, the other operand is unsigned as well.
+        (Activations::I8, Step::Sum { .. }) => None,
         (Activations::Widened, _) => None,
     }
 }
