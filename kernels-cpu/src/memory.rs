@@ -39,14 +39,20 @@ impl Aligned {
 /// Asks for the lines of `values`, which are read soon, where the machine has an instruction for it.
 #[inline]
 pub(crate) fn prefetch<T>(values: &[T]) {
+    prefetch_at(values.as_ptr().cast(), core::mem::size_of_val(values));
+}
+
+/// Asks for `bytes` bytes from `start` on, which need not be readable.
+#[inline]
+pub(crate) fn prefetch_at(start: *const u8, bytes: usize) {
     #[cfg(target_arch = "x86_64")]
-    for at in (0..core::mem::size_of_val(values)).step_by(LINE) {
+    for at in (0..bytes).step_by(LINE) {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a hint, which reads nothing; every x86-64 has SSE.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_byte_add(at).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(at).cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
+    let _ = (start, bytes);
 }
 
 /// Bytes that `Carver` takes for a piece of `bytes` bytes.

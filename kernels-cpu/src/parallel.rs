@@ -66,6 +66,17 @@ pub(crate) fn share(total: usize, parts: usize, part: usize) -> Range<usize> {
     start..start + each + usize::from(part < extra)
 }
 
+/// All shares in their order, without a division for each.
+pub(crate) fn shares(total: usize, parts: usize) -> impl Iterator<Item = Range<usize>> {
+    let (each, extra) = (total / parts.max(1), total % parts.max(1));
+    let mut end = 0;
+    (0..parts).map(move |part| {
+        let start = end;
+        end = start + each + usize::from(part < extra);
+        start..end
+    })
+}
+
 /// A buffer that several parts write at once, each in its own places.
 #[derive(Debug)]
 pub(crate) struct Shared<'a> {
@@ -163,6 +174,7 @@ mod tests {
                     .flat_map(|part| share(total, parts, part))
                     .collect();
                 assert_eq!(joined, (0..total).collect::<Vec<_>>());
+                assert!(shares(total, parts).eq((0..parts).map(|part| share(total, parts, part))));
             }
         }
     }

@@ -54,11 +54,26 @@ pub(crate) struct RowPlan {
     pub(crate) segment: usize,
     /// Whether row after row is pixel after pixel: a matrix product.
     dense: bool,
+    /// Whether rows are pixels with others between them, which a processor does not fetch ahead by itself.
+    pub(crate) scattered: bool,
     /// Bytes of a gathered row.
     row_bytes: usize,
     /// Bytes from one image row to the next, and from one image to the next.
     line: usize,
     image: usize,
+    /// Where the segments of a row start, from its first tap on; none where every row is gathered.
+    offsets: Vec<usize>,
+    /// Output columns whose windows do not reach over the image's sides.
+    inner: Range<usize>,
+}
+
+/// The next output row to be filled in, counted over the batch, and the pixel that it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cursor {
+    row: usize,
+    image: usize,
+    y: usize,
+    x: usize,
 }
 
 /// Bytes past the strip that a gather may touch.
@@ -96,6 +111,22 @@ impl RowPlan {
         };
         let groups = segment.div_ceil(kernel.group);
         let padded = segments * groups * kernel.group;
+        let line = shape.in_w * shape.in_c;
+        let taps = match form {
+            Form::KernelRows => 1,
+            Form::Taps => kernel_w,
+            Form::Gathered => 0,
+        };
+        let [down, right] = [shape.dilations[0] * line, shape.dilations[1] * shape.in_c];
+        let offsets = (0..kernel_h).flat_map(|ky| (0..taps).map(move |kx| ky * down + kx * right));
+        let reach = (kernel_w - 1) * shape.dilations[1];
+        let last = (shape.in_w + shape.pads[1]).checked_sub(reach + 1);
+        let end = last.map_or(0, |last| (last / shape.strides[1] + 1).min(shape.out_w));
+        let pixels = form == Form::KernelRows && shape.kernel == [1, 1];
+        let dense = pixels
+            && shape.strides == [1, 1]
+            && shape.pads == [0, 0]
+            && (shape.in_h, shape.in_w) == (shape.out_h, shape.out_w);
         RowPlan {
             shape: *shape,
             form,
@@ -107,14 +138,24 @@ impl RowPlan {
             depth,
             padded,
             segment,
-            dense: form == Form::KernelRows
-                && shape.kernel == [1, 1]
-                && shape.strides == [1, 1]
-                && shape.pads == [0, 0]
-                && (shape.in_h, shape.in_w) == (shape.out_h, shape.out_w),
+            dense,
+            scattered: pixels && shape.strides[1] > 1,
             row_bytes: padded * kernel.activation_bytes(),
-            line: shape.in_w * shape.in_c,
-            image: shape.in_h * shape.in_w * shape.in_c,
+            line,
+            image: shape.in_h * line,
+            offsets: offsets.collect(),
+            inner: shape.pads[1].div_ceil(shape.strides[1])..end,
+        }
+    }
+
+    /// The output row `row`, counted over the batch.
+    pub(crate) fn cursor(&self, row: usize) -> Cursor {
+        let ConvShape { out_h, out_w, .. } = self.shape;
+        Cursor {
+            row,
+            image: row / (out_h * out_w),
+            y: row / out_w % out_h,
+            x: row % out_w,
         }
     }
 
@@ -152,108 +193,110 @@ impl RowPlan {
         }
     }
 
-    /// Fills `table` with the pointers of the tile of output rows `rows`, counted over the batch, and
-    /// gathers into `strip` what must be gathered.
+    /// Fills `table` with the pointers of a tile's output rows, as many as it has room for, and gathers into
+    /// `strip` what must be gathered. The cursor moves on.
     ///
     /// `table` takes `segments × rows` pointers, segment-major; `strip` is the tile's part of the strip,
-    /// `strip_bytes(rows)` long or longer. `input` holds all images that `rows` reach into. Each pointer
+    /// `strip_bytes(rows)` long or longer. `input` holds all images that the rows reach into. Each pointer
     /// is then readable for `groups` k-groups as long as `input` and `strip` are.
     pub(crate) fn fill(
         &self,
         input: &[u8],
         padding: u8,
         group: usize,
-        rows: Range<usize>,
+        cursor: &mut Cursor,
         table: &mut [*const u8],
         strip: &mut [u8],
     ) {
         let shape = &self.shape;
-        let height = rows.len();
+        let height = table.len() / self.segments;
         let first_channel = group * self.channels;
         if self.dense {
-            let start = rows.start * shape.in_c + first_channel;
+            let start = cursor.row * shape.in_c + first_channel;
             if height > 0 && start + (height - 1) * shape.in_c + self.padded <= input.len() {
-                let pixels = input[start..].chunks(shape.in_c);
-                for (pointer, pixel) in table[..height].iter_mut().zip(pixels) {
-                    *pointer = pixel.as_ptr();
-                }
+                point(&input[start..], shape.in_c, table);
+                cursor.row += height;
                 return;
             }
+            *cursor = self.cursor(cursor.row);
         }
-        let per_image = shape.out_h * shape.out_w;
-        let mut image = rows.start / per_image;
-        let mut oy = rows.start % per_image / shape.out_w;
-        let mut ox = rows.start % shape.out_w;
-        for r in 0..height {
-            // Row and column of the first tap; the border is where they leave the image.
-            let y = (oy * shape.strides[0]) as isize - shape.pads[0] as isize;
-            let x = (ox * shape.strides[1]) as isize - shape.pads[1] as isize;
-            let base = image * self.image + first_channel;
-            let start = (base as isize + y * self.line as isize + x * shape.in_c as isize) as usize;
-            let inside = self.form != Form::Gathered && shape.holds_window(y, x);
-            if inside && self.reach(start) <= input.len() {
-                self.point(&input[start..], r, height, table);
-            } else {
-                let at = r * self.row_bytes;
-                if self.widen {
-                    let words: &mut [i16] =
-                        bytemuck::cast_slice_mut(&mut strip[at..at + self.row_bytes]);
-                    let mut sink = Words {
-                        row: words,
-                        signed: self.signed,
-                    };
-                    self.gather(&input[base..], (y, x), padding, &mut sink);
-                } else {
-                    let end = (at + self.row_bytes + SLACK).min(strip.len());
-                    let mut sink = Bytes(&mut strip[at..end]);
-                    self.gather(&input[base..], (y, x), padding, &mut sink);
-                }
-                let segment = self.row_bytes / self.segments;
-                for s in 0..self.segments {
-                    table[s * height + r] = strip[at + s * segment..].as_ptr();
-                }
-            }
-            ox += 1;
-            if ox == shape.out_w {
-                (ox, oy) = (0, oy + 1);
-                if oy == shape.out_h {
-                    (oy, image) = (0, image + 1);
-                }
-            }
-        }
-    }
-
-    /// Where the kernel has read to at the last segment of a row that starts at `start`.
-    fn reach(&self, start: usize) -> usize {
-        let shape = &self.shape;
-        let down = (shape.kernel[0] - 1) * shape.dilations[0] * self.line;
-        let right = match self.form {
-            Form::Taps => (shape.kernel[1] - 1) * shape.dilations[1] * shape.in_c,
-            Form::KernelRows | Form::Gathered => 0,
-        };
-        start + down + right + self.padded / self.segments
-    }
-
-    /// The pointers of row `r`, whose first tap is at the start of `pixel`.
-    fn point(&self, pixel: &[u8], r: usize, height: usize, table: &mut [*const u8]) {
-        let shape = &self.shape;
-        let down = shape.dilations[0] * self.line;
-        let right = shape.dilations[1] * shape.in_c;
-        match self.form {
-            Form::KernelRows => {
-                for ky in 0..shape.kernel[0] {
-                    table[ky * height + r] = pixel[ky * down..].as_ptr();
-                }
-            }
-            Form::Taps => {
-                for ky in 0..shape.kernel[0] {
-                    for kx in 0..shape.kernel[1] {
-                        let segment = ky * shape.kernel[1] + kx;
-                        table[segment * height + r] = pixel[ky * down + kx * right..].as_ptr();
+        let mut r = 0;
+        while r < height {
+            let base = cursor.image * self.image + first_channel;
+            let done = match self.stretch(input, base, cursor, height - r) {
+                Some((start, pixels)) => {
+                    let step = shape.strides[1] * shape.in_c;
+                    for (offset, table) in self.offsets.iter().zip(table.chunks_mut(height)) {
+                        point(&input[start + offset..], step, &mut table[r..r + pixels]);
                     }
+                    pixels
+                }
+                None => {
+                    let at = r * self.row_bytes;
+                    self.copy(&input[base..], cursor, padding, &mut strip[at..]);
+                    let segment = self.row_bytes / self.segments;
+                    for s in 0..self.segments {
+                        table[s * height + r] = strip[at + s * segment..].as_ptr();
+                    }
+                    1
+                }
+            };
+            r += done;
+            cursor.row += done;
+            cursor.x += done;
+            if cursor.x == shape.out_w {
+                (cursor.x, cursor.y) = (0, cursor.y + 1);
+                if cursor.y == shape.out_h {
+                    (cursor.y, cursor.image) = (0, cursor.image + 1);
                 }
             }
-            Form::Gathered => {}
+        }
+    }
+
+    /// Pixels from the cursor on, of one output row and at most `most`, that are read where they lie: where
+    /// the first tap of the first is, and how many they are.
+    fn stretch(
+        &self,
+        input: &[u8],
+        base: usize,
+        cursor: &Cursor,
+        most: usize,
+    ) -> Option<(usize, usize)> {
+        let shape = &self.shape;
+        let y = (cursor.y * shape.strides[0]).checked_sub(shape.pads[0])?;
+        let down = (shape.kernel[0] - 1) * shape.dilations[0];
+        let last = self.offsets.last()?;
+        if y + down >= shape.in_h || !self.inner.contains(&cursor.x) {
+            return None;
+        }
+        let x = cursor.x * shape.strides[1] - shape.pads[1];
+        let start = base + y * self.line + x * shape.in_c;
+        // Segments may be read past their end, and so past the input's.
+        let room = input
+            .len()
+            .checked_sub(start + last + self.padded / self.segments)?;
+        let step = shape.strides[1] * shape.in_c;
+        let mut pixels = (self.inner.end - cursor.x).min(most);
+        if (pixels - 1) * step > room {
+            pixels = room / step + 1;
+        }
+        Some((start, pixels))
+    }
+
+    /// Gathers the row of the cursor to the start of `strip`; `image` starts at the first channel of the
+    /// group in the image's first pixel.
+    fn copy(&self, image: &[u8], cursor: &Cursor, padding: u8, strip: &mut [u8]) {
+        let shape = &self.shape;
+        // Row and column of the first tap; the border is where they leave the image.
+        let y = (cursor.y * shape.strides[0]) as isize - shape.pads[0] as isize;
+        let x = (cursor.x * shape.strides[1]) as isize - shape.pads[1] as isize;
+        if self.widen {
+            let row: &mut [i16] = bytemuck::cast_slice_mut(&mut strip[..self.row_bytes]);
+            let signed = self.signed;
+            self.gather(image, (y, x), padding, &mut Words { row, signed });
+        } else {
+            let end = (self.row_bytes + SLACK).min(strip.len());
+            self.gather(image, (y, x), padding, &mut Bytes(&mut strip[..end]));
         }
     }
 
@@ -313,6 +356,15 @@ impl RowPlan {
                 }
             }
         }
+    }
+}
+
+/// Points a segment of some rows at pixels `step` bytes apart, from the start of `pixels` on.
+fn point(pixels: &[u8], step: usize, table: &mut [*const u8]) {
+    let mut pixel = pixels.as_ptr();
+    for pointer in table {
+        *pointer = pixel;
+        pixel = pixel.wrapping_add(step);
     }
 }
 

@@ -13,9 +13,9 @@ use core::ops::Range;
 use crate::conv::ConvShape;
 use crate::epilogue::beside::{Beside, Side};
 use crate::epilogue::{Epilogue, Output, Place};
-use crate::memory::{Carver, LINE, piece, prefetch};
+use crate::memory::{Carver, LINE, piece, prefetch, prefetch_at};
 use crate::pack::{Packed, Panel, Panels};
-use crate::parallel::{Shared, share};
+use crate::parallel::{Shared, share, shares};
 use crate::rows::RowPlan;
 use crate::table::{Kernel, RowSumsFn, Tile};
 use crate::{Isa, KernelError, arch};
@@ -313,19 +313,19 @@ impl<'a> Job<'a> {
 
     /// The tiles of a block of rows, counted from the block's first.
     fn tiles(&self, rows: usize) -> impl Iterator<Item = Range<usize>> {
-        let tiles = rows.div_ceil(self.walk.kernel.tallest());
-        (0..tiles).map(move |tile| share(rows, tiles, tile))
+        shares(rows, rows.div_ceil(self.walk.kernel.tallest()))
     }
 
     /// Points `table` at the rows of a block, tile after tile.
     fn fill(&self, group: usize, block: Range<usize>, table: &mut [*const u8], strip: &mut [u8]) {
         let plan = &self.walk.plan;
+        let mut cursor = plan.cursor(block.start);
         for tile in self.tiles(block.len()) {
             plan.fill(
                 self.input,
                 self.padding,
                 group,
-                block.start + tile.start..block.start + tile.end,
+                &mut cursor,
                 &mut table[tile.start * plan.segments..tile.end * plan.segments],
                 strip
                     .get_mut(tile.start * plan.row_bytes()..)
@@ -357,10 +357,15 @@ impl<'a> Job<'a> {
         if let Some((_, side)) = &mut flow.side {
             side.turn(weights.as_ptr(), bias.as_ptr());
         }
+        let scattered = plan.scattered && panel.channel == 0;
         for rows in self.tiles(block.len()) {
             let pointers = &table[rows.start * plan.segments..rows.end * plan.segments];
             let height = rows.len();
             let out = flow.tiles[0];
+            if scattered {
+                let next = table.iter().skip(rows.end).take(height);
+                next.for_each(|&row| prefetch_at(row, plan.row_bytes()));
+            }
             // SAFETY: the contract of `Tile`: every row points at readable activations; the panel
             // was packed for this kernel, width and depth; bias has the panel's width and the tile
             // is as large as the kernel's largest; the ISA was checked when the kernel was chosen.
