@@ -209,7 +209,9 @@ fn measure(shape: &ConvShape, precision: &str, isa: Isa, pool: &ThreadPool) -> M
                 bias: &bias,
                 output: requantized(&dyadic),
             };
-            Prepared::Bytes(Conv::new(isa, &spec).expect("a valid convolution"))
+            Prepared::Bytes(Box::new(
+                Conv::new(isa, &spec).expect("a valid convolution"),
+            ))
         }
         "w2a8" | "wta8" | "w1a8" | "wca8" => {
             let of = |index: usize| match precision {
@@ -240,11 +242,13 @@ fn measure(shape: &ConvShape, precision: &str, isa: Isa, pool: &ThreadPool) -> M
             // Centroids are not cut at the end of a row here, so rows are whole ones.
             let whole = codebook.filter(|_| shape.depth().is_multiple_of(4));
             match Conv::coded(isa, &spec, whole).expect("a valid convolution") {
-                Some(conv) => Prepared::Bytes(conv),
-                None => Prepared::Bytes(Conv::new(isa, &spec).expect("a valid convolution")),
+                Some(conv) => Prepared::Bytes(Box::new(conv)),
+                None => Prepared::Bytes(Box::new(
+                    Conv::new(isa, &spec).expect("a valid convolution"),
+                )),
             }
         }
-        _ => Prepared::Bits(bits(shape, precision, isa, &bias)),
+        _ => Prepared::Bits(Box::new(bits(shape, precision, isa, &bias))),
     };
     let ternary = matches!(precision, "w1at" | "wtat");
     let input: Vec<u8> = (0..shape.input_elements())
@@ -391,8 +395,8 @@ impl Buffer {
 
 /// What is measured.
 enum Prepared {
-    Bytes(Conv),
-    Bits(BitConv),
+    Bytes(Box<Conv>),
+    Bits(Box<BitConv>),
 }
 
 impl Prepared {

@@ -392,8 +392,9 @@ impl DepthwiseKernel {
 /// All of this holds at the call, for a function of `v` vectors of 16 channels and tiles of `p` pixels:
 /// - `rows` points to `kernel_rows` pointers; each is readable for `groups` times four bytes at each of
 ///   `pixels` places, `step` bytes apart; none of the counts is 0, and `pixels` is at least `p`;
-/// - `weights` is readable for `v` vectors for each kernel row and group: channel by channel four taps, in
-///   the order of [`stem_column`];
+/// - `rest` is readable for `rest_groups` times four bytes for each of `pixels` pixels, one after the other;
+/// - `weights` is readable for `v` vectors for each kernel row and group and then for each group of the rest:
+///   channel by channel four taps, in the order of [`stem_column`];
 /// - `bias` is readable for `16·v` values in that order, and the rounding has as many packed columns from
 ///   `column` on;
 /// - `out` is writable for `16·v` bytes at `pixels` places, `out_step` bytes apart;
@@ -405,6 +406,8 @@ pub(crate) struct StemRow {
     pub(crate) kernel_rows: usize,
     pub(crate) groups: usize,
     pub(crate) step: usize,
+    pub(crate) rest: *const u8,
+    pub(crate) rest_groups: usize,
     pub(crate) weights: *const u8,
     pub(crate) bias: *const i32,
     pub(crate) column: usize,

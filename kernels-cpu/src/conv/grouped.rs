@@ -104,7 +104,7 @@ impl Grouped {
         let pixels = (shape.out_w - 1) * shape.strides[1] + (kernel_w - 1) * shape.dilations[1] + 1;
         // A vector read for the last lanes of a pixel may end past it.
         let read = product(&[pixels, shape.in_c])? + LANES * GROUP;
-        let rows = Rows::new(spec, signed, weights, &columns, read, epilogue)?;
+        let rows = Rows::new(spec, signed, weights, &columns, (read, 0), epilogue)?;
         Ok(rows.map(|rows| Grouped { rows, run, taps }))
     }
 
@@ -119,7 +119,7 @@ impl Grouped {
     /// Runs on buffers whose lengths were checked.
     pub(super) fn run(&self, io: ConvIo<'_>, zero_point: i32, pool: &dyn Parallel) {
         self.rows
-            .run(io, zero_point, pool, |row, lines, bias, output| {
+            .run(io, zero_point, pool, |row, lines, _, bias, output| {
                 self.row(row, lines, bias, output);
             });
     }

@@ -52,18 +52,21 @@ pub(super) struct Rows {
     lines: Lines,
     pub(super) weights: Aligned,
     bias: Folded,
+    /// Bytes of working memory for a row.
+    working: usize,
     pub(super) epilogue: Epilogue,
 }
 
 impl Rows {
     /// Prepares all but the weights, packed already. `columns` are the channels in their packed order, `read` as many
-    /// bytes as are read of a line; none where a kernel sees too many rows.
+    /// bytes as are read of a line, `working` those that a row's computation wants; none where a kernel sees too
+    /// many rows.
     pub(super) fn new(
         spec: &ConvSpec<'_>,
         signed: bool,
         weights: Aligned,
         columns: &[Option<usize>],
-        read: usize,
+        (read, working): (usize, usize),
         epilogue: Epilogue,
     ) -> Result<Option<Self>, KernelError> {
         let shape = spec.shape;
@@ -76,14 +79,20 @@ impl Rows {
             Some((bias, weights))
         });
         let copied = product(&[shape.pads[1] + shape.in_w, shape.in_c])?;
-        product(&[copied.max(read), MOST_LINES + 1, MAX_PARTS])?;
+        product(&[copied.max(read).max(working), MOST_LINES + 2, MAX_PARTS])?;
         Ok(Lines::new(&shape, read, flip).map(|lines| Rows {
             shape,
             lines,
             weights,
             bias,
+            working,
             epilogue,
         }))
+    }
+
+    /// Bytes of scratch for one part.
+    fn part_bytes(&self) -> usize {
+        self.lines.bytes() + piece(self.working)
     }
 
     pub(super) fn packed_bytes(&self) -> usize {
@@ -92,17 +101,17 @@ impl Rows {
 
     pub(super) fn scratch_bytes(&self, threads: usize) -> usize {
         let threads = threads.clamp(1, MAX_PARTS);
-        LINE + piece(4 * self.bias.columns()) + threads * self.lines.bytes()
+        LINE + piece(4 * self.bias.columns()) + threads * self.part_bytes()
     }
 
-    /// Calls `compute` once for each row of output pixels of the batch: its number, its lines, the biases and
-    /// the output, of which it may write that row. Lengths of the buffers were checked.
+    /// Calls `compute` once for each row of output pixels of the batch: its number, its lines, the working
+    /// memory, the biases and the output, of which it may write that row. Lengths of the buffers were checked.
     pub(super) fn run(
         &self,
         io: ConvIo<'_>,
         zero_point: i32,
         pool: &dyn Parallel,
-        compute: impl Fn(usize, &[*const u8; MOST_LINES], &[i32], &Shared<'_>) + Sync,
+        compute: impl Fn(usize, &[*const u8; MOST_LINES], &mut [u8], &[i32], &Shared<'_>) + Sync,
     ) {
         let shape = &self.shape;
         let mut carver = Carver::new(io.scratch);
@@ -113,16 +122,17 @@ impl Rows {
             .min(macs / MACS_PER_PART)
             .min(rows)
             .max(1);
-        let part_bytes = self.lines.bytes();
+        let part_bytes = self.part_bytes();
         let scratch = Shared::new(carver.bytes(parts * part_bytes));
         let output = Shared::new(io.output);
         run_parts(pool, parts, |part| {
             // SAFETY: pieces of different parts are disjoint, and each part runs once.
             let scratch = unsafe { scratch.slice(part * part_bytes..(part + 1) * part_bytes) };
-            let mut ring = Ring::new(shape, self.lines, io.input, zero_point as u8, scratch);
+            let (lines, working) = scratch.split_at_mut(self.lines.bytes());
+            let mut ring = Ring::new(shape, self.lines, io.input, zero_point as u8, lines);
             for row in share(rows, parts, part) {
                 let lines = ring.rows(row / shape.out_h, row % shape.out_h);
-                compute(row, &lines, bias, &output);
+                compute(row, &lines, working, bias, &output);
             }
         });
     }

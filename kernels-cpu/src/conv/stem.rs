@@ -2,8 +2,9 @@
 //! bytes.
 //!
 //! With one to four channels, a pixel's taps in a kernel row are a short run of bytes, which is padded to
-//! whole groups of four with weights of 0. Image rows are copied to a ring of lines ([`super::ring`]); signed
-//! values are flipped to unsigned ones on the way.
+//! whole groups of four with weights of 0; where a single byte is left, those of all kernel rows are put side
+//! by side instead. Image rows are copied to a ring of lines ([`super::ring`]); signed values are flipped to
+//! unsigned ones on the way.
 
 use crate::epilogue::Epilogue;
 use crate::error::product;
@@ -31,7 +32,16 @@ pub(super) struct Stem {
     panels: Vec<Panel>,
     /// Groups of a kernel row.
     groups: usize,
+    /// How the last bytes of a pixel's kernel rows are put side by side, where they are.
+    rest: Option<RestFn>,
 }
+
+/// Writes the last byte of each kernel row, for each pixel as many whole groups as they take. Takes the lines, from
+/// that byte of the first pixel on, and the bytes from one pixel to the next.
+///
+/// # Safety
+/// - There are as many lines as kernel rows, each readable for a byte at as many places as `rest` has pixels.
+type RestFn = unsafe fn(&[*const u8; MOST_LINES], usize, usize, &mut [u8]);
 
 /// Some output channels.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +85,12 @@ impl Stem {
             return Ok(None);
         };
         let run = kernel_w * shape.in_c;
-        let groups = run.div_ceil(GROUP);
+        let rest = rest(kernel_h).filter(|_| run > GROUP && run % GROUP == 1);
+        let (groups, rest_groups) = match rest {
+            Some(_) => (run / GROUP, kernel_h.div_ceil(GROUP)),
+            None => (run.div_ceil(GROUP), 0),
+        };
+        let all_groups = kernel_h * groups + rest_groups;
         let mut panels = Vec::with_capacity(widths.len());
         let mut offset = 0;
         for (channel, vectors) in widths {
@@ -91,32 +106,37 @@ impl Stem {
                 run,
                 offset,
             });
-            offset += product(&[kernel_h, groups, GROUP, LANES, vectors])?;
+            offset += product(&[all_groups, GROUP, LANES, vectors])?;
         }
         let depth = shape.depth();
         let mut weights = Aligned::zeroed(offset);
         for panel in &panels {
             let step = GROUP * LANES * panel.vectors;
-            let packed = &mut weights.bytes_mut()[panel.offset..][..kernel_h * groups * step];
+            let packed = &mut weights.bytes_mut()[panel.offset..][..all_groups * step];
             for (index, packed) in packed.chunks_exact_mut(step).enumerate() {
-                let (row, group) = (index / groups, index % groups);
                 for (at, taps) in packed.chunks_exact_mut(GROUP).enumerate() {
                     let channel = panel.channel + stem_column(panel.vectors, at);
                     for (tap, weight) in taps.iter_mut().enumerate() {
-                        let k = group * GROUP + tap;
-                        if k < run {
+                        let (row, k) = match index.checked_sub(kernel_h * groups) {
+                            Some(group) => (group * GROUP + tap, run - 1),
+                            None => (index / groups, index % groups * GROUP + tap),
+                        };
+                        if row < kernel_h && k < run {
                             *weight = spec.weights.get(channel, row * run + k, depth) as u8;
                         }
                     }
                 }
             }
         }
-        let read = product(&[shape.out_w - 1, shape.strides[1], shape.in_c])? + groups * GROUP;
-        let rows = Rows::new(spec, signed, weights, &columns, read, epilogue)?;
+        let window = run.max(groups * GROUP);
+        let read = product(&[shape.out_w - 1, shape.strides[1], shape.in_c])? + window;
+        let working = product(&[shape.out_w, rest_groups, GROUP])?;
+        let rows = Rows::new(spec, signed, weights, &columns, (read, working), epilogue)?;
         Ok(rows.map(|rows| Stem {
             rows,
             panels,
             groups,
+            rest,
         }))
     }
 
@@ -131,17 +151,31 @@ impl Stem {
     /// Runs on buffers whose lengths were checked.
     pub(super) fn run(&self, io: ConvIo<'_>, zero_point: i32, pool: &dyn Parallel) {
         self.rows
-            .run(io, zero_point, pool, |row, lines, bias, output| {
-                self.row(row, lines, bias, output);
+            .run(io, zero_point, pool, |row, lines, working, bias, output| {
+                self.row(row, lines, working, bias, output);
             });
     }
 
     /// One row of output pixels.
-    fn row(&self, row: usize, lines: &[*const u8; MOST_LINES], bias: &[i32], output: &Shared<'_>) {
+    fn row(
+        &self,
+        row: usize,
+        lines: &[*const u8; MOST_LINES],
+        working: &mut [u8],
+        bias: &[i32],
+        output: &Shared<'_>,
+    ) {
         let shape = &self.rows.shape;
         let Some((round, finish)) = self.rows.epilogue.alone() else {
             return;
         };
+        let step = shape.strides[1] * shape.in_c;
+        let rest_groups = self.rest.map_or(0, |_| shape.kernel[0].div_ceil(GROUP));
+        let rest = &mut working[..shape.out_w * rest_groups * GROUP];
+        if let Some(gather) = self.rest {
+            // SAFETY: lines hold all taps of all pixels.
+            unsafe { gather(lines, self.groups * GROUP, step, rest) };
+        }
         let mut column = 0;
         for panel in &self.panels {
             let at = row * shape.out_w * shape.out_c + panel.channel;
@@ -149,7 +183,9 @@ impl Stem {
                 rows: lines.as_ptr(),
                 kernel_rows: shape.kernel[0],
                 groups: self.groups,
-                step: shape.strides[1] * shape.in_c,
+                step,
+                rest: rest.as_ptr(),
+                rest_groups,
                 weights: self.rows.weights.bytes()[panel.offset..].as_ptr(),
                 bias: bias[column..column + LANES * panel.vectors].as_ptr(),
                 column,
@@ -164,6 +200,35 @@ impl Stem {
             unsafe { (panel.run)(round, finish, &call) };
             column += LANES * panel.vectors;
         }
+    }
+}
+
+/// For kernels of a number of rows; none for rare ones.
+fn rest(kernel_rows: usize) -> Option<RestFn> {
+    match kernel_rows {
+        3 => Some(gather::<3, 4>),
+        5 => Some(gather::<5, 8>),
+        7 => Some(gather::<7, 8>),
+        _ => None,
+    }
+}
+
+/// See [`RestFn`].
+unsafe fn gather<const ROWS: usize, const BYTES: usize>(
+    lines: &[*const u8; MOST_LINES],
+    first: usize,
+    step: usize,
+    rest: &mut [u8],
+) {
+    let mut at = first;
+    for pixel in rest.as_chunks_mut::<BYTES>().0 {
+        let mut bytes = [0; BYTES];
+        for (byte, line) in bytes.iter_mut().zip(&lines[..ROWS]) {
+            // SAFETY: the caller's promise.
+            *byte = unsafe { *line.add(at) };
+        }
+        *pixel = bytes;
+        at += step;
     }
 }
 

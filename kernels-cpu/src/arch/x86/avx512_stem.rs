@@ -66,22 +66,27 @@ unsafe fn row<R: InRegisters, const VECTORS: usize, const PIXELS: usize>(
         let start = first.min(call.pixels - PIXELS);
         let mut sums = [bias; PIXELS];
         let mut weights = call.weights;
-        for row in 0..call.kernel_rows {
-            // SAFETY: there are as many rows.
-            let at = unsafe { *call.rows.add(row) }.wrapping_add(start * call.step);
+        for row in 0..call.kernel_rows + usize::from(call.rest_groups > 0) {
+            let (line, step, groups) = if row < call.kernel_rows {
+                // SAFETY: there are as many rows.
+                (unsafe { *call.rows.add(row) }, call.step, call.groups)
+            } else {
+                (call.rest, call.rest_groups * GROUP, call.rest_groups)
+            };
+            let at = line.wrapping_add(start * step);
             // A few bases and one step leave registers for the rest.
             let mut bases = [at; 4];
             for (index, base) in bases.iter_mut().enumerate() {
-                *base = at.wrapping_add(3 * index * call.step);
+                *base = at.wrapping_add(3 * index * step);
             }
-            for _ in 0..call.groups {
+            for _ in 0..groups {
                 let panel: [__m512i; VECTORS] = core::array::from_fn(|vector| {
                     // SAFETY: the weights hold a vector for each row, group and vector.
                     unsafe { _mm512_loadu_si512(weights.add(vector * BYTES).cast()) }
                 });
                 weights = weights.wrapping_add(VECTORS * BYTES);
                 for (pixel, sums) in sums.iter_mut().enumerate() {
-                    let x = bases[pixel / 3].wrapping_add(pixel % 3 * call.step);
+                    let x = bases[pixel / 3].wrapping_add(pixel % 3 * step);
                     // SAFETY: a row is readable for all groups of all pixels.
                     let x = _mm512_set1_epi32(unsafe { x.cast::<i32>().read_unaligned() });
                     for (sum, weights) in sums.iter_mut().zip(panel) {
