@@ -67,7 +67,7 @@ pub(crate) fn share(total: usize, parts: usize, part: usize) -> Range<usize> {
 }
 
 /// All shares in their order, without a division for each.
-pub(crate) fn shares(total: usize, parts: usize) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn shares(total: usize, parts: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     let (each, extra) = (total / parts.max(1), total % parts.max(1));
     let mut end = 0;
     (0..parts).map(move |part| {

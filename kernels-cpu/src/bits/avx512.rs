@@ -531,6 +531,21 @@ unsafe fn load_limits<const VECTORS: usize>(at: *const i32) -> [__m512i; VECTORS
 fn joined<const VECTORS: usize>(masks: [__mmask16; VECTORS], falls: __mmask64) -> __mmask64 {
     let mask = |vector: usize| masks.get(vector).copied().unwrap_or(0);
     let low: __mmask64;
+    if VECTORS <= 2 {
+        // SAFETY: register to register.
+        unsafe {
+            asm!(
+                "kunpckwd {low}, {m1}, {m0}",
+                "kxorq {low}, {low}, {falls}",
+                low = out(kreg) low,
+                m0 = in(kreg) mask(0),
+                m1 = in(kreg) mask(1),
+                falls = in(kreg) falls,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        return low;
+    }
     // SAFETY: register to register.
     unsafe {
         asm!(

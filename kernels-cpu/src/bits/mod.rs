@@ -28,7 +28,7 @@ use crate::conv::{ConvIo, ConvShape};
 use crate::epilogue::{Epilogue, Join, Output, Place};
 use crate::error::{at_least, exactly, product};
 use crate::memory::{Carver, LINE, piece};
-use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
+use crate::parallel::{MAX_PARTS, Shared, run_parts, share, shares, usable_threads};
 use crate::{Buffer, Isa, KernelError, Parallel};
 
 use image::ImagePlan;
@@ -399,7 +399,7 @@ impl Block<'_> {
         let conv = self.job.conv;
         let (width, segments) = (conv.width(), conv.plan.segments);
         let count = self.pixels.div_ceil(conv.kernel.tallest());
-        let tiles = (0..count).map(|index| share(self.pixels, count, index));
+        let tiles = shares(self.pixels, count);
         let group = panels[0].group;
         for pixels in tiles.clone() {
             let height = pixels.len();
