@@ -276,6 +276,13 @@ impl<'a> Job<'a> {
                     // SAFETY: `fill` has just pointed the table at the block.
                     unsafe { self.row_sums(table, row_sums) };
                 }
+                if rows.len() == 1 && !self.shifts.any() {
+                    for panels in group.chunks(walk.kernel.tallest()) {
+                        // SAFETY: the caller's promise; `fill` has just pointed the table at the row.
+                        unsafe { self.row(panels, block.start, table, flow.tiles[0]) };
+                    }
+                    continue;
+                }
                 for (index, panel) in group.iter().enumerate() {
                     if block.len() <= FEW_ROWS {
                         self.prefetch(&group[(index + 1).min(group.len() - 1)]);
@@ -332,6 +339,55 @@ impl<'a> Job<'a> {
                     .unwrap_or_default(),
             );
         }
+    }
+
+    /// Multiplies a single row by panels side by side, no more than the rows of a tile, and finishes it: what
+    /// lies between two panels is time in which no weights are read.
+    ///
+    /// # Safety
+    /// - The contract of [`Job`]; `table` points at the row, `tile` is as large as the kernel's largest tile and
+    ///   one value more.
+    unsafe fn row(&self, panels: &[Panel], row: usize, table: &[*const u8], tile: *mut i32) {
+        let (Some(first), Some(last)) = (panels.first(), panels.last()) else {
+            return;
+        };
+        let walk = self.walk;
+        let width = last.column + last.width - first.column;
+        let columns = last.column + last.used - first.column;
+        for panel in panels {
+            let functions = self.weights.kernel().tiles[panel.width_index];
+            let columns = panel.column..panel.column + panel.width;
+            // SAFETY: the contract of `Tile`: the row points at readable activations; the panel was packed
+            // for this kernel, width and depth; bias has the panel's width, and so has the rest of the tile,
+            // as the panels have no more columns than it has values; the ISA was checked when the kernel was
+            // chosen.
+            unsafe {
+                functions[0](&Tile {
+                    rows: table.as_ptr(),
+                    segments: walk.plan.segments,
+                    groups: walk.plan.groups,
+                    weights: self.weights.bytes()[panel.offset..].as_ptr(),
+                    bias: self.bias[columns].as_ptr(),
+                    out: tile.add(panel.column - first.column),
+                    stride: panel.width,
+                });
+            }
+        }
+        let place = Place {
+            tile,
+            stride: width,
+            rows: 1,
+            columns,
+            column: first.column,
+            channel: first.channel,
+            width: walk.width,
+            row: self.first_row + row,
+            output: self.output.start(),
+            other: self.other.as_ptr(),
+        };
+        // SAFETY: the tile holds the sums; channels side by side are columns side by side; the output's
+        // places are this job's alone by the contract of `Job`, and both operands hold all rows.
+        unsafe { walk.epilogue.run(&place) };
     }
 
     /// Multiplies a block of rows by one panel.

@@ -11,8 +11,9 @@ use requant_numerics::elementwise::{AddParams, AddScheme};
 use requant_numerics::{DType, Requantize, Scheme};
 use support::{Rng, Threads, assert_same, isas, load, naive_conv, store_one};
 
-/// Columns: whole panels of every width, panels of two widths, and panels with padding.
-const COLUMNS: [usize; 8] = [16, 24, 32, 48, 64, 96, 128, 150];
+/// Columns: whole panels of every width, panels of two widths, panels with padding, and more panels than a
+/// tile has rows.
+const COLUMNS: [usize; 9] = [16, 24, 32, 48, 64, 96, 128, 150, 410];
 /// Rows: tiles of one height, of two heights, and of heights that have no such kernel.
 const ROWS: [usize; 7] = [1, 5, 6, 7, 16, 23, 36];
 /// Depths: no tail, nothing but a tail, and each pace with and without steps left over.
