@@ -1,4 +1,4 @@
-//! Speed of what passes over elements without multiplying by weights: tables, requantization on its own, sums;
+//! Speed of what passes over elements without multiplying by weights: tables, requantization on its own, rows, sums;
 //! and of what 16-bit residual streams add to a product.
 //!
 //! `cargo bench -p requant-kernels-cpu --bench elements -- [--isa NAME] [--elements N]`, one thread. Elements a
@@ -9,14 +9,20 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use requant_kernels_cpu::{
-    Binary, BinaryIo, BinaryOp, BinarySpec, Conv, ConvIo, ConvShape, ConvSpec, Isa, Join, Lookup,
-    Output, Quantized, Rescale, RescaleSpec, Serial, Weights,
+    Binary, BinaryIo, BinaryOp, BinarySpec, Conv, ConvIo, ConvShape, ConvSpec, Isa, Join,
+    LayerNorm, LayerNormSpec, Lookup, Output, Quantized, Rescale, RescaleSpec, Serial, Softmax,
+    SoftmaxKind, SoftmaxSpec, Weights,
 };
 use requant_numerics::elementwise::{AddParams, AddScheme};
-use requant_numerics::{DType, Requantize, Residual, Scheme};
+use requant_numerics::softmax::{exp_table, exponentials};
+use requant_numerics::{DType, Dyadic, Requantize, Residual, Scheme, tflite};
 
 /// Channels of every tensor.
 const CHANNELS: usize = 64;
+/// Elements of a softmax: the places of a vision transformer.
+const ROW: usize = 197;
+/// Elements that are normalized together.
+const NORMALIZED: usize = 384;
 
 fn main() {
     let (mut isa, mut elements) = (Isa::best(), 64usize << 10);
@@ -82,6 +88,71 @@ fn main() {
         report(name, elements, || {
             rescale
                 .run(black_box(&input), &mut output, &Serial)
+                .expect("it fits");
+        });
+    }
+
+    let softmax = |kind| {
+        let spec = SoftmaxSpec {
+            kind,
+            length: ROW,
+            signed: false,
+            lo: 0,
+            hi: 255,
+        };
+        Softmax::new(isa, spec).expect("valid parameters")
+    };
+    let whole = elements / ROW * ROW;
+    for (name, kind) in [
+        (
+            "softmax of 197, integer",
+            SoftmaxKind::Integer {
+                table: Box::new(exponentials(0.05)),
+                inverse: Dyadic::from_f64(256.0).expect("positive"),
+                zero_point: 0,
+            },
+        ),
+        (
+            "softmax of 197, QLinearSoftmax",
+            SoftmaxKind::QLinear {
+                table: Box::new(exp_table(0.05, ROW)),
+                inverse_scale: 256.0,
+                zero_point: 0,
+            },
+        ),
+        (
+            "softmax of 197, TFLite",
+            SoftmaxKind::Tflite {
+                table: Box::new(tflite::exp_table(0.05).expect("a scale in range")),
+            },
+        ),
+    ] {
+        let softmax = softmax(kind);
+        report(name, whole, || {
+            softmax
+                .run(black_box(&input[..whole]), &mut output, &Serial)
+                .expect("it fits");
+        });
+    }
+
+    for (name, input, output_type) in [
+        ("layer norm of 384, u8 to u8", DType::U8, DType::U8),
+        ("layer norm of 384, i16 to u8", DType::I16, DType::U8),
+    ] {
+        let spec = LayerNormSpec {
+            input,
+            epsilon: 1,
+            gamma: vec![20_000; NORMALIZED],
+            beta: vec![1_000_000; NORMALIZED],
+            requantize: requantize(output_type, 1),
+            output: output_type,
+        };
+        let norm = LayerNorm::new(isa, &spec).expect("valid parameters");
+        let whole = elements / NORMALIZED * NORMALIZED;
+        let input = bytes(input);
+        let input = &input[..whole * spec.input.size_in_memory()];
+        report(name, whole, || {
+            norm.run(black_box(input), &mut output, &Serial)
                 .expect("it fits");
         });
     }

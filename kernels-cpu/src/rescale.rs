@@ -19,6 +19,8 @@ use crate::{Buffer, Isa, KernelError, Parallel};
 const WIDTH: usize = 64;
 /// Rows of a tile.
 const ROWS: usize = 16;
+/// Elements of a tile.
+pub(crate) const STRETCH: usize = ROWS * WIDTH;
 /// Columns that a vector of the epilogues takes.
 const LANES: usize = 16;
 /// Elements below which a part is not worth a thread.
@@ -53,9 +55,13 @@ pub struct Rescale {
     widen: fn(DType, i32, &[u8], &mut [i32]),
 }
 
-/// Sums of a tile, and one more that an epilogue may read.
+/// Sums of a tile, and one more vector that an epilogue may read.
 #[repr(align(64))]
-struct Sums([i32; ROWS * WIDTH + LANES]);
+pub(crate) struct Sums(pub(crate) [i32; STRETCH + LANES]);
+
+impl Sums {
+    pub(crate) const ZERO: Sums = Sums([0; STRETCH + LANES]);
+}
 
 impl Rescale {
     /// Prepares a rescaling.
@@ -152,7 +158,7 @@ impl Rescale {
     fn tile(&self, input: &[u8], rows: Range<usize>, columns: Range<usize>, output: &mut [u8]) {
         let size = self.input.size_in_memory();
         let stride = columns.len().next_multiple_of(LANES);
-        let mut sums = Sums([0; ROWS * WIDTH + LANES]);
+        let mut sums = Sums::ZERO;
         let (start, count) = (rows.start * self.width + columns.start, columns.len());
         if count == self.width && count == stride {
             // Row after row without a gap.
@@ -166,14 +172,40 @@ impl Rescale {
                 (self.widen)(self.input, self.zero_point, bytes, sums);
             }
         }
-        debug_assert!(
-            output.len() >= (start + (rows.len() - 1) * self.width + count) * self.output_bytes
-        );
+        self.round(&mut sums.0, stride, rows, columns, output);
+    }
+
+    /// Rounds the first `count` sums, at most [`STRETCH`], of rows of [`RescaleSpec::requantize`]'s one channel.
+    pub(crate) fn stretch(&self, sums: &mut Sums, count: usize, output: &mut [u8]) {
+        debug_assert!(self.uniform && count <= STRETCH);
+        let (rows, rest) = (count / WIDTH, count % WIDTH);
+        if rows > 0 {
+            self.round(&mut sums.0, WIDTH, 0..rows, 0..WIDTH, output);
+        }
+        if rest > 0 {
+            let sums = &mut sums.0[rows * WIDTH..];
+            self.round(sums, WIDTH, rows..rows + 1, 0..rest, output);
+        }
+    }
+
+    /// Rounds a tile of sums, rows of them `stride` apart, into their rows and columns of the output.
+    fn round(
+        &self,
+        sums: &mut [i32],
+        stride: usize,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        output: &mut [u8],
+    ) {
+        let end = (rows.end - 1) * self.width + columns.end;
+        assert!(output.len() >= end * self.output_bytes);
+        let read = (rows.len() - 1) * stride + columns.len().next_multiple_of(LANES);
+        assert!(sums.len() >= read);
         let place = Place {
-            tile: sums.0.as_mut_ptr(),
+            tile: sums.as_mut_ptr(),
             stride,
             rows: rows.len(),
-            columns: count,
+            columns: columns.len(),
             column: columns.start,
             channel: columns.start,
             width: self.width,
@@ -181,7 +213,7 @@ impl Rescale {
             output: output.as_mut_ptr(),
             other: core::ptr::null(),
         };
-        // SAFETY: the tile has a vector more than its rows; the output holds the last row up to its last
+        // SAFETY: the tile holds its rows up to whole vectors; the output holds the last row up to its last
         // column, and is borrowed; there is no second operand; columns are padded to whole vectors.
         unsafe { self.epilogue.run(&place) };
     }

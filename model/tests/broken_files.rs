@@ -133,7 +133,7 @@ const BROKEN: &[(Break, &str)] = &[
     // Nodes.
     (
         |f| f.node(1)["op"]["kind"] = json!("exec"),
-        "the manifest cannot be read: unknown variant `exec`, expected one of `quantize`, `dequantize`, `conv`, `gemm`, `mat_mul`, `add`, `mul`, `table`, `rescale`, `max_pool`, `average_pool`, `mean`, `concat`, `slice`, `pad`, `reshape`, `transpose`, `resize`, `softmax`, `q_linear_softmax`, `tflite_softmax`, `arg_max`, `constant`, `dynamic_quantize`, `scale_accumulator`",
+        "the manifest cannot be read: unknown variant `exec`",
     ),
     (
         |f| f.node(1)["inputs"] = json!([]),
@@ -217,7 +217,7 @@ const BROKEN: &[(Break, &str)] = &[
     ),
     (
         |f| f.node(3)["op"]["kind"] = json!("reshape2"),
-        "the manifest cannot be read: unknown variant `reshape2`, expected one of `quantize`, `dequantize`, `conv`, `gemm`, `mat_mul`, `add`, `mul`, `table`, `rescale`, `max_pool`, `average_pool`, `mean`, `concat`, `slice`, `pad`, `reshape`, `transpose`, `resize`, `softmax`, `q_linear_softmax`, `tflite_softmax`, `arg_max`, `constant`, `dynamic_quantize`, `scale_accumulator`",
+        "the manifest cannot be read: unknown variant `reshape2`",
     ),
     (
         |f| f.value(4)["dims"] = json!([1, 13]),
@@ -312,13 +312,16 @@ fn broken_files_are_refused_with_their_fault() {
         break_it(&mut file);
         let got = match artifact::read(&file.bytes()) {
             Ok(_) => "accepted".to_owned(),
-            // Where in the JSON the fault stands depends on everything before it.
-            Err(error) => error
-                .to_string()
-                .split(" at line ")
-                .next()
-                .unwrap_or("")
-                .to_owned(),
+            // Where in the JSON the fault stands depends on everything before it; which operators there are
+            // is not for this test to know.
+            Err(error) => {
+                let text = error.to_string();
+                let text = text.split(" at line ").next().unwrap_or("");
+                match text.split_once(", expected one of `quantize`") {
+                    Some((fault, _)) => fault.to_owned(),
+                    None => text.to_owned(),
+                }
+            }
         };
         if got != *want {
             wrong.push(format!("{index}: {got}"));

@@ -97,16 +97,22 @@ pub fn qlinear_softmax(
     let exp = |q: i32| table[(255 - (max - q)).clamp(0, 255) as usize];
     let sum = values.clone().fold(0f32, |sum, q| sum + exp(q));
     for (index, q) in values.enumerate() {
-        let product = exp(q) * inverse_scale;
-        // Short rows and small output scales leave f32; the quotient need not. One whose exponentials
-        // all vanish is NaN, which becomes 0.
-        let rounded = if product.is_finite() {
-            (product / sum).round_ties_even() as i32
-        } else {
-            let product = f64::from(exp(q)) * f64::from(inverse_scale);
-            (product / f64::from(sum)).round_ties_even() as i32
-        };
+        let rounded = qlinear_quotient(exp(q), inverse_scale, sum);
         write(index, (rounded.saturating_add(zero_point)).clamp(lo, hi));
+    }
+}
+
+/// `rne(f32(f32(e·k)/Σe))` of [`qlinear_softmax`].
+#[inline]
+pub fn qlinear_quotient(e: f32, inverse_scale: f32, sum: f32) -> i32 {
+    let product = e * inverse_scale;
+    // Short rows and small output scales leave f32; the quotient need not. One whose exponentials
+    // all vanish is NaN, which becomes 0.
+    if product.is_finite() {
+        (product / sum).round_ties_even() as i32
+    } else {
+        let product = f64::from(e) * f64::from(inverse_scale);
+        (product / f64::from(sum)).round_ties_even() as i32
     }
 }
 

@@ -72,21 +72,46 @@ pub fn softmax(
 ) {
     let max = values.clone().max().unwrap_or(0);
     let exp = |q: i32| table[(max - q).clamp(0, 255) as usize];
-    let sum = values.clone().fold(0i32, |sum, q| {
-        let narrowed = rounding_divide_by_power_of_two(exp(q), SUM_INTEGER_BITS as u8);
-        sum.saturating_add(narrowed)
-    });
-    let (inverse, bits_over_one) = reciprocal(sum.max(1));
-    let shift = bits_over_one + 31 - 8;
+    let terms = values.clone().map(|q| SoftmaxRow::term(exp(q)));
+    let row = SoftmaxRow::new(terms.fold(0, i32::saturating_add));
     for (index, q) in values.enumerate() {
-        let product = saturating_rounding_doubling_high_mul(inverse, exp(q));
+        write(index, row.apply(exp(q)).saturating_add(lo).clamp(lo, hi));
+    }
+}
+
+/// What turns the exponentials of one row of [`softmax`] into results.
+#[derive(Clone, Copy, Debug)]
+pub struct SoftmaxRow {
+    /// Reciprocal of the sum in Q0.31.
+    inverse: i32,
+    /// By how many bits products are shifted right.
+    shift: u32,
+}
+
+impl SoftmaxRow {
+    /// What an exponential adds to its row's sum, in Q12.19.
+    pub fn term(exponential: i32) -> i32 {
+        rounding_divide_by_power_of_two(exponential, SUM_INTEGER_BITS as u8)
+    }
+
+    /// For a row whose terms sum to `sum`.
+    pub fn new(sum: i32) -> Self {
+        let (inverse, bits_over_one) = reciprocal(sum.max(1));
+        SoftmaxRow {
+            inverse,
+            shift: bits_over_one + 31 - 8,
+        }
+    }
+
+    /// The result of an exponential, above the lowest value of the output type.
+    pub fn apply(self, exponential: i32) -> i32 {
+        let product = saturating_rounding_doubling_high_mul(self.inverse, exponential);
         // Divided by 2^32 or more it is less than a half.
-        let rounded = if shift > 31 {
+        if self.shift > 31 {
             0
         } else {
-            rounding_divide_by_power_of_two(product, shift as u8)
-        };
-        write(index, rounded.saturating_add(lo).clamp(lo, hi));
+            rounding_divide_by_power_of_two(product, self.shift as u8)
+        }
     }
 }
 

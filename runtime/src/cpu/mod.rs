@@ -315,6 +315,8 @@ impl CpuRunner {
             }
             Kernel::Lookup(lookup) => lookup.run(input(0), out, pool),
             Kernel::Rescale(rescale) => rescale.run(input(0), out, pool),
+            Kernel::Softmax(softmax) => softmax.run(input(0), out, pool),
+            Kernel::LayerNorm(norm) => norm.run(input(0), out, pool),
             Kernel::MaxPool {
                 pool: kernel,
                 images,

@@ -1,13 +1,13 @@
 //! From a step to the kernel that runs it.
 //!
-//! Steps that run the reference's loops instead: float edges with scales along an axis, softmax,
-//! ArgMax, dynamic quantization and its scaling, linear resize, means over unusual axes, and products whose weights are computed. They are small, or rare.
+//! Steps that run the reference's loops instead: float edges with scales along an axis, softmax of floats or
+//! of rows that do not lie together, ArgMax, dynamic quantization and its scaling, linear resize, means over unusual axes, and products whose weights are computed. They are small, or rare.
 
 use requant_kernels_cpu::elementwise::broadcast_strides;
 use requant_kernels_cpu::{
     AveragePool, AveragePoolSpec, Binary, BinaryOp, BinarySpec, BitConv, Conv, Dequantize, Isa,
-    KernelError, Lookup, MatMul, MatMulSpec, MaxPool, Output, PoolShape, Quantize, Quantized,
-    Rescale, RescaleSpec, Transpose,
+    KernelError, LayerNorm, LayerNormSpec, Lookup, MatMul, MatMulSpec, MaxPool, Output, PoolShape,
+    Quantize, Quantized, Rescale, RescaleSpec, Softmax, SoftmaxKind, SoftmaxSpec, Transpose,
 };
 use requant_model::ops::Window;
 
@@ -44,6 +44,10 @@ pub(super) enum Kernel {
     Lookup(Lookup),
     /// Requantization on its own.
     Rescale(Box<Rescale>),
+    /// Softmax of bytes.
+    Softmax(Box<Softmax>),
+    /// Layer normalization.
+    LayerNorm(Box<LayerNorm>),
     /// Max pool.
     MaxPool { pool: MaxPool, images: usize },
     /// Average pool, or mean over height and width.
@@ -69,6 +73,8 @@ impl Kernel {
             Kernel::Binary(_) => "binary",
             Kernel::Lookup(_) => "lookup",
             Kernel::Rescale(_) => "rescale",
+            Kernel::Softmax(_) => "softmax",
+            Kernel::LayerNorm(_) => "layer-norm",
             Kernel::MaxPool { .. } => "max-pool",
             Kernel::AveragePool { .. } => "average-pool",
             Kernel::Transpose(_) => "transpose",
@@ -97,6 +103,8 @@ impl Kernel {
             Kernel::Binary(_)
             | Kernel::Lookup(_)
             | Kernel::Rescale(_)
+            | Kernel::Softmax(_)
+            | Kernel::LayerNorm(_)
             | Kernel::MaxPool { .. }
             | Kernel::AveragePool { .. }
             | Kernel::Transpose(_)
@@ -118,6 +126,21 @@ pub(super) fn step(
     let buffer = |i: usize| plan.buffer(step.inputs[i]);
     let output = || plan.buffer(step.outputs[0]);
     let images = || buffer(0).dims[0];
+    // Whether rows along an axis lie in memory as they are.
+    let dense = |axis: usize| buffer(0).dims[axis + 1..].iter().all(|&extent| extent == 1);
+    let softmax = |axis: usize, kind, limits: Option<(i32, i32)>| {
+        let (x, dtype) = (buffer(0), output().dtype);
+        let range = dtype.range().map(|(lo, hi)| (lo as i32, hi as i32));
+        let (lo, hi) = limits.or(range).unwrap_or((0, 0));
+        let spec = SoftmaxSpec {
+            kind,
+            length: x.dims[axis],
+            signed: x.dtype.is_signed(),
+            lo,
+            hi,
+        };
+        Softmax::new(isa, spec).map(|softmax| Kernel::Softmax(Box::new(softmax)))
+    };
     Ok(match &step.op {
         StepOp::Conv(conv) => match &conv.weights {
             Some(weights) => Layer::new(isa, plan, step, conv, weights).kernel(choice)?,
@@ -158,6 +181,44 @@ pub(super) fn step(
                 output: output().dtype,
             };
             Kernel::Rescale(Box::new(Rescale::new(isa, &spec)?))
+        }
+        StepOp::IntegerSoftmax(op) if dense(op.axis) => softmax(
+            op.axis,
+            SoftmaxKind::Integer {
+                table: Box::new(op.table),
+                inverse: op.inverse,
+                zero_point: op.zero_point,
+            },
+            Some((op.lo, op.hi)),
+        )?,
+        StepOp::QLinearSoftmax {
+            axis,
+            table,
+            inverse_scale,
+            zero_point,
+        } if dense(*axis) => softmax(
+            *axis,
+            SoftmaxKind::QLinear {
+                table: table.clone(),
+                inverse_scale: *inverse_scale,
+                zero_point: *zero_point,
+            },
+            None,
+        )?,
+        StepOp::TfliteSoftmax { axis, table } if dense(*axis) => {
+            let table = table.clone();
+            softmax(*axis, SoftmaxKind::Tflite { table }, None)?
+        }
+        StepOp::LayerNorm(op) if dense(op.axis) => {
+            let spec = LayerNormSpec {
+                input: buffer(0).dtype,
+                epsilon: op.epsilon,
+                gamma: op.gamma.clone(),
+                beta: op.beta.clone(),
+                requantize: op.requantize.clone(),
+                output: output().dtype,
+            };
+            Kernel::LayerNorm(Box::new(LayerNorm::new(isa, &spec)?))
         }
         StepOp::MaxPool(window) => {
             let shape = pool_shape(&buffer(0).dims, &output().dims, window);

@@ -36,24 +36,31 @@ pub(super) fn lookup_in_place(table: &Table, bytes: &mut [u8]) {
 /// - `input` is readable and `output` writable for `length` bytes; they may be the same.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 unsafe fn map(table: &Table, input: *const u8, output: *mut u8, length: usize) {
-    let mut entries = [core::mem::MaybeUninit::<__m512i>::uninit(); 4];
-    for (index, entries) in entries.iter_mut().enumerate() {
-        // SAFETY: the table holds four vectors; loads need no alignment.
-        entries.write(unsafe { _mm512_loadu_si512(table.as_ptr().add(index * VECTOR).cast()) });
+    let (tables, _) = table.as_chunks::<VECTOR>();
+    // SAFETY: a table is four vectors; loads need no alignment.
+    let [a, b, c, d] =
+        [0, 1, 2, 3].map(|index| unsafe { _mm512_loadu_si512(tables[index].as_ptr().cast()) });
+    let find = |index: __m512i| {
+        let low = _mm512_permutex2var_epi8(a, index, b);
+        let high = _mm512_permutex2var_epi8(c, index, d);
+        _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high)
+    };
+    let whole = length / VECTOR * VECTOR;
+    for at in (0..whole).step_by(VECTOR) {
+        // SAFETY: a vector from `at` on lies inside both. Stores without a mask are forwarded to what reads
+        // them next.
+        unsafe {
+            let index = _mm512_loadu_si512(input.add(at).cast());
+            _mm512_storeu_si512(output.add(at).cast(), find(index));
+        }
     }
-    // SAFETY: all four were written.
-    let entries = entries.map(|entries| unsafe { entries.assume_init() });
-    let mut at = 0;
-    while at < length {
-        let mask = u64::MAX >> (VECTOR - VECTOR.min(length - at));
+    if whole < length {
+        let mask = u64::MAX >> (VECTOR - (length - whole));
         // SAFETY: the mask leaves out what lies past `length`.
-        let index = unsafe { _mm512_maskz_loadu_epi8(mask, input.add(at).cast()) };
-        let low = _mm512_permutex2var_epi8(entries[0], index, entries[1]);
-        let high = _mm512_permutex2var_epi8(entries[2], index, entries[3]);
-        let found = _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high);
-        // SAFETY: as above.
-        unsafe { _mm512_mask_storeu_epi8(output.add(at).cast(), mask, found) };
-        at += VECTOR;
+        unsafe {
+            let index = _mm512_maskz_loadu_epi8(mask, input.add(whole).cast());
+            _mm512_mask_storeu_epi8(output.add(whole).cast(), mask, find(index));
+        }
     }
 }
 
