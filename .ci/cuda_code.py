@@ -38,7 +38,9 @@ TABLE = [
     (r"group_product_i8_64_.*", r"sm_90a", [(r"IGMMA\.64x64x32\.S8\.S8", 4)], [r"\bIMMA"]),
     (r"group_product_.*", r"sm_90a", [(r"FENCE\.VIEW\.ASYNC", 1)], []),
     # The integer epilogue computes with integers.
-    (r"(group_)?product_.*_rhu|move|fill|table|tflite_softmax", r".*", [], [FLOATS]),
+    (r"(group_)?product_.*_rhu|move|fill|table|tflite_softmax|integer_softmax", r".*", [], [FLOATS]),
+    # A warp adds up a row in registers.
+    (r"integer_softmax|layer_norm", r".*", [(r"SHFL\.BFLY", 2)], []),
 ]
 
 

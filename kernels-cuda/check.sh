@@ -10,7 +10,7 @@ fresh=$(mktemp -d)
 trap 'rm -rf "$fresh"' EXIT
 ./compile.sh "$fresh"
 different=0
-for file in prebuilt/*; do
+for file in prebuilt/*.gz prebuilt/manifest.txt; do
     cmp "$file" "$fresh/$(basename "$file")" || different=1
 done
 python3 ../.ci/cuda_code.py "$fresh" "$(dirname "$REQUANT_NVCC")/cuobjdump"

@@ -28,6 +28,13 @@ DEVICE uint32_t shared_address(const void* p) {
 
 DEVICE void block_sync() { __syncthreads(); }
 
+// What the lane has whose index differs in the bits of `distance`; asked by all lanes of a warp.
+DEVICE int32_t exchange(int32_t value, int32_t distance) { return __shfl_xor_sync(0xffffffffu, value, distance); }
+DEVICE int64_t exchange(int64_t value, int32_t distance) { return __shfl_xor_sync(0xffffffffu, value, distance); }
+
+// Zeros above the highest one of a number that has one.
+DEVICE int32_t leading_zeros(uint64_t v) { return __clzll(static_cast<long long>(v)); }
+
 // Products, sums and quotients of floats that no compiler may contract.
 DEVICE float mul_f32(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float add_f32(float a, float b) { return __fadd_rn(a, b); }

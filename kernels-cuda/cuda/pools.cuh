@@ -86,11 +86,13 @@ KERNEL(mean, MeanParams, 128, 8) {
 struct RowsParams {
   const void* x;
   void* y;
-  const void* table;  // f32 or i32 [256]
+  const void* table;  // f32, i32 or u8 [256]
   int64_t rows, inner;
   int32_t extent, x_type, y_type;
   int32_t lo, hi, zero_point, last;
   float inverse_scale;
+  int32_t m, s;   // the inverse scale of integer_softmax: m / 2^s
+  int32_t lanes;  // threads that share a row of integer_softmax: 1 or 32
 };
 
 // The row that a thread works on starts here.

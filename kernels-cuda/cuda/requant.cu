@@ -4,4 +4,5 @@
 #include "direct.cuh"
 #include "maps.cuh"
 #include "pools.cuh"
+#include "norms.cuh"
 #include "edges.cuh"

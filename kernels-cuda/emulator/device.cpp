@@ -145,6 +145,19 @@ void wait_for_copies(int pending) {
   }
 }
 
+int64_t exchange(int64_t value, int distance) {
+  int64_t other = 0;
+  together(Lane{&other, &value, &distance}, [](Lane* lanes) {
+    for (int lane = 0; lane < kWarp; lane++) {
+      // They must all mean the same exchange.
+      const int distance = *static_cast<const int*>(lanes[lane].right);
+      if (distance != *static_cast<const int*>(lanes[0].right)) block.fault = true;
+      memcpy(lanes[lane].result, lanes[lane ^ (distance & (kWarp - 1))].left, sizeof(int64_t));
+    }
+  });
+  return other;
+}
+
 void load_matrices(uint32_t* to, const void* row) {
   if (!in_shared(row, 16)) block.fault = true;
   together(Lane{to, row, nullptr}, [](Lane* lanes) {

@@ -1,6 +1,6 @@
 // The device side of the emulator: what ../cuda/platform.cuh needs, on the host. A block's threads are
-// fibers of one host thread; what a warp does together (ldmatrix, mma), or a warpgroup (wgmma), is done
-// by whichever lane comes last, for all of them. See driver.cpp for the rest.
+// fibers of one host thread; what a warp does together (shuffles, ldmatrix, mma), or a warpgroup
+// (wgmma), is done by whichever lane comes last, for all of them. See driver.cpp for the rest.
 #pragma once
 
 #include <math.h>
@@ -27,6 +27,7 @@ void barrier();
 void copy16(void* to, const void* from, bool take);
 void commit_copies();
 void wait_for_copies(int pending);
+int64_t exchange(int64_t value, int distance);
 void load_matrices(uint32_t* to, const void* row);
 void multiply_add(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_unsigned);
 uint64_t tile_descriptor(const void* tile);
@@ -65,6 +66,13 @@ struct Registered {
 
 DEVICE void block_sync() { emulated::barrier(); }
 DEVICE void thread_fence() {}
+
+DEVICE int32_t exchange(int32_t value, int32_t distance) {
+  return static_cast<int32_t>(emulated::exchange(value, distance));
+}
+DEVICE int64_t exchange(int64_t value, int32_t distance) { return emulated::exchange(value, distance); }
+
+DEVICE int32_t leading_zeros(uint64_t v) { return __builtin_clzll(v); }
 
 DEVICE float mul_f32(float a, float b) { return a * b; }
 DEVICE float add_f32(float a, float b) { return a + b; }

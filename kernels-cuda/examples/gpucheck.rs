@@ -5,6 +5,8 @@
 //! byte; then it times matrix products. Its exit status is 1 where a byte differs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "../tests/support/rows.rs"]
+mod rows;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -78,6 +80,13 @@ fn main() -> ExitCode {
     let mut report = Report::default();
     if options.wants("products") {
         products(&context, &options, &mut report);
+    }
+    if options.wants("rows") {
+        let rounds = if options.quick { 2 } else { 40 };
+        report
+            .check("rows", || rows::all(&context, rounds, &mut Rng::new(78)))
+            .into_iter()
+            .for_each(|count| report.passed("rows, against the specification", count));
     }
     if options.wants("operators") {
         operators(&backend, &options, &mut report);

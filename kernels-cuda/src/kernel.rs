@@ -4,8 +4,8 @@ use core::ffi::c_void;
 
 use crate::params::{
     BinaryParams, DepthwiseParams, DirectParams, DynamicParams, EdgeParams, FillParams,
-    MatMulParams, MeanParams, MoveParams, PoolParams, ProductParams, RescaleParams, ResizeParams,
-    RowsParams, ScaleParams, StepsParams, TableParams,
+    LayerNormParams, MatMulParams, MeanParams, MoveParams, PoolParams, ProductParams,
+    RescaleParams, ResizeParams, RowsParams, ScaleParams, StepsParams, TableParams,
 };
 
 /// Threads of a block, of every kernel but those of two warpgroups.
@@ -106,7 +106,9 @@ kernels! {
         QLinearSoftmax "qlinear_softmax",
         TfliteSoftmax "tflite_softmax",
         ArgMax "arg_max",
+        IntegerSoftmax "integer_softmax",
     }
+    LayerNormParams { LayerNorm "layer_norm", }
     EdgeParams { Quantize "quantize", Dequantize "dequantize", }
     StepsParams { EdgeThresholds "edge_thresholds", }
     DynamicParams { DynamicQuantize "dynamic_quantize", }

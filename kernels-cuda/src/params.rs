@@ -356,6 +356,26 @@ pub struct RowsParams {
     pub zero_point: i32,
     pub last: i32,
     pub inverse_scale: f32,
+    pub m: i32,
+    pub s: i32,
+    pub lanes: i32,
+}
+
+/// Layer normalization of rows along an axis.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LayerNormParams {
+    pub x: u64,
+    pub y: u64,
+    pub gamma: u64,
+    pub beta: u64,
+    pub epsilon: u64,
+    pub rows: i64,
+    pub inner: i64,
+    pub extent: i32,
+    pub x_type: i32,
+    pub lanes: i32,
+    pub epilogue: Epilogue,
 }
 
 /// Quantization and dequantization.

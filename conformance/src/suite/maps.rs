@@ -1,10 +1,11 @@
 //! Elementwise operators.
 
 use requant_model::ops::{
-    Add, AddSpec, Mul, MulSpec, QLinearSoftmax, Rescale, Table, TfliteSoftmax, broadcast,
+    Add, AddSpec, IntegerSoftmax, LayerNorm, Mul, MulSpec, QLinearSoftmax, Rescale, Table,
+    TfliteSoftmax, broadcast,
 };
 use requant_model::{Graph, Op, Tensor, ValueId};
-use requant_numerics::softmax::exp_table;
+use requant_numerics::softmax::{exp_table, exponentials};
 use requant_numerics::{DType, Rounding, tflite};
 
 use crate::builder::{affine, clamp, random_tensor};
@@ -140,6 +141,23 @@ pub(super) fn softmax(rng: &mut Rng) -> Graph {
     let kind = rng.pick(&[DType::U8, DType::I8]);
     let axis = rng.size(1, 2);
     let x = b.input(rng, kind, &dims);
+    if rng.one_in(3) {
+        let scale = b.graph.value(x).quant.expect("quantized").scale;
+        let table = exponentials(scale).map(i64::from);
+        let table = b.tensor(Tensor::from_integers(DType::U8, vec![256], &table));
+        let out_type = rng.pick(&NARROW);
+        let output = b.quantized(rng, out_type, &dims);
+        // Steps of about 1/256, and far finer or coarser ones.
+        let gain = rng.pick(&[2f64.powi(-8), 2f64.powi(-8), 1e-5, 0.1]);
+        let requantize = b.requantize(rng, Rounding::Rhu, 1, gain, out_type);
+        let op = Op::IntegerSoftmax(IntegerSoftmax {
+            axis,
+            table,
+            requantize,
+        });
+        b.node(op, &[x], &[output]);
+        return b.finish(&[output]);
+    }
     if rng.one_in(2) {
         let scale = b.graph.value(x).quant.expect("quantized").scale;
         let table = tflite::exp_table(f64::from(scale)).expect("a scale in range");
@@ -158,5 +176,36 @@ pub(super) fn softmax(rng: &mut Rng) -> Graph {
         &[x],
         &[output],
     );
+    b.finish(&[output])
+}
+
+pub(super) fn layer_norm(rng: &mut Rng) -> Graph {
+    let mut b = Builder::new("layer_norm", true);
+    let dims = [1, rng.size(1, 6), rng.size(1, 300)];
+    let mut kinds = NARROW.to_vec();
+    kinds.push(DType::I16);
+    let kind = rng.pick(&kinds);
+    let axis = rng.pick(&[1, 2, 2, 2]);
+    let x = b.input(rng, kind, &dims);
+    let mut steps = |most: i64| {
+        let values: Vec<i64> = (0..dims[axis]).map(|_| rng.range(-most, most)).collect();
+        b.tensor(Tensor::from_integers(DType::I32, vec![dims[axis]], &values))
+    };
+    let (gamma, beta) = (steps(32767), steps(1 << 30));
+    let out_type = rng.pick(&kinds);
+    let output = b.quantized(rng, out_type, &dims);
+    // Accumulators have up to 31 bits.
+    let gain = rng.pick(&[2f64.powi(23), 2f64.powi(15)]);
+    let round = rng.pick(&Rounding::ALL);
+    let requantize = b.requantize(rng, round, 1, gain, out_type);
+    let epsilon = rng.pick(&[1, 1000, 1 << 40]);
+    let op = Op::LayerNorm(LayerNorm {
+        axis,
+        epsilon,
+        gamma,
+        beta,
+        requantize,
+    });
+    b.node(op, &[x], &[output]);
     b.finish(&[output])
 }

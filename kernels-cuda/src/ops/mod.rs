@@ -6,6 +6,7 @@
 pub mod conv;
 pub mod edges;
 pub mod maps;
+pub mod norms;
 pub mod pools;
 pub mod product;
 

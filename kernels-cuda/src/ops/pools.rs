@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use requant_numerics::softmax::ExpTable;
-use requant_numerics::{DType, tflite};
+use requant_numerics::softmax::{ByteTable, ExpTable};
+use requant_numerics::{DType, Dyadic, tflite};
 
 use super::maps::{Operand, Requantized};
 use super::{Window, int};
@@ -134,6 +134,16 @@ impl Exponentials {
         })
     }
 
+    /// For [`softmax`] in integers.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn integer(context: &Arc<Context>, table: &ByteTable) -> Result<Self, OpError> {
+        Ok(Exponentials {
+            table: DeviceMemory::from_bytes(context, table)?,
+        })
+    }
+
     /// Bytes on the device.
     pub fn weight_bytes(&self) -> usize {
         self.table.bytes()
@@ -152,6 +162,15 @@ pub enum Softmax {
     },
     /// TFLite's.
     Tflite,
+    /// In integers: [`requant_numerics::softmax::integer_softmax`].
+    Integer {
+        /// `1/s_y`.
+        inverse: Dyadic,
+        /// Zero point of the output.
+        zero_point: i32,
+        /// Lowest and highest output.
+        limits: (i32, i32),
+    },
 }
 
 /// A softmax from 8 bits to 8 bits along an axis.
@@ -185,8 +204,20 @@ pub fn softmax(
             Kernel::QLinearSoftmax
         }
         Softmax::Tflite => Kernel::TfliteSoftmax,
+        Softmax::Integer {
+            inverse,
+            zero_point,
+            limits,
+        } => {
+            (params.m, params.s) = (inverse.m, i32::from(inverse.s));
+            params.zero_point = zero_point;
+            (params.lo, params.hi) = limits;
+            params.lanes = lanes(params.inner);
+            Kernel::IntegerSoftmax
+        }
     };
-    Ok(Launch::elements(kernel, params.rows as usize, params))
+    let threads = params.rows as usize * params.lanes as usize;
+    Ok(Launch::elements(kernel, threads, params))
 }
 
 /// Index of the largest element along an axis, as `i64`; the highest of equal ones with `last`.
@@ -207,7 +238,7 @@ pub fn arg_max(axis: usize, last: bool, x: Operand<'_>, y: u64) -> Result<Launch
     ))
 }
 
-fn rows(axis: usize, x: Operand<'_>) -> Result<RowsParams, OpError> {
+pub(super) fn rows(axis: usize, x: Operand<'_>) -> Result<RowsParams, OpError> {
     let product = |dims: &[usize]| dims.iter().product::<usize>();
     let (outer, inner) = (product(&x.dims[..axis]), product(&x.dims[axis + 1..]));
     Ok(RowsParams {
@@ -215,9 +246,19 @@ fn rows(axis: usize, x: Operand<'_>) -> Result<RowsParams, OpError> {
         rows: (outer * inner) as i64,
         inner: inner as i64,
         extent: int("the length of an axis", x.dims[axis])?,
+        lanes: 1,
         ..RowsParams::default()
     })
 }
+
+/// Threads that share a row whose elements are `inner` apart: a warp; or one where they are so far apart
+/// that it is neighbouring rows, and so neighbouring threads, that read memory which lies together.
+pub(super) fn lanes(inner: i64) -> i32 {
+    if inner < WARP { WARP as i32 } else { 1 }
+}
+
+/// Threads of a warp.
+const WARP: i64 = 32;
 
 /// The type of [`arg_max`]'s output.
 pub const INDEX: DType = DType::I64;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use requant_kernels_cuda::epilogue::{Finish, Join};
 use requant_kernels_cuda::ops::conv::{Conv, ConvIo, ConvSpec, ZeroPoint};
 use requant_kernels_cuda::ops::maps::{self, BinaryOp, MatMulIo, Requantized, Resize, Side, Table};
+use requant_kernels_cuda::ops::norms::LayerNorm;
 use requant_kernels_cuda::ops::pools::{self, Exponentials, Pooling, Softmax};
 use requant_kernels_cuda::ops::{self, edges};
 use requant_kernels_cuda::{Context, Launch, OpError};
@@ -32,6 +33,8 @@ pub(super) enum Kernel {
     Table(Table),
     /// Softmax from 8 bits to 8 bits.
     Softmax(Softmax, Exponentials),
+    /// Layer normalization.
+    LayerNorm(LayerNorm),
     /// Float edge.
     Edge(edges::Edge),
     /// Float edge by thresholds.
@@ -51,6 +54,7 @@ impl Kernel {
             Kernel::ResizeLinear(..) | Kernel::ResizeNearest(_) => "resize",
             Kernel::Table(_) => "table",
             Kernel::Softmax(..) => "softmax",
+            Kernel::LayerNorm(_) => "layer_norm",
             Kernel::Edge(_) => "edge",
             Kernel::Steps(_) => "edge_thresholds",
             Kernel::Scale(_) => "scale_accumulator",
@@ -69,6 +73,7 @@ impl Kernel {
             Kernel::ResizeNearest(resize) => resize.weight_bytes(),
             Kernel::Table(table) => table.weight_bytes(),
             Kernel::Softmax(_, exponentials) => exponentials.weight_bytes(),
+            Kernel::LayerNorm(norm) => norm.weight_bytes(),
             Kernel::Edge(edge) => edge.weight_bytes(),
             Kernel::Steps(steps) => steps.weight_bytes(),
             Kernel::Scale(scale) => scale.weight_bytes(),
@@ -123,10 +128,18 @@ pub(super) fn step(context: &Arc<Context>, plan: &Plan, step: &Step) -> Result<K
             Kernel::ResizeNearest(Resize::new(context, &index(rows), &index(columns))?)
         }
         StepOp::Table { tables, .. } => Kernel::Table(Table::new(context, tables)?),
-        StepOp::IntegerSoftmax(_) | StepOp::LayerNorm(_) => {
-            return Err(OpError::NoLaunch {
-                operation: step.op.name(),
-            });
+        StepOp::IntegerSoftmax(op) => {
+            let kind = Softmax::Integer {
+                inverse: op.inverse,
+                zero_point: op.zero_point,
+                limits: (op.lo, op.hi),
+            };
+            Kernel::Softmax(kind, Exponentials::integer(context, &op.table)?)
+        }
+        StepOp::LayerNorm(op) => {
+            let affine = (&op.gamma[..], &op.beta[..]);
+            let norm = LayerNorm::new(context, op.epsilon, affine, &op.requantize, output)?;
+            Kernel::LayerNorm(norm)
         }
         StepOp::QLinearSoftmax {
             table,
@@ -360,6 +373,12 @@ pub(super) fn launches(
             StepOp::QLinearSoftmax { axis, .. } | StepOp::TfliteSoftmax { axis, .. },
             Kernel::Softmax(kind, exponentials),
         ) => unary(&|x, y| pools::softmax(*kind, exponentials, *axis, x, y)),
+        (StepOp::IntegerSoftmax(op), Kernel::Softmax(kind, exponentials)) => {
+            unary(&|x, y| pools::softmax(*kind, exponentials, op.axis, x, y))
+        }
+        (StepOp::LayerNorm(op), Kernel::LayerNorm(norm)) => {
+            unary(&|x, _| norm.launch(op.axis, x, y))
+        }
         (StepOp::ArgMax { axis, last }, _) => unary(&|x, _| pools::arg_max(*axis, *last, x, y)),
         (StepOp::Quantize { .. }, Kernel::Edge(edge)) => {
             let each = count / samples;
