@@ -562,6 +562,58 @@ impl Narrow {
     }
 }
 
+/// [`Narrow`] for packed values in the order of the output, without a branch: for loops of few instructions, of
+/// which branches that always go the same way are a share all the same.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Straight {
+    /// Words; less 128 where bytes are unsigned, so that packs of signed words saturate them.
+    zero_point: __m512i,
+    /// Limits of signed bytes.
+    lo: __m512i,
+    hi: __m512i,
+    /// What makes bytes of the output of signed ones.
+    flip: __m512i,
+}
+
+impl Straight {
+    /// Whether packs alone give the bytes of an output.
+    pub(super) fn is_plain(finish: &Finish) -> bool {
+        finish.store == Store::Unsigned && finish.zero_point == 0 && finish.limits == (0, 255)
+    }
+
+    /// For outputs of unpacked bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn new(finish: &Finish) -> Self {
+        let base = match finish.store {
+            Store::Signed => 0,
+            Store::Unsigned | Store::Low | Store::Word => 128,
+        };
+        let (lo, hi) = finish.limits;
+        Straight {
+            zero_point: _mm512_set1_epi16((finish.zero_point - base) as i16),
+            lo: _mm512_set1_epi8((lo - base) as i8),
+            hi: _mm512_set1_epi8((hi - base) as i8),
+            flip: _mm512_set1_epi8(base as i8),
+        }
+    }
+
+    /// The bytes of an output, which is plain if `PLAIN`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn bytes<const PLAIN: bool>(&self, values: &[__m512i; VECTORS]) -> __m512i {
+        let low = _mm512_packs_epi32(values[0], values[1]);
+        let high = _mm512_packs_epi32(values[2], values[3]);
+        if PLAIN {
+            return _mm512_packus_epi16(low, high);
+        }
+        let words = |words| _mm512_adds_epi16(words, self.zero_point);
+        let bytes = _mm512_packs_epi16(words(low), words(high));
+        let bytes = _mm512_min_epi8(_mm512_max_epi8(bytes, self.lo), self.hi);
+        _mm512_xor_si512(bytes, self.flip)
+    }
+}
+
 /// The first `columns` bytes, 1 to 64. Masked stores are slow on some machines, so whole vectors and
 /// halves go without.
 ///
