@@ -385,8 +385,8 @@ impl DepthwiseKernel {
     }
 }
 
-/// What a function for first layers reads and writes: a row of output pixels, by 16, 32 or 64 channels, from
-/// rows of an image of few unsigned channels.
+/// What a function for first layers and short products reads and writes: a row of output pixels, by 16, 32 or
+/// 64 channels, from rows of an image of few channels.
 ///
 /// # Contract
 /// All of this holds at the call, for a function of `v` vectors of 16 channels and tiles of `p` pixels:
@@ -416,7 +416,7 @@ pub(crate) struct StemRow {
     pub(crate) out_step: usize,
 }
 
-/// Computes a row of a first layer, rounded and narrowed.
+/// Computes a row, rounded and narrowed.
 ///
 /// # Safety
 /// The contract of [`StemRow`].

@@ -437,6 +437,36 @@ fn first_layers() {
     }
 }
 
+/// 1x1 convolutions of few taps, by panels that end with the channels and panels that overlap, in stretches.
+#[test]
+fn short_products() {
+    let isas = isas();
+    let mut rng = Rng(8);
+    let mut short = 0;
+    for case in 0..cases(150) {
+        let (depth, channels, pixels) = match case % 5 {
+            0 => (4, rng.size(16, 200), rng.size(12, 60)),
+            // More than one stretch.
+            1 => (rng.pick(&[64, 112]), 16, rng.size(500, 900)),
+            2 => (
+                4 * rng.size(1, 64),
+                rng.pick(&[24, 40, 64]),
+                rng.size(1, 60),
+            ),
+            _ => (rng.size(1, 120), rng.size(1, 150), rng.size(1, 60)),
+        };
+        let shape = ConvShape::gemm(pixels, depth, channels);
+        let batch = rng.pick(&[1, 1, 2, 3]);
+        let format = rng.pick(&[WeightFormat::I8, WeightFormat::I8, WeightFormat::I4]);
+        let case = Case::new(&mut rng, shape, batch, format);
+        let usual = Conv::new(*isas.last().unwrap(), &case.spec(case.zero_point)).unwrap();
+        short += usize::from(usual.kernel().contains("points"));
+        case.check_all(&isas);
+    }
+    println!("{short} by panels of points");
+    assert!(short > 0 || !isas.contains(&Isa::Avx512Vnni));
+}
+
 /// Groups of 4 to 32 channels, as many or fewer output channels, rows as long as tiles and longer.
 #[test]
 fn groups_of_few_channels() {

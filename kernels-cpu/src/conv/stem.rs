@@ -96,7 +96,7 @@ impl Stem {
         for (channel, vectors) in widths {
             let tiles = TILES.iter().find(|(width, _)| *width == vectors);
             let pixels = tiles.and_then(|(_, p)| p.iter().find(|p| **p <= shape.out_w));
-            let run = pixels.and_then(|&p| arch::stem(isa, round, finish, vectors, p));
+            let run = pixels.and_then(|&p| arch::stem(isa, round, finish, false, vectors, p));
             let Some(run) = run else {
                 return Ok(None);
             };

@@ -1,17 +1,18 @@
-//! First layers with AVX-512 VNNI: a row of output pixels from image rows of few channels, to finished
-//! bytes in registers.
+//! First layers and short products with AVX-512 VNNI: a row of output pixels from image rows of few
+//! channels, to finished bytes in registers.
 //!
 //! The taps of a kernel row lie side by side in the image, so four bytes of them are broadcast from
 //! wherever they start, and the next pixel's start a fixed step further on. A tile is some pixels by 16, 32
 //! or 64 channels, whose order is that in which packs leave them.
 
+use core::arch::asm;
 use core::arch::x86_64::*;
 
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
 use crate::table::{StemFn, StemRow};
 
-use super::avx512_epilogue::{Narrow, is_byte_alone};
+use super::avx512_epilogue::{Straight, is_byte_alone};
 use super::avx512_registers::{InRegisters, in_registers};
 
 const LANES: usize = 16;
@@ -20,39 +21,82 @@ const BYTES: usize = 64;
 /// Taps of a group.
 const GROUP: usize = 4;
 
-/// The function for as many vectors of channels and pixels, and an output; none for rare roundings.
+/// The function for activations of a sign, as many vectors of channels and pixels, and an output; none for
+/// rare roundings.
 pub(super) fn select(
     round: &Round,
     finish: &Finish,
+    signed: bool,
     vectors: usize,
     pixels: usize,
 ) -> Option<StemFn> {
     if !is_byte_alone(finish) {
         return None;
     }
-    in_registers!(round, R => tiles::<R>(vectors, pixels))
+    match (signed, Straight::is_plain(finish)) {
+        (false, false) => in_registers!(round, R => tiles::<R, false, false>(vectors, pixels)),
+        (false, true) => in_registers!(round, R => tiles::<R, false, true>(vectors, pixels)),
+        (true, false) => in_registers!(round, R => tiles::<R, true, false>(vectors, pixels)),
+        (true, true) => in_registers!(round, R => tiles::<R, true, true>(vectors, pixels)),
+    }
 }
 
-fn tiles<R: InRegisters>(vectors: usize, pixels: usize) -> Option<StemFn> {
+fn tiles<R: InRegisters, const SIGNED: bool, const PLAIN: bool>(
+    vectors: usize,
+    pixels: usize,
+) -> Option<StemFn> {
     match (vectors, pixels) {
-        (4, 6) => Some(row::<R, 4, 6>),
-        (4, 2) => Some(row::<R, 4, 2>),
-        (2, 12) => Some(row::<R, 2, 12>),
-        (2, 4) => Some(row::<R, 2, 4>),
-        (1, 12) => Some(row::<R, 1, 12>),
-        (1, 4) => Some(row::<R, 1, 4>),
+        (4, 6) => Some(row::<R, SIGNED, PLAIN, 4, 6>),
+        (4, 2) => Some(row::<R, SIGNED, PLAIN, 4, 2>),
+        (2, 12) => Some(row::<R, SIGNED, PLAIN, 2, 12>),
+        (2, 4) => Some(row::<R, SIGNED, PLAIN, 2, 4>),
+        (1, 12) => Some(row::<R, SIGNED, PLAIN, 1, 12>),
+        (1, 4) => Some(row::<R, SIGNED, PLAIN, 1, 4>),
         _ => None,
     }
 }
 
+/// Four activations in every lane, made unsigned if they are `SIGNED`.
+///
+/// # Safety
+/// - Four bytes are readable at `at`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn broadcast<const SIGNED: bool>(at: *const u8) -> __m512i {
+    if !SIGNED {
+        // SAFETY: the caller's promise; the read needs no alignment.
+        return _mm512_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() });
+    }
+    let flip = _mm512_set1_epi8(-128);
+    let flipped: __m512i;
+    // One instruction, which the compiler does not find. It reads four bytes at `at` and writes only its output.
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "vpxord {out}, {flip}, dword ptr [{at}]{{1to16}}",
+            out = lateout(zmm_reg) flipped,
+            flip = in(zmm_reg) flip,
+            at = in(reg) at,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    flipped
+}
+
 /// See [`StemRow`] for the contract.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn row<R: InRegisters, const VECTORS: usize, const PIXELS: usize>(
+unsafe fn row<
+    R: InRegisters,
+    const SIGNED: bool,
+    const PLAIN: bool,
+    const VECTORS: usize,
+    const PIXELS: usize,
+>(
     round: &Round,
     finish: &Finish,
     call: &StemRow,
 ) {
-    let narrow = Narrow::new(finish, false);
+    let narrow = Straight::new(finish);
     // SAFETY: the rounding has as many packed columns from `column` on.
     let parameters: [R::Parameters; VECTORS] =
         core::array::from_fn(|vector| unsafe { R::load(round, call.column + vector * LANES) });
@@ -88,7 +132,7 @@ unsafe fn row<R: InRegisters, const VECTORS: usize, const PIXELS: usize>(
                 for (pixel, sums) in sums.iter_mut().enumerate() {
                     let x = bases[pixel / 3].wrapping_add(pixel % 3 * step);
                     // SAFETY: a row is readable for all groups of all pixels.
-                    let x = _mm512_set1_epi32(unsafe { x.cast::<i32>().read_unaligned() });
+                    let x = unsafe { broadcast::<SIGNED>(x) };
                     for (sum, weights) in sums.iter_mut().zip(panel) {
                         *sum = _mm512_dpbusd_epi32(*sum, x, weights);
                     }
@@ -111,7 +155,7 @@ unsafe fn row<R: InRegisters, const VECTORS: usize, const PIXELS: usize>(
                     let values = [value(0), value(1), value(2), value(3)];
                     let out = call.out.wrapping_add((start + pixel) * call.out_step);
                     // SAFETY: the pixels are writable for the channels.
-                    unsafe { store::<VECTORS>(out, call.out_step, narrow.pack(&values)) };
+                    unsafe { store::<VECTORS>(out, call.out_step, narrow.bytes::<PLAIN>(&values)) };
                 }
             };
         }
