@@ -442,8 +442,9 @@ fn first_layers() {
 fn short_products() {
     let isas = isas();
     let mut rng = Rng(8);
-    let mut short = 0;
-    for case in 0..cases(150) {
+    // Without a second operand, with a residual, with a sum.
+    let mut short = [0; 3];
+    for case in 0..cases(400) {
         let (depth, channels, pixels) = match case % 5 {
             0 => (4, rng.size(16, 200), rng.size(12, 60)),
             // More than one stretch.
@@ -459,12 +460,25 @@ fn short_products() {
         let batch = rng.pick(&[1, 1, 2, 3]);
         let format = rng.pick(&[WeightFormat::I8, WeightFormat::I8, WeightFormat::I4]);
         let case = Case::new(&mut rng, shape, batch, format);
-        let usual = Conv::new(*isas.last().unwrap(), &case.spec(case.zero_point)).unwrap();
-        short += usize::from(usual.kernel().contains("points"));
+        let spec = case.spec(case.zero_point);
+        for algorithm in Conv::algorithms(*isas.last().unwrap(), &spec).unwrap() {
+            let conv = Conv::by(*isas.last().unwrap(), &spec, algorithm).unwrap();
+            if conv.is_some_and(|conv| conv.kernel().contains("points")) {
+                let kind = match &case.output {
+                    Output::Quantized(quantized) => match quantized.join {
+                        Join::None => 0,
+                        Join::Residual { .. } => 1,
+                        Join::Add { .. } => 2,
+                    },
+                    Output::Accumulator => panic!("points are rounded"),
+                };
+                short[kind] += 1;
+            }
+        }
         case.check_all(&isas);
     }
-    println!("{short} by panels of points");
-    assert!(short > 0 || !isas.contains(&Isa::Avx512Vnni));
+    println!("{short:?} by panels of points");
+    assert!(short.iter().all(|&count| count > 0) || !isas.contains(&Isa::Avx512Vnni));
 }
 
 /// Groups of 4 to 32 channels, as many or fewer output channels, rows as long as tiles and longer.

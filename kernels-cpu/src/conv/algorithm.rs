@@ -63,7 +63,7 @@ impl Conv {
                 .filter(|kernel| kernel.isa != Isa::Scalar && kernel.name != usual.name)
                 .filter(|kernel| takes(kernel, spec, signed));
             algorithms.extend(others.map(Algorithm::Tiled));
-            if !Pointwise::is_usual(&spec.shape) {
+            if !Pointwise::is_usual(&spec.shape, &spec.output) {
                 algorithms.push(Algorithm::Pointwise);
             }
         }
@@ -123,7 +123,7 @@ pub(super) fn usual(isa: Isa, spec: &ConvSpec<'_>) -> Result<Vec<Algorithm>, Ker
     if !spec.shape.is_depthwise() {
         let kernel = usual_kernel(isa, spec, signed)?;
         let mut usual = vec![Algorithm::Stem, Algorithm::Grouped];
-        if Pointwise::is_usual(&spec.shape) {
+        if Pointwise::is_usual(&spec.shape, &spec.output) {
             usual.push(Algorithm::Pointwise);
         }
         usual.push(Algorithm::Tiled(kernel));

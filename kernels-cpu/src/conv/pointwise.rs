@@ -5,7 +5,7 @@
 //! Pixels are taken in stretches that stay in the first-level cache, and each stretch meets every panel of
 //! channels.
 
-use crate::epilogue::Epilogue;
+use crate::epilogue::{Epilogue, Join, Output};
 use crate::error::product;
 use crate::memory::{Aligned, Carver, LINE, piece};
 use crate::parallel::{Shared, run_parts, share, usable_threads};
@@ -24,9 +24,11 @@ const LANES: usize = 16;
 const TILES: [(usize, usize); 3] = [(4, 6), (2, 12), (1, 12)];
 /// Input bytes of a stretch.
 const STRETCH: usize = 24 << 10;
-/// Taps up to which this way is the fastest, in general and for one panel of channels. Measured on Zen 5.
+/// Taps up to which this way is the fastest: in general, for one panel of channels, and with a residual, whose
+/// rounding is long. Measured on Zen 5.
 const MOST_TAPS: usize = 112;
 const MOST_TAPS_OF_ONE: usize = 192;
+const MOST_TAPS_BEFORE_RESIDUALS: usize = 384;
 
 /// A product of short rows, prepared.
 #[derive(Debug)]
@@ -50,9 +52,16 @@ struct Panel {
 
 impl Pointwise {
     /// Whether this way is taken where nothing is measured.
-    pub(super) fn is_usual(shape: &ConvShape) -> bool {
+    pub(super) fn is_usual(shape: &ConvShape, output: &Output) -> bool {
         let one = shape.out_c <= LANES * TILES[0].0;
-        shape.in_c <= if one { MOST_TAPS_OF_ONE } else { MOST_TAPS }
+        let most = match output.join() {
+            Some(Join::Residual { .. }) => MOST_TAPS_BEFORE_RESIDUALS,
+            // Tiles of whole vectors add beside their products.
+            Some(Join::Add { .. }) if shape.out_c >= 2 * LANES => return false,
+            _ if one => MOST_TAPS_OF_ONE,
+            _ => MOST_TAPS,
+        };
+        shape.in_c <= most
     }
 
     /// None where the ISA has no functions for the shape or the output.
@@ -181,6 +190,9 @@ impl Pointwise {
                         pixels: stretch.len(),
                         out: output.start().wrapping_add(at),
                         out_step: shape.out_c,
+                        other: io
+                            .other
+                            .map_or(core::ptr::null(), |other| other.as_ptr().wrapping_add(at)),
                     };
                     // SAFETY: the contract of `StemRow`: a pixel holds all taps; weights, biases and parameters
                     // were laid out for these panels; stretches are no shorter than a tile; those of different

@@ -83,7 +83,7 @@ unsafe fn rows<
     finish: &Finish,
     call: &DepthwiseRows,
 ) {
-    let narrow = Straight::new(finish);
+    let narrow = Straight::new(finish, false);
     // SAFETY: 64 packed columns follow.
     let parameters: [R::Parameters; VECTORS] =
         core::array::from_fn(|vector| unsafe { R::load(round, call.column + vector * 16) });
