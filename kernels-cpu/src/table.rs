@@ -385,8 +385,8 @@ impl DepthwiseKernel {
     }
 }
 
-/// What a function for first layers reads and writes: a row of output pixels, by 16, 32 or 64 channels, from
-/// rows of an image of few unsigned channels.
+/// What a function for first layers and short products reads and writes: a row of output pixels, by 16, 32 or
+/// 64 channels, from rows of an image of few channels.
 ///
 /// # Contract
 /// All of this holds at the call, for a function of `v` vectors of 16 channels and tiles of `p` pixels:
@@ -397,7 +397,8 @@ impl DepthwiseKernel {
 ///   channel by channel four taps, in the order of [`stem_column`];
 /// - `bias` is readable for `16·v` values in that order, and the rounding has as many packed columns from
 ///   `column` on;
-/// - `out` is writable for `16·v` bytes at `pixels` places, `out_step` bytes apart;
+/// - `out` is writable for `16·v` bytes at `pixels` places, `out_step` bytes apart; where the output has another
+///   operand, `other` is readable at places like them;
 /// - the machine has the function's ISA.
 #[derive(Debug)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -414,9 +415,10 @@ pub(crate) struct StemRow {
     pub(crate) pixels: usize,
     pub(crate) out: *mut u8,
     pub(crate) out_step: usize,
+    pub(crate) other: *const u8,
 }
 
-/// Computes a row of a first layer, rounded and narrowed.
+/// Computes a row, rounded and narrowed.
 ///
 /// # Safety
 /// The contract of [`StemRow`].

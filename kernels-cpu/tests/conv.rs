@@ -437,6 +437,50 @@ fn first_layers() {
     }
 }
 
+/// 1x1 convolutions of few taps, by panels that end with the channels and panels that overlap, in stretches.
+#[test]
+fn short_products() {
+    let isas = isas();
+    let mut rng = Rng(8);
+    // Without a second operand, with a residual, with a sum.
+    let mut short = [0; 3];
+    for case in 0..cases(400) {
+        let (depth, channels, pixels) = match case % 5 {
+            0 => (4, rng.size(16, 200), rng.size(12, 60)),
+            // More than one stretch.
+            1 => (rng.pick(&[64, 112]), 16, rng.size(500, 900)),
+            2 => (
+                4 * rng.size(1, 64),
+                rng.pick(&[24, 40, 64]),
+                rng.size(1, 60),
+            ),
+            _ => (rng.size(1, 120), rng.size(1, 150), rng.size(1, 60)),
+        };
+        let shape = ConvShape::gemm(pixels, depth, channels);
+        let batch = rng.pick(&[1, 1, 2, 3]);
+        let format = rng.pick(&[WeightFormat::I8, WeightFormat::I8, WeightFormat::I4]);
+        let case = Case::new(&mut rng, shape, batch, format);
+        let spec = case.spec(case.zero_point);
+        for algorithm in Conv::algorithms(*isas.last().unwrap(), &spec).unwrap() {
+            let conv = Conv::by(*isas.last().unwrap(), &spec, algorithm).unwrap();
+            if conv.is_some_and(|conv| conv.kernel().contains("points")) {
+                let kind = match &case.output {
+                    Output::Quantized(quantized) => match quantized.join {
+                        Join::None => 0,
+                        Join::Residual { .. } => 1,
+                        Join::Add { .. } => 2,
+                    },
+                    Output::Accumulator => panic!("points are rounded"),
+                };
+                short[kind] += 1;
+            }
+        }
+        case.check_all(&isas);
+    }
+    println!("{short:?} by panels of points");
+    assert!(short.iter().all(|&count| count > 0) || !isas.contains(&Isa::Avx512Vnni));
+}
+
 /// Groups of 4 to 32 channels, as many or fewer output channels, rows as long as tiles and longer.
 #[test]
 fn groups_of_few_channels() {
@@ -488,7 +532,9 @@ fn random_matrix_products() {
     let isas = isas();
     let mut rng = Rng(2);
     for _ in 0..cases(300) {
-        let shape = ConvShape::gemm(rng.size(1, 40), rng.size(1, 200), rng.size(1, 200));
+        // A single row takes several panels at a time.
+        let rows = if rng.chance(4) { 1 } else { rng.size(1, 40) };
+        let shape = ConvShape::gemm(rows, rng.size(1, 200), rng.size(1, 200));
         let format = rng.pick(&FORMATS);
         Case::new(&mut rng, shape, 1, format).check_all(&isas);
     }

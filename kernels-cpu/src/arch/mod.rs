@@ -64,16 +64,17 @@ pub(crate) fn beside(kernel: &Kernel, step: Step, groups: usize) -> Option<Besid
     native::beside(kernel, step, groups)
 }
 
-/// The function of an ISA for first layers, by vectors of 16 channels and pixels of a tile, where there is
-/// one for these parameters.
+/// The function of an ISA for first layers and short products, by the sign of activations, vectors of 16 channels
+/// and pixels of a tile, where there is one for these parameters.
 pub(crate) fn stem(
     isa: Isa,
     round: &Round,
     finish: &Finish,
+    signed: bool,
     vectors: usize,
     pixels: usize,
 ) -> Option<StemFn> {
-    native::stem(isa, round, finish, vectors, pixels)
+    native::stem(isa, round, finish, signed, vectors, pixels)
 }
 
 /// The function of an ISA for groups of few channels, by the way lanes are spread and pixels of a tile, where

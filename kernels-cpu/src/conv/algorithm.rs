@@ -10,6 +10,7 @@ use super::depthwise::Depthwise;
 use super::depthwise_rows::DepthwiseByRows;
 use super::grouped::Grouped;
 use super::lift::Lifted;
+use super::pointwise::Pointwise;
 use super::stem::Stem;
 use super::table_after::TableAfter;
 use super::tiled::Tiled;
@@ -22,6 +23,8 @@ pub enum Algorithm {
     Stem,
     /// Rows of groups of few channels, to finished bytes.
     Grouped,
+    /// Short rows of a product, to finished bytes.
+    Pointwise,
     /// Tiles of a kernel of the table, with weights in its format.
     Tiled(&'static Kernel),
     /// Rows of each channel, to finished bytes.
@@ -35,6 +38,7 @@ impl fmt::Display for Algorithm {
         match self {
             Algorithm::Stem => f.write_str("stem"),
             Algorithm::Grouped => f.write_str("groups"),
+            Algorithm::Pointwise => f.write_str("points"),
             Algorithm::Tiled(kernel) => f.write_str(kernel.name),
             Algorithm::DepthwiseByRows(kernel) => write!(f, "rows {}", kernel.name),
             Algorithm::Depthwise(kernel) => write!(f, "stretches {}", kernel.name),
@@ -59,6 +63,9 @@ impl Conv {
                 .filter(|kernel| kernel.isa != Isa::Scalar && kernel.name != usual.name)
                 .filter(|kernel| takes(kernel, spec, signed));
             algorithms.extend(others.map(Algorithm::Tiled));
+            if !Pointwise::is_usual(&spec.shape, &spec.output) {
+                algorithms.push(Algorithm::Pointwise);
+            }
         }
         Ok(algorithms)
     }
@@ -88,6 +95,7 @@ impl Conv {
         let engine = match algorithm {
             Algorithm::Stem => Stem::new(isa, spec, signed)?.map(Engine::Stem),
             Algorithm::Grouped => Grouped::new(isa, spec, signed)?.map(Engine::Grouped),
+            Algorithm::Pointwise => Pointwise::new(isa, spec, signed)?.map(Engine::Pointwise),
             Algorithm::Tiled(kernel) => {
                 table::usable(kernel.isa, takes(kernel, spec, signed))?;
                 Some(Engine::Tiled(Tiled::new(isa, kernel, spec, signed)?))
@@ -114,11 +122,12 @@ pub(super) fn usual(isa: Isa, spec: &ConvSpec<'_>) -> Result<Vec<Algorithm>, Ker
     table::usable(isa, true)?;
     if !spec.shape.is_depthwise() {
         let kernel = usual_kernel(isa, spec, signed)?;
-        return Ok(vec![
-            Algorithm::Stem,
-            Algorithm::Grouped,
-            Algorithm::Tiled(kernel),
-        ]);
+        let mut usual = vec![Algorithm::Stem, Algorithm::Grouped];
+        if Pointwise::is_usual(&spec.shape, &spec.output) {
+            usual.push(Algorithm::Pointwise);
+        }
+        usual.push(Algorithm::Tiled(kernel));
+        return Ok(usual);
     }
     let kernels = table::ladder(isa)
         .iter()

@@ -19,6 +19,7 @@ mod depthwise_rows;
 mod fold;
 mod grouped;
 mod lift;
+mod pointwise;
 mod ring;
 mod shape;
 mod shift;
@@ -35,6 +36,7 @@ pub(crate) use coded::{CHUNK, VALUES};
 use depthwise::Depthwise;
 use depthwise_rows::DepthwiseByRows;
 use grouped::Grouped;
+use pointwise::Pointwise;
 use stem::Stem;
 use table_after::TableAfter;
 use tiled::Tiled;
@@ -104,6 +106,7 @@ enum Engine {
     DepthwiseByRows(DepthwiseByRows),
     Stem(Stem),
     Grouped(Grouped),
+    Pointwise(Pointwise),
 }
 
 impl Conv {
@@ -188,6 +191,7 @@ impl Conv {
             Engine::DepthwiseByRows(rows) => rows.kernel().name,
             Engine::Stem(_) => "avx512-vnni-stem-u8s8",
             Engine::Grouped(_) => "avx512-vnni-groups-u8s8",
+            Engine::Pointwise(_) => "avx512-vnni-points-u8s8",
         }
     }
 
@@ -200,6 +204,7 @@ impl Conv {
             Engine::DepthwiseByRows(rows) => rows.packed_bytes(),
             Engine::Stem(stem) => stem.packed_bytes(),
             Engine::Grouped(grouped) => grouped.packed_bytes(),
+            Engine::Pointwise(pointwise) => pointwise.packed_bytes(),
         }
     }
 
@@ -212,6 +217,7 @@ impl Conv {
             Engine::DepthwiseByRows(rows) => rows.scratch_bytes(),
             Engine::Stem(stem) => stem.scratch_bytes(threads),
             Engine::Grouped(grouped) => grouped.scratch_bytes(threads),
+            Engine::Pointwise(pointwise) => pointwise.scratch_bytes(),
         }
     }
 
@@ -249,6 +255,7 @@ impl Conv {
             Engine::DepthwiseByRows(rows) => rows.run(io, zero_point, pool),
             Engine::Stem(stem) => stem.run(io, zero_point, pool),
             Engine::Grouped(grouped) => grouped.run(io, zero_point, pool),
+            Engine::Pointwise(pointwise) => pointwise.run(io, zero_point, pool),
         }
         if let Some(table) = &self.table {
             table.run(&mut output[..outputs], pool);

@@ -81,7 +81,7 @@ impl Stem {
             })
             .collect();
         let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &columns, LANES, None)?;
-        let Some((round, finish)) = epilogue.alone() else {
+        let (Some((round, finish)), None) = (epilogue.alone(), spec.output.other_dtype()) else {
             return Ok(None);
         };
         let run = kernel_w * shape.in_c;
@@ -96,7 +96,7 @@ impl Stem {
         for (channel, vectors) in widths {
             let tiles = TILES.iter().find(|(width, _)| *width == vectors);
             let pixels = tiles.and_then(|(_, p)| p.iter().find(|p| **p <= shape.out_w));
-            let run = pixels.and_then(|&p| arch::stem(isa, round, finish, vectors, p));
+            let run = pixels.and_then(|&p| arch::stem(isa, round, finish, false, vectors, p));
             let Some(run) = run else {
                 return Ok(None);
             };
@@ -192,6 +192,7 @@ impl Stem {
                 pixels: shape.out_w,
                 out: output.start().wrapping_add(at),
                 out_step: shape.out_c,
+                other: core::ptr::null(),
             };
             // SAFETY: the contract of `StemRow`: lines hold all taps of all pixels; weights, biases and
             // parameters were laid out for these panels; tiles are no longer than a row; rows of different

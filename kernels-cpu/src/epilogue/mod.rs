@@ -80,14 +80,19 @@ impl Output {
         }
     }
 
-    /// Element type and bytes of the second operand, where there is one.
-    pub(crate) fn other_dtype(&self) -> Option<DType> {
+    /// What joins requantized values.
+    pub(crate) fn join(&self) -> Option<&Join> {
         match self {
             Output::Accumulator => None,
-            Output::Quantized(quantized) => match &quantized.join {
-                Join::None => None,
-                Join::Residual { dtype, .. } | Join::Add { dtype, .. } => Some(*dtype),
-            },
+            Output::Quantized(quantized) => Some(&quantized.join),
+        }
+    }
+
+    /// Element type and bytes of the second operand, where there is one.
+    pub(crate) fn other_dtype(&self) -> Option<DType> {
+        match self.join()? {
+            Join::None => None,
+            Join::Residual { dtype, .. } | Join::Add { dtype, .. } => Some(*dtype),
         }
     }
 }

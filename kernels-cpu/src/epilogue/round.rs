@@ -253,11 +253,19 @@ fn rhu(m: &[i32], s: &[u8], columns: &[Option<usize>]) -> Round {
 }
 
 fn with_residual(m: &[i32], s: &[u8], residual: &Residual, columns: &[Option<usize>]) -> Round {
-    let shift = |c: usize| s[index(s.len(), c)];
+    // As in `rhu`: twice the sum, shifted by one more, is the same and may be rounded by its high word.
+    let parameters = |c: usize| {
+        let (i, other) = (index(m.len(), c), residual.m[index(residual.m.len(), c)]);
+        if s[i] == 32 && m[i].max(other) < 1 << 30 {
+            (2 * m[i], 2 * other, 33)
+        } else {
+            (m[i], other, u32::from(s[i]))
+        }
+    };
     Round::Residual {
-        m: spread(columns, 0, |c| m[index(m.len(), c)]),
-        shift: spread(columns, 1, |c| u32::from(shift(c))),
-        other: spread(columns, 0, |c| residual.m[index(residual.m.len(), c)]),
+        m: spread(columns, 0, |c| parameters(c).0),
+        shift: spread(columns, 33, |c| parameters(c).2),
+        other: spread(columns, 0, |c| parameters(c).1),
         zero_point: residual.zero_point,
     }
 }

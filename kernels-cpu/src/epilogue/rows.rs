@@ -57,7 +57,7 @@ fn plain_row(
     narrow(finish, row, output);
 }
 
-/// Columns of the widest panel: a second operand is widened into a buffer of this size.
+/// Columns for which a second operand is widened at a time.
 const WIDEST: usize = 64;
 
 #[inline(always)]
@@ -69,20 +69,31 @@ fn joined_row(
     other: &[u8],
     output: &mut [u8],
 ) {
-    let mut wide = [0i32; WIDEST];
     let dtype = match finish.join {
         FinishJoin::None => return,
         FinishJoin::Residual(dtype) | FinishJoin::Add { dtype, .. } => dtype,
     };
-    widen(dtype, other, &mut wide);
-    round_row(round, column, row, |i| wide[i % WIDEST]);
-    for value in row.iter_mut() {
-        *value = finish.requantized(*value);
+    let bytes = match finish.store {
+        Store::Signed | Store::Unsigned | Store::Low => 1,
+        Store::Word => 2,
+    };
+    // A row may be several panels; its last values may be padding, which has no bytes.
+    let others = other.chunks(WIDEST * dtype.size_in_memory());
+    let outputs = output.chunks_mut(WIDEST * bytes);
+    for (index, ((row, other), output)) in
+        row.chunks_mut(WIDEST).zip(others).zip(outputs).enumerate()
+    {
+        let mut wide = [0i32; WIDEST];
+        widen(dtype, other, &mut wide);
+        round_row(round, column + index * WIDEST, row, |i| wide[i % WIDEST]);
+        for value in row.iter_mut() {
+            *value = finish.requantized(*value);
+        }
+        if let FinishJoin::Add { sum, .. } = &finish.join {
+            sum.row(row, |i| wide[i % WIDEST]);
+        }
+        narrow(finish, row, output);
     }
-    if let FinishJoin::Add { sum, .. } = &finish.join {
-        sum.row(row, |i| wide[i % WIDEST]);
-    }
-    narrow(finish, row, output);
 }
 
 #[inline(always)]

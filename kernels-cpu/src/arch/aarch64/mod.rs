@@ -28,6 +28,7 @@ pub(super) fn stem(
     _isa: Isa,
     _round: &Round,
     _finish: &Finish,
+    _signed: bool,
     _vectors: usize,
     _pixels: usize,
 ) -> Option<StemFn> {

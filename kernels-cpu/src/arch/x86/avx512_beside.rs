@@ -5,8 +5,8 @@
 //! unsigned (28), two for weights (29, 30) and one for activations (31). Two vectors of weights at a time
 //! meet all rows, so activations are broadcast twice, which only takes loads.
 //!
-//! Stores are as scarce as products: a core takes half a vector a cycle, and holds few of them back. So the
-//! sums of the first two vectors are ready a few k-groups before the others and leave beside their products.
+//! Stores are scarce: a core takes a vector a cycle, or half of one, and holds few of them back. So the sums of
+//! the first two vectors are ready a few k-groups before the others and leave beside their products.
 
 use core::arch::asm;
 
@@ -236,15 +236,10 @@ macro_rules! storing {
     };
 }
 
-/// Half a vector of sums goes to the tile.
-macro_rules! low {
+/// A vector of sums goes to the tile.
+macro_rules! store {
     ($to:literal, $x:literal) => {
-        concat!("vmovdqu32 [rdx+", $to, "], ymm", $x, "\n")
-    };
-}
-macro_rules! high {
-    ($to:literal, $x:literal) => {
-        concat!("vextracti64x4 [rdx+", $to, "+32], zmm", $x, ", 1\n")
+        concat!("vmovdqu64 [rdx+", $to, "], zmm", $x, "\n")
     };
 }
 
@@ -266,54 +261,54 @@ macro_rules! tail {
         concat!(
             storing!(
                 $sign, 0, 128, 192,
-                low!(0, 0), high!(0, 0), low!(64, 1), high!(64, 1), low!(256, 4), high!(256, 4)
+                "", store!(0, 0), "", store!(64, 1), "", store!(256, 4)
             ),
             storing!(
                 $sign, 4, 384, 448,
-                low!(320, 5), high!(320, 5), low!(512, 8), high!(512, 8), low!(576, 9), high!(576, 9)
+                "", store!(320, 5), "", store!(512, 8), "", store!(576, 9)
             ),
             storing!(
                 $sign, 8, 640, 704,
-                low!(768, 12), high!(768, 12), low!(832, 13),
-                high!(832, 13), low!(1024, 16), high!(1024, 16)
+                "", store!(768, 12), "",
+                store!(832, 13), "", store!(1024, 16)
             ),
             storing!(
                 $sign, 12, 896, 960,
-                low!(1088, 17), high!(1088, 17), low!(1280, 20),
-                high!(1280, 20), low!(1344, 21), high!(1344, 21)
+                "", store!(1088, 17), "",
+                store!(1280, 20), "", store!(1344, 21)
             ),
             tail!(@rest),
-            low!(1408, 22), high!(1408, 22), low!(1472, 23), high!(1472, 23),
+            store!(1408, 22), store!(1472, 23),
         )
     };
     (@second $sign:ident, 5) => {
         concat!(
             storing!(
                 $sign, 0, 128, 192,
-                low!(0, 0), high!(0, 0), low!(64, 1), high!(64, 1), low!(256, 4)
+                "", store!(0, 0), "", store!(64, 1), ""
             ),
             storing!(
                 $sign, 4, 384, 448,
-                high!(256, 4), low!(320, 5), high!(320, 5), low!(512, 8), high!(512, 8)
+                store!(256, 4), "", store!(320, 5), "", store!(512, 8)
             ),
             storing!(
                 $sign, 8, 640, 704,
-                low!(576, 9), high!(576, 9), low!(768, 12), high!(768, 12), low!(832, 13)
+                "", store!(576, 9), "", store!(768, 12), ""
             ),
             storing!(
                 $sign, 12, 896, 960,
-                high!(832, 13), low!(1024, 16), high!(1024, 16), low!(1088, 17), high!(1088, 17)
+                store!(832, 13), "", store!(1024, 16), "", store!(1088, 17)
             ),
             tail!(@rest),
         )
     };
     (@rest) => {
         concat!(
-            low!(128, 2), high!(128, 2), low!(192, 3), high!(192, 3),
-            low!(384, 6), high!(384, 6), low!(448, 7), high!(448, 7),
-            low!(640, 10), high!(640, 10), low!(704, 11), high!(704, 11),
-            low!(896, 14), high!(896, 14), low!(960, 15), high!(960, 15),
-            low!(1152, 18), high!(1152, 18), low!(1216, 19), high!(1216, 19),
+            store!(128, 2), store!(192, 3),
+            store!(384, 6), store!(448, 7),
+            store!(640, 10), store!(704, 11),
+            store!(896, 14), store!(960, 15),
+            store!(1152, 18), store!(1216, 19),
         )
     };
 }
@@ -904,74 +899,67 @@ macro_rules! sums {
     };
 }
 
-/// One vector in halves.
-macro_rules! halves {
-    ($to:literal, $x:literal) => {
-        concat!(low!($to, $x), high!($to, $x))
-    };
-}
-
 macro_rules! stores {
     (6, 4) => {
         concat!(
             stores!(5, 4),
-            halves!(1280, 20),
-            halves!(1344, 21),
-            halves!(1408, 22),
-            halves!(1472, 23),
+            store!(1280, 20),
+            store!(1344, 21),
+            store!(1408, 22),
+            store!(1472, 23),
         )
     };
     (5, 4) => {
         concat!(
-            halves!(0, 0),
-            halves!(64, 1),
-            halves!(128, 2),
-            halves!(192, 3),
-            halves!(256, 4),
-            halves!(320, 5),
-            halves!(384, 6),
-            halves!(448, 7),
-            halves!(512, 8),
-            halves!(576, 9),
-            halves!(640, 10),
-            halves!(704, 11),
-            halves!(768, 12),
-            halves!(832, 13),
-            halves!(896, 14),
-            halves!(960, 15),
-            halves!(1024, 16),
-            halves!(1088, 17),
-            halves!(1152, 18),
-            halves!(1216, 19),
+            store!(0, 0),
+            store!(64, 1),
+            store!(128, 2),
+            store!(192, 3),
+            store!(256, 4),
+            store!(320, 5),
+            store!(384, 6),
+            store!(448, 7),
+            store!(512, 8),
+            store!(576, 9),
+            store!(640, 10),
+            store!(704, 11),
+            store!(768, 12),
+            store!(832, 13),
+            store!(896, 14),
+            store!(960, 15),
+            store!(1024, 16),
+            store!(1088, 17),
+            store!(1152, 18),
+            store!(1216, 19),
         )
     };
     (6, 2) => {
-        concat!(stores!(5, 2), halves!(640, 20), halves!(704, 21))
+        concat!(stores!(5, 2), store!(640, 20), store!(704, 21))
     };
     (5, 2) => {
         concat!(
-            halves!(0, 0),
-            halves!(64, 1),
-            halves!(128, 4),
-            halves!(192, 5),
-            halves!(256, 8),
-            halves!(320, 9),
-            halves!(384, 12),
-            halves!(448, 13),
-            halves!(512, 16),
-            halves!(576, 17),
+            store!(0, 0),
+            store!(64, 1),
+            store!(128, 4),
+            store!(192, 5),
+            store!(256, 8),
+            store!(320, 9),
+            store!(384, 12),
+            store!(448, 13),
+            store!(512, 16),
+            store!(576, 17),
         )
     };
     (6, 1) => {
-        concat!(stores!(5, 1), halves!(320, 20))
+        concat!(stores!(5, 1), store!(320, 20))
     };
     (5, 1) => {
         concat!(
-            halves!(0, 0),
-            halves!(64, 4),
-            halves!(128, 8),
-            halves!(192, 12),
-            halves!(256, 16),
+            store!(0, 0),
+            store!(64, 4),
+            store!(128, 8),
+            store!(192, 12),
+            store!(256, 16),
         )
     };
 }

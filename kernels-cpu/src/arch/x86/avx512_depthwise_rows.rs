@@ -13,7 +13,7 @@ use crate::epilogue::round::Round;
 use crate::table::{DepthwiseRows, ROWS_TAPS, RowsFn, RowsForm};
 
 use super::avx512_depthwise::{unpacked, unpacked_three};
-use super::avx512_epilogue::Narrow;
+use super::avx512_epilogue::Straight;
 use super::avx512_registers::{InRegisters, in_registers};
 
 const LANES: usize = 64;
@@ -36,26 +36,36 @@ pub(super) fn select<const SIGNED: bool>(
     if !finish.unpacked {
         return None;
     }
-    in_registers!(round, R => forms::<R, SIGNED>(form))
+    if Straight::is_plain(finish) {
+        in_registers!(round, R => forms::<R, SIGNED, true>(form))
+    } else {
+        in_registers!(round, R => forms::<R, SIGNED, false>(form))
+    }
 }
 
-fn forms<R: InRegisters, const SIGNED: bool>(form: RowsForm) -> Option<RowsFn> {
+fn forms<R: InRegisters, const SIGNED: bool, const PLAIN: bool>(form: RowsForm) -> Option<RowsFn> {
     match (form.rows, form.stride) {
-        (2, 1) => Some(widths::<R, SIGNED, 2, 1>(form.width)),
-        (1, 1) => Some(widths::<R, SIGNED, 1, 1>(form.width)),
-        (1, 2) => Some(widths::<R, SIGNED, 1, 2>(form.width)),
+        (2, 1) => Some(widths::<R, SIGNED, PLAIN, 2, 1>(form.width)),
+        (1, 1) => Some(widths::<R, SIGNED, PLAIN, 1, 1>(form.width)),
+        (1, 2) => Some(widths::<R, SIGNED, PLAIN, 1, 2>(form.width)),
         _ => None,
     }
 }
 
-fn widths<R: InRegisters, const SIGNED: bool, const ROWS: usize, const STRIDE: usize>(
+fn widths<
+    R: InRegisters,
+    const SIGNED: bool,
+    const PLAIN: bool,
+    const ROWS: usize,
+    const STRIDE: usize,
+>(
     width: usize,
 ) -> RowsFn {
     match width {
-        64 => rows::<R, SIGNED, ROWS, STRIDE, 64>,
-        32 => rows::<R, SIGNED, ROWS, STRIDE, 32>,
-        16 => rows::<R, SIGNED, ROWS, STRIDE, 16>,
-        _ => rows::<R, SIGNED, ROWS, STRIDE, 0>,
+        64 => rows::<R, SIGNED, PLAIN, ROWS, STRIDE, 64>,
+        32 => rows::<R, SIGNED, PLAIN, ROWS, STRIDE, 32>,
+        16 => rows::<R, SIGNED, PLAIN, ROWS, STRIDE, 16>,
+        _ => rows::<R, SIGNED, PLAIN, ROWS, STRIDE, 0>,
     }
 }
 
@@ -64,6 +74,7 @@ fn widths<R: InRegisters, const SIGNED: bool, const ROWS: usize, const STRIDE: u
 unsafe fn rows<
     R: InRegisters,
     const SIGNED: bool,
+    const PLAIN: bool,
     const ROWS: usize,
     const STRIDE: usize,
     const WIDTH: usize,
@@ -72,7 +83,7 @@ unsafe fn rows<
     finish: &Finish,
     call: &DepthwiseRows,
 ) {
-    let narrow = Narrow::new(finish, false);
+    let narrow = Straight::new(finish, false);
     // SAFETY: 64 packed columns follow.
     let parameters: [R::Parameters; VECTORS] =
         core::array::from_fn(|vector| unsafe { R::load(round, call.column + vector * 16) });
@@ -81,7 +92,8 @@ unsafe fn rows<
         _mm512_loadu_si512(call.bias.add(vector * 16).cast())
     });
     for band in 0..call.bands {
-        let image = Image::<SIGNED, ROWS, WIDTH>::new(call, band);
+        // SAFETY: the caller's promise.
+        let image = unsafe { Image::<SIGNED, ROWS, WIDTH>::new(call, band) };
         // A column that pixels share stays in registers from one to the next.
         let mut column = call.left;
         let mut columns = [[image.outside; VECTORS]; ROWS_TAPS];
@@ -117,7 +129,7 @@ unsafe fn rows<
                     *sum = unsafe { R::rounded(*sum, parameters) };
                 }
                 // SAFETY: the caller's promise.
-                unsafe { image.store(row, pixel, narrow.bytes(&sums)) };
+                unsafe { image.store(row, pixel, narrow.bytes::<PLAIN>(&sums)) };
             }
         }
     }
@@ -126,22 +138,37 @@ unsafe fn rows<
 /// Where the columns of a band come from and where its pixels go.
 struct Image<'a, const SIGNED: bool, const ROWS: usize, const WIDTH: usize> {
     call: &'a DepthwiseRows,
-    rows: *const *const u8,
-    out: *const *mut u8,
+    /// By piece; copies, because a store of bytes might change any pointer that lies in memory.
+    rows: [[*const u8; COLUMN]; PIECES],
+    out: [[*mut u8; ROWS]; PIECES],
     mask: __mmask16,
     outside: __m512i,
 }
 
 impl<'a, const SIGNED: bool, const ROWS: usize, const WIDTH: usize> Image<'a, SIGNED, ROWS, WIDTH> {
+    /// Pieces of a band.
+    const COUNT: usize = LANES / if WIDTH < 16 { 16 } else { WIDTH };
+
+    /// # Safety
+    /// - The contract of [`DepthwiseRows`], and the band is one of the call's.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    fn new(call: &'a DepthwiseRows, band: usize) -> Self {
+    unsafe fn new(call: &'a DepthwiseRows, band: usize) -> Self {
         let flip = if SIGNED { 0x80 } else { 0 };
-        let pieces = band * (LANES / WIDTH.max(16));
+        let mut rows = [[core::ptr::null(); COLUMN]; PIECES];
+        let mut out = [[core::ptr::null_mut(); ROWS]; PIECES];
+        for piece in 0..Self::COUNT {
+            let at = band * Self::COUNT + piece;
+            // SAFETY: there are four pointers for each piece, and one for each of its rows.
+            unsafe {
+                rows[piece] = core::array::from_fn(|row| *call.rows.add(at * COLUMN + row));
+                out[piece] = core::array::from_fn(|row| *call.out.add(at * ROWS + row));
+            }
+        }
         Image {
             call,
-            rows: call.rows.wrapping_add(pieces * COLUMN),
-            out: call.out.wrapping_add(pieces * ROWS),
+            rows,
+            out,
             mask: u16::MAX >> (16 - call.channels.min(16)),
             outside: _mm512_set1_epi8((call.outside ^ flip) as i8),
         }
@@ -179,11 +206,7 @@ impl<'a, const SIGNED: bool, const ROWS: usize, const WIDTH: usize> Image<'a, SI
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn lanes(&self, row: usize, at: usize) -> __m512i {
-        let mut piece = [core::ptr::null::<u8>(); PIECES];
-        for (index, piece) in piece.iter_mut().enumerate().take(LANES / WIDTH.max(16)) {
-            // SAFETY: four pointers for each piece, and the column is in the image.
-            *piece = unsafe { (*self.rows.add(index * COLUMN + row)).add(at) };
-        }
+        let piece = self.rows.map(|rows| rows[row].wrapping_add(at));
         // SAFETY: as many bytes are read as there are channels.
         let lanes = unsafe {
             match WIDTH {
@@ -220,12 +243,8 @@ impl<'a, const SIGNED: bool, const ROWS: usize, const WIDTH: usize> Image<'a, SI
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn store(&self, row: usize, pixel: usize, bytes: __m512i) {
-        let out_step = self.call.out_step;
-        let mut piece = [core::ptr::null_mut::<u8>(); PIECES];
-        for (index, piece) in piece.iter_mut().enumerate().take(LANES / WIDTH.max(16)) {
-            // SAFETY: a pointer for each row of each piece, and the pixel is one of the row.
-            *piece = unsafe { (*self.out.add(index * ROWS + row)).add(pixel * out_step) };
-        }
+        let at = pixel * self.call.out_step;
+        let piece = self.out.map(|out| out[row].wrapping_add(at));
         // SAFETY: as many bytes are written as there are channels.
         unsafe {
             let quarters = [

@@ -15,7 +15,7 @@ use crate::epilogue::{BlockFn, Place};
 
 use super::avx512_double_sum::DoubleSum;
 use super::avx512_round::{
-    Away, Bounded, Double, Float, Floor, High, Joined, Rounding, Shift, Wide, Word,
+    Away, Bounded, Double, Float, Floor, High, Joined, JoinedHigh, Rounding, Shift, Wide, Word,
 };
 
 const LANES: usize = 16;
@@ -67,7 +67,7 @@ pub(super) fn select(round: &Round, finish: &Finish) -> Option<BlockFn> {
         Round::High { .. } => block[1],
         Round::Wide { .. } => block[2],
         Round::Floor { .. } => block_of_floors(),
-        Round::Residual { .. } => block_of_residual(),
+        Round::Residual { shift, .. } => block_of_residual(shift),
         Round::Shift { .. } => block[3],
         Round::Float { scale, .. } if is_byte(finish) && bounded(scale) => block[5],
         Round::Float { .. } => block[4],
@@ -77,8 +77,17 @@ pub(super) fn select(round: &Round, finish: &Finish) -> Option<BlockFn> {
     })
 }
 
-fn block_of_residual() -> BlockFn {
-    block::<Joined, Alone>
+fn block_of_residual(shift: &[u32]) -> BlockFn {
+    if has_high_words(shift) {
+        block::<JoinedHigh, Alone>
+    } else {
+        block::<Joined, Alone>
+    }
+}
+
+/// Whether a rounding with a residual may take high words.
+pub(super) fn has_high_words(shift: &[u32]) -> bool {
+    shift.iter().all(|&shift| shift >= 33)
 }
 
 fn block_of_floors() -> BlockFn {
@@ -186,7 +195,7 @@ impl Following for Doubled {
 
 /// The parameters of a sum, in registers.
 #[derive(Clone, Copy)]
-struct Adder {
+pub(super) struct Adder {
     product_first: bool,
     product: __m512,
     other: __m512,
@@ -198,7 +207,7 @@ struct Adder {
 impl Adder {
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn new(finish: &Finish) -> Self {
+    pub(super) fn new(finish: &Finish) -> Self {
         let (product_first, values) = match finish.join {
             FinishJoin::Add {
                 sum:
@@ -231,7 +240,7 @@ impl Adder {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn add(&self, product: __m512, other: __m512i) -> __m512i {
+    pub(super) fn add(&self, product: __m512, other: __m512i) -> __m512i {
         let other = _mm512_cvtepi32_ps(other);
         // The inner of the two fused steps is the sum's second operand.
         let sum = if self.product_first {
@@ -382,7 +391,7 @@ unsafe fn widen<const COUNT: usize>(
 /// 64 bytes as 32-bit values, in the order of unpacking.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn unpack(bytes: __m512i, signed: bool) -> [__m512i; VECTORS] {
+pub(super) fn unpack(bytes: __m512i, signed: bool) -> [__m512i; VECTORS] {
     let zero = _mm512_setzero_si512();
     // Signed bytes go to the top of each value and are shifted down.
     if signed {
@@ -559,6 +568,63 @@ impl Narrow {
                 }
             }
         }
+    }
+}
+
+/// [`Narrow`] for packed values in the order of the output, without a branch: for loops of few instructions, of
+/// which branches that always go the same way are a share all the same.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Straight {
+    /// Words; less 128 where bytes are unsigned, so that packs of signed words saturate them.
+    zero_point: __m512i,
+    /// Limits of signed bytes.
+    lo: __m512i,
+    hi: __m512i,
+    /// What makes bytes of the output of signed ones.
+    flip: __m512i,
+}
+
+impl Straight {
+    /// Whether packs alone give the bytes of an output.
+    pub(super) fn is_plain(finish: &Finish) -> bool {
+        let added = matches!(finish.join, FinishJoin::Add { .. });
+        finish.store == Store::Unsigned
+            && (added || finish.zero_point == 0)
+            && finish.limits == (0, 255)
+    }
+
+    /// After a sum, values have their zero point.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn new(finish: &Finish, added: bool) -> Self {
+        let base = match finish.store {
+            Store::Signed => 0,
+            Store::Unsigned | Store::Low | Store::Word => 128,
+        };
+        let (lo, hi) = finish.limits;
+        Straight {
+            zero_point: _mm512_set1_epi16(
+                (if added { 0 } else { finish.zero_point } - base) as i16,
+            ),
+            lo: _mm512_set1_epi8((lo - base) as i8),
+            hi: _mm512_set1_epi8((hi - base) as i8),
+            flip: _mm512_set1_epi8(base as i8),
+        }
+    }
+
+    /// The bytes of an output, which is plain if `PLAIN`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn bytes<const PLAIN: bool>(&self, values: &[__m512i; VECTORS]) -> __m512i {
+        let low = _mm512_packs_epi32(values[0], values[1]);
+        let high = _mm512_packs_epi32(values[2], values[3]);
+        if PLAIN {
+            return _mm512_packus_epi16(low, high);
+        }
+        let words = |words| _mm512_adds_epi16(words, self.zero_point);
+        let bytes = _mm512_packs_epi16(words(low), words(high));
+        let bytes = _mm512_min_epi8(_mm512_max_epi8(bytes, self.lo), self.hi);
+        _mm512_xor_si512(bytes, self.flip)
     }
 }
 

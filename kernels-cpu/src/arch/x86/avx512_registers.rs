@@ -1,10 +1,15 @@
 //! The roundings of sums that never leave the registers, for kernels that finish what they compute.
 
 use core::arch::x86_64::*;
+use core::marker::PhantomData;
 
+use crate::epilogue::finish::Finish;
+use crate::epilogue::round::Round;
+
+use super::avx512_epilogue::Adder;
 use super::avx512_round::{
-    Bounded, Double, Float, Floor, High, Rounding, Word, double, floors, high_words, products,
-    shifted,
+    Bounded, Double, Float, Floor, High, JoinedHigh, Rounding, Word, double, float_product, floors,
+    high_words, joined_high, products, shifted,
 };
 
 /// Gives what `$function` is for the type `$rounding` of a rounding; none for rare roundings.
@@ -111,6 +116,141 @@ impl InRegisters for Double {
     #[target_feature(enable = "avx512f")]
     unsafe fn rounded(sums: __m512i, parameters: Self::Parameters) -> __m512i {
         double(sums, parameters)
+    }
+}
+
+/// What becomes of sums in registers: a rounding alone, or one that another tensor's values join.
+pub(super) trait Ending {
+    /// Whether there are such values, and whether they are signed.
+    const JOINED: bool;
+    const SIGNED: bool;
+    /// Whether values have their zero points: those of a sum that follows the rounding.
+    const ADDED: bool = false;
+    /// Parameters of 16 columns, and those of all.
+    type Parameters: Copy;
+    type Common: Copy;
+
+    /// # Safety
+    /// - 16 packed columns follow `column`; the machine has AVX-512 F.
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters;
+
+    /// # Safety
+    /// - The machine has AVX-512 F.
+    unsafe fn common(finish: &Finish) -> Self::Common;
+
+    /// 16 values, before the zero point unless that is folded in.
+    ///
+    /// # Safety
+    /// - The machine has AVX-512 F and DQ.
+    unsafe fn ended(
+        sums: __m512i,
+        other: __m512i,
+        parameters: Self::Parameters,
+        common: &Self::Common,
+    ) -> __m512i;
+}
+
+/// A rounding.
+pub(super) struct Alone<R>(PhantomData<R>);
+/// `f32_rne`, then an `f32` sum with values of a sign.
+pub(super) struct Summed<const SIGNED: bool>;
+/// One rounding of the product and a residual of a sign, by high words.
+pub(super) struct Residual<const SIGNED: bool>;
+
+impl<R: InRegisters> Ending for Alone<R> {
+    const JOINED: bool = false;
+    const SIGNED: bool = false;
+    type Parameters = R::Parameters;
+    type Common = ();
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters {
+        // SAFETY: the caller's promise.
+        unsafe { R::load(round, column) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn common(_finish: &Finish) {}
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn ended(
+        sums: __m512i,
+        _other: __m512i,
+        parameters: Self::Parameters,
+        _common: &(),
+    ) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe { R::rounded(sums, parameters) }
+    }
+}
+
+impl<const SIGNED: bool> Ending for Summed<SIGNED> {
+    const ADDED: bool = true;
+    const JOINED: bool = true;
+    const SIGNED: bool = SIGNED;
+    /// Scales.
+    type Parameters = __m512;
+    /// The limits and the zero point of the product, and the sum.
+    type Common = ([__m512; 3], Adder);
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(round: &Round, column: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { Bounded::load(round, column) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn common(finish: &Finish) -> Self::Common {
+        let limits = [finish.lo, finish.hi, finish.zero_point];
+        (
+            limits.map(|limit| _mm512_set1_ps(limit as f32)),
+            Adder::new(finish),
+        )
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn ended(
+        sums: __m512i,
+        other: __m512i,
+        scale: __m512,
+        ([lo, hi, zero_point], adder): &Self::Common,
+    ) -> __m512i {
+        adder.add(float_product(sums, [scale, *lo, *hi], *zero_point), other)
+    }
+}
+
+impl<const SIGNED: bool> Ending for Residual<SIGNED> {
+    const JOINED: bool = true;
+    const SIGNED: bool = SIGNED;
+    type Parameters = <JoinedHigh as Rounding>::Parameters;
+    type Common = ();
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters {
+        // SAFETY: the caller's promise.
+        unsafe { JoinedHigh::load(round, column) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn common(_finish: &Finish) {}
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn ended(
+        sums: __m512i,
+        other: __m512i,
+        parameters: Self::Parameters,
+        _common: &(),
+    ) -> __m512i {
+        joined_high(sums, other, parameters)
     }
 }
 

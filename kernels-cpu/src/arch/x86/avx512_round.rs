@@ -60,6 +60,8 @@ pub(super) struct High;
 pub(super) struct Wide;
 pub(super) struct Floor;
 pub(super) struct Joined;
+/// `Joined` where every shift is at least 33.
+pub(super) struct JoinedHigh;
 pub(super) struct Shift;
 pub(super) struct Float;
 /// `Float` where no scaled sum leaves 32 bits: packs clamp it later.
@@ -366,6 +368,69 @@ impl Rounding for Joined {
     }
 }
 
+impl Rounding for JoinedHigh {
+    /// Mantissas, those of the residual, constants and shifts of the high word, 256 times the zero point.
+    type Parameters = [__m512i; 5];
+    const JOINED: bool = true;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn load(round: &Round, column: usize) -> Self::Parameters {
+        let Round::Residual {
+            m,
+            shift,
+            other,
+            zero_point,
+        } = round
+        else {
+            return [_mm512_setzero_si512(); 5];
+        };
+        // SAFETY: the caller's promise.
+        let (m, shift, other) = unsafe {
+            (
+                entries(m, column),
+                entries(shift, column),
+                entries(other, column),
+            )
+        };
+        let before = _mm512_sub_epi32(shift, _mm512_set1_epi32(33));
+        [
+            m,
+            other,
+            _mm512_sllv_epi32(_mm512_set1_epi32(1), before),
+            _mm512_sub_epi32(shift, _mm512_set1_epi32(32)),
+            _mm512_set1_epi32(zero_point << 8),
+        ]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn round(sums: *const i32, other: __m512i, parameters: Self::Parameters) -> __m512i {
+        // SAFETY: the caller's promise.
+        joined_high(unsafe { load(sums) }, other, parameters)
+    }
+}
+
+/// [`JoinedHigh`]'s rounding of sums in registers: the floor of a floor is the floor.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn joined_high(
+    sums: __m512i,
+    other: __m512i,
+    [m, residual, constant, shift, zero_point]: [__m512i; 5],
+) -> __m512i {
+    let aligned = _mm512_sub_epi32(_mm512_slli_epi32::<8>(other), zero_point);
+    let odd = |values: __m512i| _mm512_srli_epi64::<32>(values);
+    let high = high_words(
+        _mm512_add_epi64(products(sums, m), products(aligned, residual)),
+        _mm512_add_epi64(
+            products(odd(sums), odd(m)),
+            products(odd(aligned), odd(residual)),
+        ),
+    );
+    shifted(_mm512_add_epi32(high, constant), shift)
+}
+
 impl Rounding for Shift {
     /// Shifts, shifts less one, and the bit to add.
     type Parameters = [__m512i; 3];
@@ -437,13 +502,25 @@ impl Rounding for Float {
         clamp: &Clamp,
     ) -> __m512 {
         // SAFETY: the caller's promise.
-        let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(unsafe { load(sums) }), scale);
-        let clamped = _mm512_min_ps(_mm512_max_ps(scaled, lo), hi);
-        let rounded =
-            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(clamped);
-        // Small integers: the sum is exact.
-        _mm512_add_ps(rounded, _mm512_cvtepi32_ps(clamp.zero_point))
+        let sums = unsafe { load(sums) };
+        float_product(sums, [scale, lo, hi], _mm512_cvtepi32_ps(clamp.zero_point))
     }
+}
+
+/// [`Float`]'s product of sums in registers.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn float_product(
+    sums: __m512i,
+    [scale, lo, hi]: [__m512; 3],
+    zero_point: __m512,
+) -> __m512 {
+    let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale);
+    let clamped = _mm512_min_ps(_mm512_max_ps(scaled, lo), hi);
+    let rounded =
+        _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(clamped);
+    // Small integers: the sum is exact.
+    _mm512_add_ps(rounded, zero_point)
 }
 
 impl Rounding for Bounded {

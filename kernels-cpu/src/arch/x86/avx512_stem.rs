@@ -1,18 +1,21 @@
-//! First layers with AVX-512 VNNI: a row of output pixels from image rows of few channels, to finished
-//! bytes in registers.
+//! First layers and short products with AVX-512 VNNI: a row of output pixels from image rows of few
+//! channels, to finished bytes in registers.
 //!
 //! The taps of a kernel row lie side by side in the image, so four bytes of them are broadcast from
 //! wherever they start, and the next pixel's start a fixed step further on. A tile is some pixels by 16, 32
 //! or 64 channels, whose order is that in which packs leave them.
 
+use core::arch::asm;
 use core::arch::x86_64::*;
 
-use crate::epilogue::finish::Finish;
+use requant_numerics::DType;
+
+use crate::epilogue::finish::{Finish, FinishJoin, Sum};
 use crate::epilogue::round::Round;
 use crate::table::{StemFn, StemRow};
 
-use super::avx512_epilogue::{Narrow, is_byte_alone};
-use super::avx512_registers::{InRegisters, in_registers};
+use super::avx512_epilogue::{Straight, has_high_words, is_byte, unpack};
+use super::avx512_registers::{Alone, Ending, Residual, Summed, in_registers};
 
 const LANES: usize = 16;
 /// Bytes of a vector.
@@ -20,42 +23,127 @@ const BYTES: usize = 64;
 /// Taps of a group.
 const GROUP: usize = 4;
 
-/// The function for as many vectors of channels and pixels, and an output; none for rare roundings.
+/// The function for activations of a sign, as many vectors of channels and pixels, and an output; none for
+/// rare roundings and joins.
 pub(super) fn select(
     round: &Round,
+    finish: &Finish,
+    signed: bool,
+    vectors: usize,
+    pixels: usize,
+) -> Option<StemFn> {
+    if !is_byte(finish) {
+        return None;
+    }
+    match finish.join {
+        FinishJoin::None => match signed {
+            false => in_registers!(round, R => outputs::<Alone<R>, false>(finish, vectors, pixels)),
+            true => in_registers!(round, R => outputs::<Alone<R>, true>(finish, vectors, pixels)),
+        },
+        FinishJoin::Residual(dtype) => {
+            let high = matches!(round, Round::Residual { shift, .. } if has_high_words(shift));
+            let fits = high && dtype != DType::I16;
+            let select = match (signed, dtype.is_signed()) {
+                (false, false) => outputs::<Residual<false>, false>,
+                (false, true) => outputs::<Residual<true>, false>,
+                (true, false) => outputs::<Residual<false>, true>,
+                (true, true) => outputs::<Residual<true>, true>,
+            };
+            fits.then(|| select(finish, vectors, pixels)).flatten()
+        }
+        FinishJoin::Add {
+            dtype,
+            sum: Sum::Float { .. },
+        } => {
+            let fits = matches!(round, Round::Float { .. }) && dtype != DType::I16;
+            let select = match (signed, dtype.is_signed()) {
+                (false, false) => outputs::<Summed<false>, false>,
+                (false, true) => outputs::<Summed<true>, false>,
+                (true, false) => outputs::<Summed<false>, true>,
+                (true, true) => outputs::<Summed<true>, true>,
+            };
+            fits.then(|| select(finish, vectors, pixels)).flatten()
+        }
+        FinishJoin::Add {
+            sum: Sum::Integer { .. } | Sum::Double { .. },
+            ..
+        } => None,
+    }
+}
+
+fn outputs<E: Ending, const SIGNED: bool>(
     finish: &Finish,
     vectors: usize,
     pixels: usize,
 ) -> Option<StemFn> {
-    if !is_byte_alone(finish) {
-        return None;
+    if Straight::is_plain(finish) {
+        tiles::<E, SIGNED, true>(vectors, pixels)
+    } else {
+        tiles::<E, SIGNED, false>(vectors, pixels)
     }
-    in_registers!(round, R => tiles::<R>(vectors, pixels))
 }
 
-fn tiles<R: InRegisters>(vectors: usize, pixels: usize) -> Option<StemFn> {
+fn tiles<E: Ending, const SIGNED: bool, const PLAIN: bool>(
+    vectors: usize,
+    pixels: usize,
+) -> Option<StemFn> {
     match (vectors, pixels) {
-        (4, 6) => Some(row::<R, 4, 6>),
-        (4, 2) => Some(row::<R, 4, 2>),
-        (2, 12) => Some(row::<R, 2, 12>),
-        (2, 4) => Some(row::<R, 2, 4>),
-        (1, 12) => Some(row::<R, 1, 12>),
-        (1, 4) => Some(row::<R, 1, 4>),
+        (4, 6) => Some(row::<E, SIGNED, PLAIN, 4, 6>),
+        (4, 2) => Some(row::<E, SIGNED, PLAIN, 4, 2>),
+        (2, 12) => Some(row::<E, SIGNED, PLAIN, 2, 12>),
+        (2, 4) => Some(row::<E, SIGNED, PLAIN, 2, 4>),
+        (1, 12) => Some(row::<E, SIGNED, PLAIN, 1, 12>),
+        (1, 4) => Some(row::<E, SIGNED, PLAIN, 1, 4>),
         _ => None,
     }
 }
 
+/// Four activations in every lane, made unsigned if they are `SIGNED`.
+///
+/// # Safety
+/// - Four bytes are readable at `at`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn broadcast<const SIGNED: bool>(at: *const u8) -> __m512i {
+    if !SIGNED {
+        // SAFETY: the caller's promise; the read needs no alignment.
+        return _mm512_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() });
+    }
+    let flip = _mm512_set1_epi8(-128);
+    let flipped: __m512i;
+    // One instruction, which the compiler does not find. It reads four bytes at `at` and writes only its output.
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "vpxord {out}, {flip}, dword ptr [{at}]{{1to16}}",
+            out = lateout(zmm_reg) flipped,
+            flip = in(zmm_reg) flip,
+            at = in(reg) at,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    flipped
+}
+
 /// See [`StemRow`] for the contract.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn row<R: InRegisters, const VECTORS: usize, const PIXELS: usize>(
+unsafe fn row<
+    E: Ending,
+    const SIGNED: bool,
+    const PLAIN: bool,
+    const VECTORS: usize,
+    const PIXELS: usize,
+>(
     round: &Round,
     finish: &Finish,
     call: &StemRow,
 ) {
-    let narrow = Narrow::new(finish, false);
+    let narrow = Straight::new(finish, E::ADDED);
+    // SAFETY: this function has the features.
+    let common = unsafe { E::common(finish) };
     // SAFETY: the rounding has as many packed columns from `column` on.
-    let parameters: [R::Parameters; VECTORS] =
-        core::array::from_fn(|vector| unsafe { R::load(round, call.column + vector * LANES) });
+    let parameters: [E::Parameters; VECTORS] =
+        core::array::from_fn(|vector| unsafe { E::load(round, call.column + vector * LANES) });
     // SAFETY: `bias` holds as many values.
     let bias: [__m512i; VECTORS] = core::array::from_fn(|vector| unsafe {
         _mm512_loadu_si512(call.bias.add(vector * LANES).cast())
@@ -88,7 +176,7 @@ unsafe fn row<R: InRegisters, const VECTORS: usize, const PIXELS: usize>(
                 for (pixel, sums) in sums.iter_mut().enumerate() {
                     let x = bases[pixel / 3].wrapping_add(pixel % 3 * step);
                     // SAFETY: a row is readable for all groups of all pixels.
-                    let x = _mm512_set1_epi32(unsafe { x.cast::<i32>().read_unaligned() });
+                    let x = unsafe { broadcast::<SIGNED>(x) };
                     for (sum, weights) in sums.iter_mut().zip(panel) {
                         *sum = _mm512_dpbusd_epi32(*sum, x, weights);
                     }
@@ -103,15 +191,24 @@ unsafe fn row<R: InRegisters, const VECTORS: usize, const PIXELS: usize>(
             ($group:literal) => {
                 if $group * 4 < PIXELS * VECTORS {
                     let pixel = $group * 4 / VECTORS;
+                    let at = (start + pixel) * call.out_step;
+                    let others = if E::JOINED {
+                        let from = call.other.wrapping_add(at);
+                        // SAFETY: the other tensor is readable where the pixels are writable.
+                        unpack(unsafe { load::<VECTORS>(from, call.out_step) }, E::SIGNED)
+                    } else {
+                        [_mm512_setzero_si512(); 4]
+                    };
                     let value = |index: usize| {
                         let sum = sums[pixel + index / VECTORS][index % VECTORS];
+                        let parameters = parameters[index % VECTORS];
                         // SAFETY: this function has the features too.
-                        unsafe { R::rounded(sum, parameters[index % VECTORS]) }
+                        unsafe { E::ended(sum, others[index], parameters, &common) }
                     };
                     let values = [value(0), value(1), value(2), value(3)];
-                    let out = call.out.wrapping_add((start + pixel) * call.out_step);
+                    let out = call.out.wrapping_add(at);
                     // SAFETY: the pixels are writable for the channels.
-                    unsafe { store::<VECTORS>(out, call.out_step, narrow.pack(&values)) };
+                    unsafe { store::<VECTORS>(out, call.out_step, narrow.bytes::<PLAIN>(&values)) };
                 }
             };
         }
@@ -161,6 +258,36 @@ unsafe fn store<const VECTORS: usize>(out: *mut u8, step: usize, bytes: __m512i)
                     out.add(3 * step).cast(),
                     _mm512_extracti32x4_epi32::<3>(bytes),
                 );
+            }
+        }
+    }
+}
+
+/// The bytes of one, two or four pixels as [`store`] takes them.
+///
+/// # Safety
+/// - As many pixels of 64, 32 or 16 channels, `step` bytes apart, are readable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn load<const VECTORS: usize>(from: *const u8, step: usize) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match VECTORS {
+            4 => _mm512_loadu_si512(from.cast()),
+            2 => {
+                let first = _mm512_castsi256_si512(_mm256_loadu_si256(from.cast()));
+                let second = _mm256_loadu_si256(from.add(step).cast());
+                let order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
+                _mm512_permutexvar_epi64(order, _mm512_inserti64x4::<1>(first, second))
+            }
+            _ => {
+                let pixel = |index: usize| _mm_loadu_si128(from.add(index * step).cast());
+                let bytes = _mm512_castsi128_si512(pixel(0));
+                let bytes = _mm512_inserti32x4::<1>(bytes, pixel(1));
+                let bytes = _mm512_inserti32x4::<2>(bytes, pixel(2));
+                let bytes = _mm512_inserti32x4::<3>(bytes, pixel(3));
+                let order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+                _mm512_permutexvar_epi32(order, bytes)
             }
         }
     }

@@ -57,11 +57,12 @@ pub(super) fn stem(
     isa: Isa,
     round: &Round,
     finish: &Finish,
+    signed: bool,
     vectors: usize,
     pixels: usize,
 ) -> Option<StemFn> {
     match isa {
-        Isa::Avx512Vnni => avx512_stem::select(round, finish, vectors, pixels),
+        Isa::Avx512Vnni => avx512_stem::select(round, finish, signed, vectors, pixels),
         Isa::Scalar | Isa::Avx2 | Isa::AvxVnni | Isa::NeonDot | Isa::NeonI8mm => None,
     }
 }

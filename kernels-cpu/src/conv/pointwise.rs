@@ -1,0 +1,223 @@
+//! Matrix products of short rows: 1x1 convolutions of few channels, straight to finished bytes.
+//!
+//! With few taps a sum is rounded almost as often as it is added to, so a tile's detour through memory
+//! ([`super::tiled`]) costs more than its products. Here sums are rounded in the registers where they arise.
+//! Pixels are taken in stretches that stay in the first-level cache, and each stretch meets every panel of
+//! channels.
+
+use crate::epilogue::{Epilogue, Join, Output};
+use crate::error::product;
+use crate::memory::{Aligned, Carver, LINE, piece};
+use crate::parallel::{Shared, run_parts, share, usable_threads};
+use crate::table::{StemFn, StemRow, stem_column};
+use crate::tiles::MACS_PER_PART;
+use crate::{Isa, KernelError, Parallel, arch};
+
+use super::fold::Folded;
+use super::{ConvIo, ConvShape, ConvSpec, Weights};
+
+/// Taps of a group.
+const GROUP: usize = 4;
+/// Channels of a vector.
+const LANES: usize = 16;
+/// Vectors of a panel, widest first, and pixels of its tiles.
+const TILES: [(usize, usize); 3] = [(4, 6), (2, 12), (1, 12)];
+/// Input bytes of a stretch.
+const STRETCH: usize = 24 << 10;
+/// Taps up to which this way is the fastest: in general, for one panel of channels, and with a residual, whose
+/// rounding is long. Measured on Zen 5.
+const MOST_TAPS: usize = 112;
+const MOST_TAPS_OF_ONE: usize = 192;
+const MOST_TAPS_BEFORE_RESIDUALS: usize = 384;
+
+/// A product of short rows, prepared.
+#[derive(Debug)]
+pub(super) struct Pointwise {
+    shape: ConvShape,
+    panels: Vec<Panel>,
+    weights: Aligned,
+    bias: Folded,
+    epilogue: Epilogue,
+}
+
+/// Some output channels. The last panel may take channels of the one before it again.
+#[derive(Clone, Copy, Debug)]
+struct Panel {
+    channel: usize,
+    vectors: usize,
+    run: StemFn,
+    /// First byte of its weights.
+    offset: usize,
+}
+
+impl Pointwise {
+    /// Whether this way is taken where nothing is measured.
+    pub(super) fn is_usual(shape: &ConvShape, output: &Output) -> bool {
+        let one = shape.out_c <= LANES * TILES[0].0;
+        let most = match output.join() {
+            Some(Join::Residual { .. }) => MOST_TAPS_BEFORE_RESIDUALS,
+            // Tiles of whole vectors add beside their products.
+            Some(Join::Add { .. }) if shape.out_c >= 2 * LANES => return false,
+            _ if one => MOST_TAPS_OF_ONE,
+            _ => MOST_TAPS,
+        };
+        shape.in_c <= most
+    }
+
+    /// None where the ISA has no functions for the shape or the output.
+    pub(super) fn new(
+        isa: Isa,
+        spec: &ConvSpec<'_>,
+        signed: bool,
+    ) -> Result<Option<Self>, KernelError> {
+        let shape = spec.shape;
+        let depth = shape.in_c;
+        let pixels = shape.out_h * shape.out_w;
+        let fits = shape.groups == 1
+            && shape.kernel == [1, 1]
+            && shape.strides == [1, 1]
+            && shape.pads == [0, 0]
+            && (shape.out_h, shape.out_w) == (shape.in_h, shape.in_w)
+            && depth.is_multiple_of(GROUP)
+            && shape.out_c >= LANES;
+        let (Weights::I8(_), true) = (&spec.weights, fits) else {
+            return Ok(None);
+        };
+        let widths = widths(shape.out_c);
+        let columns: Vec<Option<usize>> = widths
+            .iter()
+            .flat_map(|&(channel, vectors)| {
+                (0..LANES * vectors).map(move |at| Some(channel + stem_column(vectors, at)))
+            })
+            .collect();
+        let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &columns, LANES, None)?;
+        let Some((round, finish)) = epilogue.alone() else {
+            return Ok(None);
+        };
+        let groups = depth / GROUP;
+        let mut panels = Vec::with_capacity(widths.len());
+        let mut offset = 0;
+        for (channel, vectors) in widths {
+            let tile = TILES.iter().find(|(width, _)| *width == vectors);
+            let tile = tile.filter(|(_, least)| *least <= pixels);
+            let run = tile.and_then(|&(_, p)| arch::stem(isa, round, finish, signed, vectors, p));
+            let Some(run) = run else {
+                return Ok(None);
+            };
+            panels.push(Panel {
+                channel,
+                vectors,
+                run,
+                offset,
+            });
+            offset += product(&[groups, GROUP, LANES, vectors])?;
+        }
+        let mut weights = Aligned::zeroed(offset);
+        for panel in &panels {
+            let step = GROUP * LANES * panel.vectors;
+            let packed = &mut weights.bytes_mut()[panel.offset..][..groups * step];
+            for (index, packed) in packed.chunks_exact_mut(step).enumerate() {
+                for (at, taps) in packed.chunks_exact_mut(GROUP).enumerate() {
+                    let channel = panel.channel + stem_column(panel.vectors, at);
+                    for (tap, weight) in taps.iter_mut().enumerate() {
+                        *weight = spec.weights.get(channel, index * GROUP + tap, depth) as u8;
+                    }
+                }
+            }
+        }
+        // What a function adds to signed activations.
+        let offset = if signed { 128 } else { 0 };
+        let bias = Folded::new(columns.len(), spec.input_zero_point, offset, |column| {
+            let channel = columns[column]?;
+            let bias = spec.bias.get(channel).copied().unwrap_or(0);
+            let weights = (0..depth).map(move |k| spec.weights.get(channel, k, depth));
+            Some((bias, weights))
+        });
+        Ok(Some(Pointwise {
+            shape,
+            panels,
+            weights,
+            bias,
+            epilogue,
+        }))
+    }
+
+    pub(super) fn packed_bytes(&self) -> usize {
+        self.weights.bytes().len()
+    }
+
+    pub(super) fn scratch_bytes(&self) -> usize {
+        LINE + piece(4 * self.bias.columns())
+    }
+
+    /// Runs on buffers whose lengths were checked.
+    pub(super) fn run(&self, io: ConvIo<'_>, zero_point: i32, pool: &dyn Parallel) {
+        let shape = &self.shape;
+        let Some((round, finish)) = self.epilogue.alone() else {
+            return;
+        };
+        let mut carver = Carver::new(io.scratch);
+        let bias = self.bias.get(zero_point, carver.words(self.bias.columns()));
+        let pixels = io.batch * shape.out_h * shape.out_w;
+        let tallest = TILES.iter().map(|(_, pixels)| *pixels).max().unwrap_or(1);
+        let macs = io.batch.saturating_mul(shape.macs());
+        let parts = usable_threads(pool)
+            .min(macs / MACS_PER_PART)
+            .min(pixels / tallest)
+            .max(1);
+        let output = Shared::new(io.output);
+        let most = (STRETCH / shape.in_c).max(tallest);
+        run_parts(pool, parts, |part| {
+            let range = share(pixels, parts, part);
+            let stretches = range.len().div_ceil(most).min(range.len() / tallest).max(1);
+            for index in 0..stretches {
+                let stretch = share(range.len(), stretches, index);
+                let first = range.start + stretch.start;
+                let row = [io.input[first * shape.in_c..].as_ptr()];
+                let mut column = 0;
+                for panel in &self.panels {
+                    let at = first * shape.out_c + panel.channel;
+                    let call = StemRow {
+                        rows: row.as_ptr(),
+                        kernel_rows: 1,
+                        groups: shape.in_c / GROUP,
+                        step: shape.in_c,
+                        rest: core::ptr::null(),
+                        rest_groups: 0,
+                        weights: self.weights.bytes()[panel.offset..].as_ptr(),
+                        bias: bias[column..column + LANES * panel.vectors].as_ptr(),
+                        column,
+                        pixels: stretch.len(),
+                        out: output.start().wrapping_add(at),
+                        out_step: shape.out_c,
+                        other: io
+                            .other
+                            .map_or(core::ptr::null(), |other| other.as_ptr().wrapping_add(at)),
+                    };
+                    // SAFETY: the contract of `StemRow`: a pixel holds all taps; weights, biases and parameters
+                    // were laid out for these panels; stretches are no shorter than a tile; those of different
+                    // parts are disjoint, and lengths were checked for the whole batch; the ISA was checked when
+                    // the product was prepared.
+                    unsafe { (panel.run)(round, finish, &call) };
+                    column += LANES * panel.vectors;
+                }
+            }
+        });
+    }
+}
+
+/// The first channel and the vectors of each panel; there are at least 16 channels.
+fn widths(channels: usize) -> Vec<(usize, usize)> {
+    let mut widths = Vec::new();
+    let mut channel = 0;
+    for (vectors, _) in TILES {
+        while channels - channel >= LANES * vectors {
+            widths.push((channel, vectors));
+            channel += LANES * vectors;
+        }
+    }
+    if channel < channels {
+        widths.push((channels - LANES, 1));
+    }
+    widths
+}
