@@ -1,8 +1,10 @@
 //! How far a quantized model's answers are from the float model's, and how often both are right.
 
+use std::ops::Range;
+
 use requant_import::float::{Graph, Op};
 
-/// What the first output of a model means, which decides how answers are compared.
+/// What the outputs of a model mean, which decides how answers are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// One real a class: the largest is the answer.
@@ -15,12 +17,13 @@ pub enum Answer {
         /// Number of classes.
         classes: usize,
     },
-    /// Anything else: compared as reals.
+    /// Anything else, several outputs too: compared as reals.
     Reals,
 }
 
 impl Answer {
-    /// What the first output of a graph means: classes where a sample has one vector of at least two.
+    /// What the outputs of a graph mean: classes where there is one, and a sample has one vector of at least
+    /// two.
     pub fn of(graph: &Graph) -> Self {
         let Some(port) = graph.outputs.first() else {
             return Answer::Reals;
@@ -70,12 +73,12 @@ pub struct Verdict {
     /// Samples compared.
     pub samples: usize,
     /// Samples whose top class is the float model's; of models without classes, those whose error is below a
-    /// hundredth of the signal.
+    /// hundredth of the signal in every output.
     pub agreeing: usize,
     /// Samples whose top class is the label, where there are labels.
     pub right: Option<usize>,
     /// Sum over samples of the divergence: `KL(float ‖ quantized)` of class probabilities in nats, or the
-    /// squared error relative to the float answer's square.
+    /// squared error relative to the float answer's square, on average over the outputs.
     pub divergence: f64,
 }
 
@@ -114,41 +117,45 @@ impl Verdict {
     }
 }
 
-/// Compares answers, `samples` rows each; `labels` are class indices, and mean nothing where there are no
-/// classes.
+/// Compares answers, `samples` rows of each output; `labels` are class indices, and mean nothing where there
+/// are no classes.
 pub fn compare(
     answer: Answer,
     samples: usize,
-    float: &[f32],
-    quantized: &[f32],
+    float: &[&[f32]],
+    quantized: &[&[f32]],
     labels: Option<&[i64]>,
 ) -> Verdict {
-    let width = float.len() / samples.max(1);
     let labels = labels.filter(|_| answer.classes().is_some());
     let mut verdict = Verdict {
         samples,
         right: labels.map(|_| 0),
         ..Verdict::default()
     };
-    let rows = float
-        .chunks_exact(width.max(1))
-        .zip(quantized.chunks_exact(width.max(1)));
-    for (index, (float, quantized)) in rows.enumerate() {
-        verdict.divergence += divergence(answer, float, quantized);
-        let agrees = match answer {
+    for index in 0..samples {
+        let row = |output: &[f32]| -> Range<usize> {
+            let width = output.len() / samples;
+            index * width..(index + 1) * width
+        };
+        let pairs = float.iter().zip(quantized);
+        let rows: Vec<(&[f32], &[f32])> = pairs.map(|(&f, &q)| (&f[row(f)], &q[row(q)])).collect();
+        let sum: f64 = rows.iter().map(|(f, q)| divergence(answer, f, q)).sum();
+        verdict.divergence += sum / float.len().max(1) as f64;
+        let agrees = |&(float, quantized): &(&[f32], &[f32])| match answer {
             Answer::Logits { .. } | Answer::Probabilities { .. } => top1(float) == top1(quantized),
             Answer::Reals => relative_error(float, quantized) < 0.01,
         };
-        verdict.agreeing += usize::from(agrees);
+        verdict.agreeing += usize::from(rows.iter().all(agrees));
         let label = labels.and_then(|labels| labels.get(index));
-        if let (Some(right), Some(&label)) = (verdict.right.as_mut(), label) {
-            *right += usize::from(top1(quantized) as i64 == label);
+        let chosen = rows.first().map(|(_, quantized)| top1(quantized));
+        if let (Some(right), Some(&label), Some(chosen)) = (verdict.right.as_mut(), label, chosen) {
+            *right += usize::from(chosen as i64 == label);
         }
     }
     verdict
 }
 
-/// The divergence of one sample's answer; see [`Verdict::divergence`].
+/// The divergence of one output of one sample; see [`Verdict::divergence`].
 pub fn divergence(answer: Answer, float: &[f32], quantized: &[f32]) -> f64 {
     match answer {
         Answer::Logits { .. } => kl(&log_softmax(float), &log_softmax(quantized)),
@@ -197,18 +204,27 @@ mod tests {
         let answer = Answer::Logits { classes: 2 };
         let float = [1.0, 0.0, 0.0, 3.0, 2.0, 2.0];
         let quantized = [1.0, 0.0, 1.0, 0.0, 2.0, 2.0];
-        let verdict = compare(answer, 3, &float, &quantized, Some(&[0, 0, 1]));
+        let verdict = compare(answer, 3, &[&float], &[&quantized], Some(&[0, 0, 1]));
         assert_eq!((verdict.agreeing, verdict.right), (2, Some(2)));
         // KL of (1, e³)/(1+e³) from (e, 1)/(1+e), by hand.
         let p = 1.0 / (1.0 + 3f64.exp());
         let q = 1f64.exp() / (1.0 + 1f64.exp());
         let expected = p * (p / q).ln() + (1.0 - p) * ((1.0 - p) / (1.0 - q)).ln();
         assert!((verdict.divergence - expected).abs() < 1e-12);
-        let same = compare(Answer::Reals, 1, &[3.0, 4.0], &[3.0, 4.5], Some(&[1]));
+        let same = compare(Answer::Reals, 1, &[&[3.0, 4.0]], &[&[3.0, 4.5]], Some(&[1]));
         assert_eq!(
             (same.divergence, same.agreeing, same.right),
             (0.01, 0, None)
         );
+    }
+
+    #[test]
+    fn every_output_counts() {
+        let first: &[f32] = &[3.0, 4.0, 1.0, 0.0];
+        let (second, changed): (&[f32], &[f32]) = (&[5.0, 2.0], &[5.0, 1.0]);
+        let verdict = compare(Answer::Reals, 2, &[first, second], &[first, changed], None);
+        // Of the second sample the first output is as it was, and the second has an error of a quarter.
+        assert_eq!((verdict.divergence, verdict.agreeing), (0.125, 1));
     }
 
     #[test]

@@ -100,11 +100,6 @@ impl Work {
         fault.clone()
     }
 
-    /// The folder with finished steps, where there are any.
-    pub fn kept(&self) -> Option<&Path> {
-        self.directory.as_deref().filter(|folder| folder.is_dir())
-    }
-
     /// Removes everything: the job is done.
     ///
     /// # Errors
@@ -157,7 +152,7 @@ mod tests {
             None,
             "not asked to resume"
         );
-        assert_eq!((fresh.kept(), fresh.fault()), (Some(&*folder), None));
+        assert_eq!((folder.is_dir(), fresh.fault()), (true, None));
         fresh.finish().unwrap();
         assert!(!folder.exists());
         // A folder that cannot be made: the first fault is told, and nothing is tried again.
@@ -170,10 +165,7 @@ mod tests {
             "{:?}",
             nowhere.fault()
         );
-        assert_eq!(
-            (nowhere.kept(), nowhere.load::<u8>("a", &one)),
-            (None, None)
-        );
+        assert_eq!(nowhere.load::<u8>("a", &one), None);
         assert_eq!(Work::default().load::<u8>("x", &one), None);
     }
 }

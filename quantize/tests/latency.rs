@@ -216,11 +216,41 @@ fn a_float_network_has_a_stand_in() {
         runs: 50,
         precisions: precisions(),
     };
-    let table = LatencyTable::measure(&made, &cpu(), &options, &()).unwrap();
-    let network = table.network(&made, &cpu()).unwrap();
-    let [layer] = &network.layers[..] else {
-        panic!("{network:?}")
+    let mut table = LatencyTable::measure(&made, &cpu(), &options, &()).unwrap();
+    let layer = |table: &LatencyTable| {
+        let network = table.network(&made, &cpu()).unwrap();
+        assert_eq!(network.layers.len(), 1);
+        network.layers[0].clone()
     };
-    assert_eq!(layer.name, "conv");
-    assert_eq!(layer.seconds.len(), precisions().len());
+    let found = layer(&table);
+    assert_eq!(found.name, "conv");
+    assert_eq!(found.seconds.len(), precisions().len());
+    // A precision is as fast as 8 bits where the clock does not tell them apart.
+    let precision = |label: &str| {
+        let mut all = precisions().into_iter();
+        all.find(|p| p.label() == label).unwrap()
+    };
+    for row in &mut table.layers {
+        row.seconds_median = match row.precision.as_str() {
+            "w8a8" => 1e-3,
+            "w4a4" => 0.99e-3,
+            "w2a8" => 0.9e-3,
+            _ => 1.1e-3,
+        };
+        row.seconds_p95 = row.seconds_median + 0.02e-3;
+    }
+    for step in &mut table.steps {
+        step.seconds_median = 0.0;
+    }
+    let found = layer(&table);
+    let seconds = |label: &str| found.told_apart(precision(label)).unwrap();
+    assert_eq!(found.seconds["w4a4"], 0.99e-3);
+    for (label, wanted) in [
+        ("w8a8", 1e-3),
+        ("w4a4", 1e-3),
+        ("w2a8", 0.9e-3),
+        ("w4a8", 1.1e-3),
+    ] {
+        assert_eq!(seconds(label), wanted, "{label}");
+    }
 }

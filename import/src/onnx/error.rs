@@ -179,6 +179,9 @@ pub enum PortFault {
     /// An output that is a constant.
     #[error("is a constant")]
     Constant,
+    /// An output that is an input: there is nothing to compute, and one name for two ports.
+    #[error("is an input too")]
+    Input,
     /// An output that exists only inside the network's dynamic arithmetic.
     #[error("has no form outside the network")]
     Internal,

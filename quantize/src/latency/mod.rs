@@ -26,6 +26,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
+use crate::precision::REFERENCE;
+
 pub use key::StepKey;
 pub use measure::{FEWEST_RUNS, MeasureOptions};
 pub use turns::network_seconds;
@@ -125,6 +127,19 @@ pub struct LayerLatency {
     /// Seconds a batch by the precision's label, a requantization of the layer's operand to its width
     /// included.
     pub seconds: BTreeMap<&'static str, f64>,
+    /// The largest distance from a median to its 95th percentile, in seconds.
+    pub spread: f64,
+}
+
+impl LayerLatency {
+    /// Seconds a batch at a precision, for whoever weighs it against 8 bits: those of 8 bits where the two lie
+    /// within the spread. Else a search would buy harm with differences that are noise.
+    pub fn told_apart(&self, precision: LayerPrecision) -> Option<f64> {
+        let own = *self.seconds.get(precision.label())?;
+        let eight = self.seconds.get(REFERENCE.label()).copied();
+        let like = eight.filter(|eight| (own - eight).abs() <= self.spread);
+        Some(like.unwrap_or(own))
+    }
 }
 
 /// Why there is no table or no answer in it.
@@ -286,10 +301,13 @@ impl LatencyTable {
     /// Median time of a batch in a layer at a precision, in seconds; that of a layer that
     /// [resembles](StepKey::resembles) it where it was not measured itself.
     pub fn layer(&self, key: &StepKey, precision: &str) -> Option<f64> {
+        Some(self.row(key, precision)?.seconds_median)
+    }
+
+    fn row(&self, key: &StepKey, precision: &str) -> Option<&LayerTiming> {
         let rows = || self.layers.iter().filter(|row| row.precision == precision);
         let like = || rows().find(|row| row.key.resembles(key));
-        let row = rows().find(|row| row.key == *key).or_else(like)?;
-        Some(row.seconds_median)
+        rows().find(|row| row.key == *key).or_else(like)
     }
 
     /// Median time of a batch in a step without weights, in seconds; as [`LatencyTable::layer`].
@@ -345,6 +363,7 @@ impl LatencyTable {
             .map(|&index| LayerLatency {
                 name: graph.nodes[index].name.clone(),
                 seconds: BTreeMap::new(),
+                spread: 0.0,
             })
             .collect();
         let measured = precisions().into_iter();
@@ -361,9 +380,15 @@ impl LatencyTable {
                 let own = |layer: &&mut LayerLatency| {
                     step.name == layer.name || step.name == variant::conversion_name(&layer.name)
                 };
-                match layers.iter_mut().find(own) {
-                    Some(layer) => *layer.seconds.entry(precision.label()).or_default() += seconds,
-                    None => others += seconds,
+                let Some(layer) = layers.iter_mut().find(own) else {
+                    others += seconds;
+                    continue;
+                };
+                *layer.seconds.entry(precision.label()).or_default() += seconds;
+                if step.precision.is_some() {
+                    let row = self.row(&StepKey::of(plan, step), precision.label());
+                    let spread = row.map_or(0.0, |row| row.seconds_p95 - row.seconds_median);
+                    layer.spread = layer.spread.max(spread);
                 }
             }
             fixed.get_or_insert(others);

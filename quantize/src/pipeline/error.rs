@@ -29,6 +29,11 @@ pub enum PipelineError {
     /// An activation that never changes.
     #[error("{0} (--allow-constant goes on all the same)")]
     Constant(super::Constant),
+    /// A layer that gives the same whatever it reads.
+    #[error(
+        "layer '{0}': all its weights are 0, so that nothing of what it reads counts (--allow-constant goes on all the same)"
+    )]
+    DeadLayer(String),
     /// Weights that cannot be rounded.
     #[error("layer '{layer}': {source}")]
     Weights {

@@ -27,8 +27,8 @@ pub struct Evaluation {
 #[derive(Clone, Debug)]
 pub(super) struct Truth<'d> {
     pub(super) samples: Samples<'d>,
-    /// The first output of every sample.
-    pub(super) answers: Vec<f32>,
+    /// Of each output, every sample's answer, one after the other.
+    pub(super) answers: Vec<Vec<f32>>,
     pub(super) answer: Answer,
 }
 
@@ -36,12 +36,22 @@ impl Truth<'_> {
     /// The first `count` samples.
     pub(super) fn take(&self, count: usize) -> Self {
         let samples = self.samples.take(count);
-        let width = self.answers.len() / self.samples.len().max(1);
+        let taken = self.rows(0, samples.len());
         Truth {
-            answers: self.answers[..samples.len() * width].to_vec(),
+            answers: taken.into_iter().map(<[f32]>::to_vec).collect(),
             samples,
             answer: self.answer,
         }
+    }
+
+    /// The answers of `count` samples from `first` on, an output a slice.
+    fn rows(&self, first: usize, count: usize) -> Vec<&[f32]> {
+        let of = |output: &Vec<f32>| {
+            let width = output.len() / self.samples.len().max(1);
+            first * width..(first + count) * width
+        };
+        let outputs = self.answers.iter();
+        outputs.map(|output| &output[of(output)]).collect()
     }
 
     /// Runs an integer model over the samples and compares.
@@ -52,7 +62,6 @@ impl Truth<'_> {
         progress: &dyn Progress,
     ) -> Result<Verdict, PipelineError> {
         let mut model = engine.load(graph, BATCH)?;
-        let width = self.answers.len() / self.samples.len().max(1);
         let mut verdict = Verdict::default();
         for first in (0..self.samples.len()).step_by(BATCH) {
             super::check(progress)?;
@@ -61,9 +70,9 @@ impl Truth<'_> {
             let inputs: Vec<&[f32]> = tensors.iter().map(|t| &t.data[..]).collect();
             let outputs = model.run(count, &inputs)?;
             let labels = self.samples.labels().map(|l| &l[first..first + count]);
-            let float = &self.answers[first * width..(first + count) * width];
-            let quantized = outputs.first().map_or(&[][..], |output| &output[..]);
-            verdict = verdict.plus(&compare(self.answer, count, float, quantized, labels));
+            let float = self.rows(first, count);
+            let quantized: Vec<&[f32]> = outputs.iter().map(|output| &output[..]).collect();
+            verdict = verdict.plus(&compare(self.answer, count, &float, &quantized, labels));
         }
         Ok(verdict)
     }
@@ -71,7 +80,8 @@ impl Truth<'_> {
     /// The float model's own verdict.
     pub(super) fn float(&self) -> Verdict {
         let (count, labels) = (self.samples.len(), self.samples.labels());
-        compare(self.answer, count, &self.answers, &self.answers, labels)
+        let answers = self.rows(0, count);
+        compare(self.answer, count, &answers, &answers, labels)
     }
 
     /// Makes the integer model and judges it.
@@ -98,14 +108,14 @@ pub fn evaluate(
 ) -> Result<Evaluation, PipelineError> {
     let graph = executor.graph();
     let reals = Reals::default();
-    let mut answers = Vec::new();
+    let mut answers = vec![Vec::new(); graph.outputs.len()];
     let batch = batch_size(graph);
     progress.stage("evaluate", samples.len());
     for first in (0..samples.len()).step_by(batch) {
         super::check(progress)?;
         let count = batch.min(samples.len() - first);
         let outputs = executor.run(samples.batch(first, count)?, &reals)?;
-        if let Some(output) = outputs.first() {
+        for (answers, output) in answers.iter_mut().zip(&outputs) {
             answers.extend_from_slice(&output.data);
         }
         progress.advance(count);

@@ -18,8 +18,8 @@ const BATCH_ELEMENTS: usize = 1 << 23;
 pub(super) struct Observations {
     /// Of each group of the placement.
     pub(super) histograms: Vec<Histogram>,
-    /// The first output of every sample, one after the other.
-    pub(super) answers: Vec<f32>,
+    /// Of each output, every sample's answer, one after the other.
+    pub(super) answers: Vec<Vec<f32>>,
 }
 
 /// Samples a batch, so that the largest value of the graph stays below a bound.
@@ -45,7 +45,7 @@ pub(super) fn observe(
     let graph = executor.graph();
     let mut histograms = vec![Histogram::new(); placement.len()];
     let is_source = sources(graph, placement);
-    let mut answers = Vec::new();
+    let mut answers = vec![Vec::new(); graph.outputs.len()];
     let batch = batch_size(graph);
     progress.stage("calibrate", samples.len());
     for first in (0..samples.len()).step_by(batch) {
@@ -70,8 +70,8 @@ pub(super) fn observe(
         if let Some(fault) = fault {
             return Err(fault);
         }
-        if let Some(tensor) = outputs.first().and_then(|&id| values.get(id)) {
-            answers.extend_from_slice(&tensor.data);
+        for (answers, &id) in answers.iter_mut().zip(&outputs) {
+            answers.extend_from_slice(values.get(id).map_or(&[], |tensor| &tensor.data));
         }
         progress.advance(count);
     }

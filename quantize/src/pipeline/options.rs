@@ -104,7 +104,8 @@ pub struct Options {
     pub trial_samples: usize,
     /// Samples on which a search judges a whole model.
     pub judge_samples: usize,
-    /// Whether activations that are one number in all samples are let pass, with a warning.
+    /// Whether activations that are one number in all samples, and layers whose weights are all 0, are let
+    /// pass, with a warning.
     pub allow_constant: bool,
     /// Compute threads of the engine; all for 0.
     pub threads: usize,

@@ -35,7 +35,7 @@ pub(super) fn problem(
         let seconds = |precision: LayerPrecision| {
             let layers = &latency?.layers;
             let layer = layers.iter().find(|layer| layer.name == node.name)?;
-            layer.seconds.get(precision.label()).copied()
+            layer.told_apart(precision)
         };
         let choices: Vec<Choice> = rated[position]
             .iter()

@@ -84,6 +84,9 @@ pub fn run<'g>(
     let placement = Placement::new(graph);
     let layers: Vec<usize> = graph.layers().collect();
     let wanted = wanted(graph, &layers, options)?;
+    if let (false, Some(layer)) = (options.allow_constant, suspect::dead_layer(graph)) {
+        return Err(PipelineError::DeadLayer(layer));
+    }
     let seen = observe::observe(&executor, &placement, calibration, progress)?;
     let constants = suspect::constants(graph, &placement, &seen.histograms);
     if let (false, Some(constant)) = (options.allow_constant, constants.first()) {

@@ -83,22 +83,22 @@ pub(super) fn sensitivities(
         let count = batch.min(samples.len() - first);
         let mut kept = executor.start(samples.batch(first, count)?, &float)?;
         executor.compute(&mut kept, &all, &float, &mut |_, _| ())?;
-        let Some(truth) = outputs.first().and_then(|&id| kept.get(id).cloned()) else {
-            return Err(PipelineError::NoLayers);
-        };
+        let truth: Vec<_> = outputs.iter().map(|&id| kept.get(id).cloned()).collect();
         for ((trial, arithmetic), sum) in trials.iter().zip(&arithmetic).zip(&mut sums) {
             super::check(progress)?;
             let mut values = kept.clone();
             let output = graph.nodes[trial.layer].output;
             executor.invalidate(&mut values, output, true);
             executor.compute(&mut values, &outputs, arithmetic, &mut |_, _| ())?;
-            let Some(changed) = outputs.first().and_then(|&id| values.get(id)) else {
-                continue;
-            };
-            let width = truth.data.len() / count.max(1);
-            let rows = truth.data.chunks_exact(width.max(1));
-            for (float, quantized) in rows.zip(changed.data.chunks_exact(width.max(1))) {
-                *sum += divergence(answer, float, quantized);
+            for (truth, &id) in truth.iter().zip(&outputs) {
+                let (Some(truth), Some(changed)) = (truth, values.get(id)) else {
+                    continue;
+                };
+                let width = truth.data.len() / count.max(1);
+                let rows = truth.data.chunks_exact(width.max(1));
+                for (float, quantized) in rows.zip(changed.data.chunks_exact(width.max(1))) {
+                    *sum += divergence(answer, float, quantized) / outputs.len() as f64;
+                }
             }
             progress.advance(count);
         }

@@ -1,5 +1,5 @@
-//! What hardly was meant: output channels without weights, which cost nothing but their work, and values that
-//! never change, whose ranges mean nothing.
+//! What hardly was meant: output channels without weights, which cost nothing but their work, layers of nothing
+//! but such channels, and values that never change, whose ranges mean nothing.
 
 use std::fmt;
 
@@ -48,21 +48,32 @@ fn named(mut found: Vec<String>) -> Vec<String> {
 
 /// Layers with output channels whose weights are all 0.
 fn dead_channels(graph: &Graph) -> Vec<String> {
-    let dead = |index: usize| {
+    let told = |(node, dead, channels): (&Node, usize, usize)| {
+        format!(
+            "layer '{}': all weights of {dead} of its {channels} output channels are 0",
+            node.name
+        )
+    };
+    dead(graph).map(told).collect()
+}
+
+/// The first layer whose weights are all 0, by name: what it gives does not depend on what it reads.
+pub(super) fn dead_layer(graph: &Graph) -> Option<String> {
+    let mut whole = dead(graph).filter(|(_, dead, channels)| dead == channels);
+    whole.next().map(|(node, _, _)| node.name.clone())
+}
+
+/// Layers with output channels whose weights are all 0: how many, of how many.
+fn dead(graph: &Graph) -> impl Iterator<Item = (&Node, usize, usize)> {
+    graph.layers().filter_map(move |index| {
         let node = &graph.nodes[index];
         let weights = node.op.weights()?;
         let channels = weights.dims.first().copied().filter(|&count| count > 0)?;
         let each = (weights.data.len() / channels).max(1);
         let of_zeros = |channel: &&[f32]| channel.iter().all(|&weight| weight == 0.0);
         let dead = weights.data.chunks(each).filter(of_zeros).count();
-        (dead > 0).then(|| {
-            format!(
-                "layer '{}': all weights of {dead} of its {channels} output channels are 0",
-                node.name
-            )
-        })
-    };
-    graph.layers().filter_map(dead).collect()
+        (dead > 0).then_some((node, dead, channels))
+    })
 }
 
 /// Values that were one number in all samples; `histograms` are the placement's groups'.

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
 use requant_import::float::{Graph, Op, Tensor, ValueId};
 
 use super::error::ReconstructError;
@@ -20,13 +22,17 @@ const TAPE: usize = 256 << 20;
 const BATCH: usize = 16;
 
 /// What is differentiated. Of a network whose answer is no vector of classes, both are half the squared
-/// distance to the real network's answer, relative to its mean square.
+/// distance to an answer, relative to the mean square of the real network's, on average over the outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// Cross entropy with the class that the real network gives.
+    /// Cross entropy with the class that the real network gives. Without classes the answer is the real
+    /// network's with each element moved up or down by the root of the mean square, as chance has it: the
+    /// square of the gradient is then on average the diagonal of the Fisher information of a normal
+    /// distribution around the answer.
     TopClass,
     /// Kullback-Leibler divergence of the class probabilities from the real network's. At the real weights
-    /// it is at its minimum: its gradient is 0 and its Hessian the Fisher information matrix.
+    /// it is at its minimum: its gradient is 0 and its Hessian the Fisher information matrix. Without classes
+    /// the answer is the real network's.
     Divergence,
 }
 
@@ -35,29 +41,38 @@ pub enum Loss {
 pub struct NetworkLoss<'a> {
     graph: &'a Graph,
     data: Samples<'a>,
-    /// What the loss is taken of: logits or an answer.
-    root: ValueId,
-    /// Nodes up to the one that makes it.
+    /// What the loss is taken of: logits, or every output.
+    roots: Vec<Root>,
+    /// Nodes up to the last that makes one.
     nodes: usize,
-    /// Class probabilities to compare with, or the answer itself.
-    target: Vec<f32>,
     classes: Option<usize>,
+}
+
+/// A value that a loss is taken of.
+#[derive(Debug)]
+struct Root {
+    value: ValueId,
+    /// Class probabilities to compare with, or an answer.
+    target: Vec<f32>,
     /// What a squared error counts, where there are no classes.
     unit: f32,
 }
 
 impl<'a> NetworkLoss<'a> {
-    /// The loss of a graph's first output on samples; runs the real network once.
+    /// The loss of a graph's outputs on samples; runs the real network once.
     ///
     /// # Errors
     /// An operator without a derivative, or a graph without outputs.
     pub fn new(graph: &'a Graph, data: Samples<'a>, loss: Loss) -> Result<Self, ReconstructError> {
-        let (root, classes) = answer(graph).ok_or(ReconstructError::NoSamples)?;
-        let made = graph.nodes.iter().position(|node| node.output == root);
+        let (values, classes) = answer(graph).ok_or(ReconstructError::NoSamples)?;
+        let made = graph
+            .nodes
+            .iter()
+            .rposition(|node| values.contains(&node.output));
         let nodes = made.map_or(0, |index| index + 1);
         let executor = Executor::new(graph)?;
         let arithmetic = Reals::default();
-        let mut target = Vec::new();
+        let mut targets = vec![Vec::new(); values.len()];
         for sample in 0..data.count {
             let inputs = graph.inputs.iter().zip(&data.inputs).map(|(port, data)| {
                 let value = graph.value(port.value);
@@ -68,24 +83,40 @@ impl<'a> NetworkLoss<'a> {
                     data: data[first..first + elements].to_vec(),
                 }
             });
-            let mut values = executor.start(inputs.collect(), &arithmetic)?;
-            executor.compute(&mut values, &[root], &arithmetic, &mut |_, _| ())?;
-            target.extend_from_slice(values.get(root).map_or(&[], |t| &t.data[..]));
-        }
-        let square: f64 = target.iter().map(|&t| f64::from(t) * f64::from(t)).sum();
-        if let Some(classes) = classes {
-            for row in target.chunks_exact_mut(classes.max(1)) {
-                distribution(row, loss);
+            let mut found = executor.start(inputs.collect(), &arithmetic)?;
+            executor.compute(&mut found, &values, &arithmetic, &mut |_, _| ())?;
+            for (target, &value) in targets.iter_mut().zip(&values) {
+                target.extend_from_slice(found.get(value).map_or(&[], |t| &t.data[..]));
             }
         }
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let share = 0.5 / values.len() as f64;
+        let root = |(value, mut target): (ValueId, Vec<f32>)| {
+            let square: f64 = target.iter().map(|&t| f64::from(t) * f64::from(t)).sum();
+            if let Some(classes) = classes {
+                for row in target.chunks_exact_mut(classes.max(1)) {
+                    distribution(row, loss);
+                }
+            } else if loss == Loss::TopClass {
+                let step = libm::sqrt(square / target.len().max(1) as f64) as f32;
+                for t in &mut target {
+                    *t += if rng.random() { step } else { -step };
+                }
+            }
+            let unit = (share / square.max(f64::from(f32::MIN_POSITIVE))) as f32;
+            Root {
+                value,
+                target,
+                unit,
+            }
+        };
+        let roots = values.into_iter().zip(targets).map(root).collect();
         Ok(Self {
             graph,
             data,
-            root,
+            roots,
             nodes,
-            target,
             classes,
-            unit: (0.5 / square.max(f64::from(f32::MIN_POSITIVE))) as f32,
         })
     }
 
@@ -156,19 +187,24 @@ impl<'a> NetworkLoss<'a> {
             let y = step.apply(&mut tape, &operands, layer)?;
             values.insert(node.output, y);
         }
-        let y = *values.get(&self.root).ok_or(ReconstructError::NoSamples)?;
-        let width = tape.data(y).len() / count;
-        let target = self.target[range.start * width..range.end * width].to_vec();
-        let loss = match self.classes {
-            Some(classes) => {
-                let rows = tape.reshape(y, vec![count, classes]);
-                tape.cross_entropy(rows, Arc::new(target), 1.0 / count as f32)
-            }
-            None => {
-                let share = self.data.count as f32 / count as f32;
-                tape.squared_error(y, target, None, self.unit * share)
-            }
-        };
+        let mut total = None;
+        for root in &self.roots {
+            let y = *values.get(&root.value).ok_or(ReconstructError::NoSamples)?;
+            let width = tape.data(y).len() / count;
+            let target = root.target[range.start * width..range.end * width].to_vec();
+            let loss = match self.classes {
+                Some(classes) => {
+                    let rows = tape.reshape(y, vec![count, classes]);
+                    tape.cross_entropy(rows, Arc::new(target), 1.0 / count as f32)
+                }
+                None => {
+                    let share = self.data.count as f32 / count as f32;
+                    tape.squared_error(y, target, None, root.unit * share)
+                }
+            };
+            total = Some(total.map_or(loss, |sum| tape.add(sum, loss)));
+        }
+        let loss = total.ok_or(ReconstructError::NoSamples)?;
         let mut gradients = tape.backward(loss, vec![1.0]);
         let of = |index: usize| {
             let found = leaves.get(&index).and_then(|&leaf| gradients.take(leaf));
@@ -216,7 +252,7 @@ impl<'a> NetworkLoss<'a> {
 }
 
 /// The diagonal of the empirical Fisher information: for each weight the mean over samples of the squared
-/// gradient of a sample's cross entropy with its own top class; layers in the order of [`Graph::layers`].
+/// gradient of a sample's [`Loss::TopClass`]; layers in the order of [`Graph::layers`].
 /// `before` is asked before each sample and may end it.
 ///
 /// # Errors
@@ -244,10 +280,14 @@ pub fn fisher(
     Ok(sums)
 }
 
-/// The value that a loss is taken of, and its number of classes where it is logits: what a softmax at the
-/// end reads, or a vector of at least two elements.
-fn answer(graph: &Graph) -> Option<(ValueId, Option<usize>)> {
-    let output = graph.outputs.first()?.value;
+/// The values that a loss is taken of, and the number of classes where it is logits alone: what a softmax at
+/// the end reads, or a vector of at least two elements.
+fn answer(graph: &Graph) -> Option<(Vec<ValueId>, Option<usize>)> {
+    let output = match &graph.outputs[..] {
+        [] => return None,
+        [port] => port.value,
+        ports => return Some((ports.iter().map(|port| port.value).collect(), None)),
+    };
     let mut made = output;
     while let Some(node) = graph.nodes.iter().find(|node| node.output == made) {
         match &node.op {
@@ -256,8 +296,8 @@ fn answer(graph: &Graph) -> Option<(ValueId, Option<usize>)> {
                 let row: usize = value.dims.get(*axis..)?.iter().product();
                 let whole = row == value.elements() && (*flat || value.dims[*axis] == row);
                 return Some(match whole {
-                    true => (*node.inputs.first()?, Some(row)),
-                    false => (output, None),
+                    true => (vec![*node.inputs.first()?], Some(row)),
+                    false => (vec![output], None),
                 });
             }
             Op::Reshape | Op::Transpose(_) => made = *node.inputs.first()?,
@@ -278,7 +318,7 @@ fn answer(graph: &Graph) -> Option<(ValueId, Option<usize>)> {
         }
     }
     let classes = crate::judge::Answer::of(graph).classes();
-    Some((output, classes))
+    Some((vec![output], classes))
 }
 
 /// From logits to the distribution that they are compared with.

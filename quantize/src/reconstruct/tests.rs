@@ -539,6 +539,45 @@ fn gradients_of_a_network_are_those_of_its_loss() {
     }
 }
 
+/// Of a convolution `y` without classes the Fisher information of a normal distribution around the answer, in
+/// units of the answer's mean square, is for the weight at the window's middle the mean over samples of `Σ x²`.
+#[test]
+fn fisher_information_without_classes_is_that_of_a_normal_distribution() {
+    const SAMPLES: usize = 256;
+    let mut b = Builder::new(&[1, 3, 6, 6]);
+    let y = b.conv(&[ValueId(0)], 2, Clamp::NONE);
+    let single = b.finish(y);
+    let data = images(SAMPLES);
+    let diagonal = |graph: &Graph| {
+        let samples = Samples::new(graph, SAMPLES, vec![&data]).expect("samples");
+        fisher(graph, &samples, || Ok(())).expect("a diagonal")
+    };
+    let middles = |diagonal: &[Vec<f64>]| diagonal[0].iter().skip(4).step_by(9).sum::<f64>();
+    let input = Tensor {
+        dims: vec![SAMPLES, 3, 6, 6],
+        data: data.clone(),
+    };
+    let executor = Executor::new(&single).expect("an executor");
+    let answers = executor.run(vec![input], &Reals::default()).expect("a run");
+    let mean_square = |x: &[f32]| {
+        let squares = x.iter().map(|&x| f64::from(x) * f64::from(x));
+        squares.sum::<f64>() / SAMPLES as f64
+    };
+    // Two output channels read every input, and an answer has 72 elements.
+    let wanted = 2.0 * mean_square(&data) / mean_square(&answers[0].data) / 72.0;
+    let found = middles(&diagonal(&single));
+    assert!((found / wanted - 1.0).abs() < 0.2, "{found}, not {wanted}");
+    // An output that the layer does not make halves its gradient, in whatever order they are.
+    let mut both = single.clone();
+    let first = Port {
+        value: ValueId(0),
+        name: "x".to_owned(),
+    };
+    both.outputs.insert(0, first);
+    let ratio = found / middles(&diagonal(&both));
+    assert!((ratio / 4.0 - 1.0).abs() < 0.3, "{ratio}");
+}
+
 #[test]
 fn a_sum_of_branches_that_nothing_dominates_is_cut_into_layers() {
     let mut b = Builder::new(&[1, 3, 4, 4]);

@@ -436,6 +436,52 @@ fn the_report_names_the_measure_of_sensitivity() {
     }
 }
 
+/// A layer, and two outputs with three more each.
+fn two_headed() -> Model {
+    let mut model = Model::new(7);
+    model.input("x", &["N", "2", "8", "8"]);
+    model.conv(("x", "a"), (8, 2, 3, 1)).relu("a", "b");
+    for head in ["p", "q"] {
+        let [one, two, three] = [1, 2, 3].map(|step| format!("{head}{step}"));
+        let first = ("b", one.as_str());
+        model.conv(first, (8, 8, 3, 1)).relu(&one, &two);
+        model.conv((two.as_str(), three.as_str()), (8, 8, 3, 1));
+        model
+            .conv((three.as_str(), head), (8, 8, 3, 1))
+            .output(head);
+    }
+    model
+}
+
+#[test]
+fn every_output_counts_in_a_search() {
+    let folder = folder();
+    save(&folder, "heads.onnx", &two_headed());
+    for measure in ["kl", "mse", "fisher", "hessian"] {
+        let line = format!(
+            "heads.onnx --calibration data.npz --output net --budget size=0.6 --sensitivity {measure}"
+        );
+        good(&folder, &line);
+        let report = report(&folder, "net");
+        let layers = report.layers.iter().filter(|l| l.sensitivity.len() > 1);
+        let harms: Vec<_> = layers.map(|layer| layer.sensitivity["w1a8"]).collect();
+        assert_eq!(harms.len(), 5);
+        // The heads are alike, so that no layer matters a hundred times as much as another.
+        let least = harms.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = harms.iter().copied().fold(0.0, f64::max);
+        assert!(least > 0.01 * most, "{measure}: {harms:?}");
+    }
+    // What agrees must agree in both: here the second alone is rough.
+    let layer = |number: usize| format!("--fix conv{number}=w1a8");
+    let rough = format!("{} {}", layer(5), layer(6));
+    good(
+        &folder,
+        &format!("heads.onnx --calibration data.npz --output net {rough}"),
+    );
+    let agreement = report(&folder, "net").totals.agreement;
+    assert_eq!(agreement, Some(0.0));
+}
+
 #[test]
 fn tied_layers_have_one_precision() {
     let folder = folder();

@@ -22,7 +22,16 @@ fn bad_models_are_refused_by_name() {
         build(&mut model);
         model
     };
-    let cases: [(&str, Model); 6] = [
+    let cases: [(&str, Model); 7] = [
+        (
+            "through",
+            one(&|m| {
+                m.input("x", &["N", "2", "8", "8"])
+                    .conv(("x", "a"), (4, 2, 3, 1))
+                    .head("a", 4, 5)
+                    .output("x");
+            }),
+        ),
         (
             "op",
             one(&|m| {
@@ -84,6 +93,7 @@ fn bad_models_are_refused_by_name() {
         ("cut", "cut.onnx: "),
         ("qdq", "qdq.onnx: "),
         ("op", "Frobnicate"),
+        ("through", "through.onnx: output 'x': is an input too"),
         ("dynamic", "height"),
         ("nan", "conv1"),
         ("infinite", "conv1"),
@@ -357,8 +367,18 @@ fn what_has_no_effect_is_told_and_strict_refuses_it() {
         .relu("a", "b")
         .head("b", 2, 5);
     save(&folder, "stuck.onnx", &stuck);
+    let mut whole = Model::new(9);
+    whole.input("x", &["N", "2", "8", "8"]);
+    whole
+        .conv_of(("x", "a"), &[2, 2, 1, 1], &[0.0; 4], &[0.1, 0.2], 1)
+        .head("a", 2, 5);
+    save(&folder, "whole.onnx", &whole);
     for (net, found) in [
         ("plain.onnx --calibration same.npz", "holds nothing but 0.5"),
+        (
+            "whole.onnx --calibration data.npz",
+            "layer 'conv1': all its weights are 0",
+        ),
         (
             "stuck.onnx --calibration data.npz",
             "the result of 'conv1' is 0 in every sample",
@@ -393,6 +413,10 @@ fn what_has_no_effect_is_told_and_strict_refuses_it() {
         (
             "stuck.onnx --calibration data.npz --allow-constant",
             "the result of 'conv1' is 0 in every sample",
+        ),
+        (
+            "whole.onnx --calibration data.npz --allow-constant",
+            "layer 'conv1': all weights of 2 of its 2 output channels are 0",
         ),
         (
             "dead.onnx --calibration data.npz",
@@ -485,11 +509,15 @@ fn finished_steps_that_find_no_room_stop_nothing() {
     assert!(outcome.stderr.contains(warning), "{}", outcome.stderr);
     fs::remove_file(folder.path().join(".net.work")).unwrap();
     let made = artefact(&folder, "net");
-    // A budget out of reach says what it leaves.
+    let note = "note: finished steps are kept in .net.work, --resume goes on from them";
+    // Results that find no room say what they leave.
+    let outcome = run(&folder, &format!("{line} --export-qdq /dev/full"));
+    assert_eq!(outcome.code, Some(2));
+    assert!(outcome.stderr.contains(note), "{}", outcome.stderr);
+    // So does a budget out of reach.
     let outcome = run(&folder, &format!("{line} --budget size=0.01"));
     assert_eq!(outcome.code, Some(2));
     assert!(folder.path().join(".net.work").is_dir());
-    let note = "note: finished steps are kept in .net.work, --resume goes on from them";
     assert!(outcome.stderr.contains(note), "{}", outcome.stderr);
     good(&folder, &format!("{line} --resume"));
     assert!(artefact(&folder, "net") == made);

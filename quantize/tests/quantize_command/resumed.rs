@@ -37,8 +37,9 @@ fn a_job_goes_on_where_it_stopped() {
         let outcome = run(&folder, &format!("{line} --export-qdq /dev/full"));
         let text = outcome.stderr;
         assert_eq!(outcome.code, Some(2), "{text}");
+        let last = text.lines().last().unwrap();
         assert!(
-            text.starts_with("error: /dev/full: No space left"),
+            last.starts_with("error: /dev/full: No space left"),
             "{text}"
         );
         assert!(!folder.path().join("net").exists());
@@ -171,7 +172,11 @@ fn a_signal_leaves_finished_steps_and_no_output() {
     fs::remove_dir_all(folder.path().join("net")).unwrap();
     let before = files(folder.path());
     for (signal, code, last) in [
-        ("-INT", Some(2), "error: interrupted\n"),
+        (
+            "-INT",
+            Some(2),
+            "error: interrupted; finished steps are kept in .net.work, --resume goes on from them\n",
+        ),
         ("-KILL", None, ""),
     ] {
         let (found, text) = stopped(&folder, line, signal);

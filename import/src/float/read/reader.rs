@@ -158,6 +158,14 @@ impl<'m> Reader<'m> {
 
     fn outputs(&mut self) -> Result<(), Failure> {
         for port in &self.model.outputs {
+            if self
+                .model
+                .inputs
+                .iter()
+                .any(|input| input.name == port.name)
+            {
+                return Err(port_error("output", port, PortFault::Input).into());
+            }
             let value = match self.mapped.get(port.name.as_str()) {
                 Some(&Mapped::Value(value)) => value,
                 Some(Mapped::Constant(_)) => {

@@ -52,7 +52,8 @@ fn main() -> ExitCode {
     // A second handler cannot be there: this is the only one.
     let _ = ctrlc::set_handler(|| {
         files::remove_unfinished();
-        complain("interrupted");
+        let kept = quantize::kept().map(|kept| format!("; {kept}"));
+        complain(&format!("interrupted{}", kept.unwrap_or_default()));
         std::process::exit(2);
     });
     let args = match Args::try_parse() {

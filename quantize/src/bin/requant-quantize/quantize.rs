@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
@@ -97,7 +98,7 @@ pub(crate) struct QuantizeArgs {
     /// Takes warnings for errors: what the user should look at first ends the command, and nothing is written.
     #[arg(long)]
     pub(crate) strict: bool,
-    /// Goes on where an input or an activation is the same number in all samples, which otherwise ends the command.
+    /// Goes on where an input or an activation is the same number in all samples, or a layer has no weights but 0, which otherwise ends the command.
     #[arg(long)]
     pub(crate) allow_constant: bool,
     /// What --profile was measured on; auto takes a GPU where there is one [default: auto]
@@ -106,6 +107,17 @@ pub(crate) struct QuantizeArgs {
     /// Compute threads [default: the cores granted to the process].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+}
+
+/// Where this command keeps its finished steps.
+static STEPS: OnceLock<PathBuf> = OnceLock::new();
+
+/// What to tell whoever's command ends early and has finished steps on disk.
+pub(crate) fn kept() -> Option<String> {
+    let folder = STEPS.get().filter(|folder| folder.is_dir())?.display();
+    Some(format!(
+        "finished steps are kept in {folder}, --resume goes on from them"
+    ))
 }
 
 /// What a model is made from.
@@ -187,15 +199,17 @@ impl QuantizeArgs {
             samples: samples.len(),
         };
         let key = self.key(&origin);
-        let work = Work::new(&self.work_folder(&name), self.resume);
-        let outcome = run(&graph, &samples, &options, target, (&work, &key), &bar);
-        if let (Err(_), Some(folder)) = (&outcome, work.kept()) {
-            let folder = folder.display();
-            bar.note(&format!(
-                "note: finished steps are kept in {folder}, --resume goes on from them"
-            ));
-        }
-        let outcome = outcome?;
+        let folder = self.work_folder(&name);
+        let work = Work::new(&folder, self.resume);
+        // There is one command in a process.
+        let _ = STEPS.set(folder);
+        let tell_kept = || {
+            if let Some(kept) = kept() {
+                bar.note(&format!("note: {kept}"));
+            }
+        };
+        let outcome = run(&graph, &samples, &options, target, (&work, &key), &bar)
+            .inspect_err(|_| tell_kept())?;
         let mut found = outcome.warnings.clone();
         let layers = outcome.quantized.layers.iter().flatten();
         if self.group.is_some() && !layers.into_iter().any(|layer| layer.groups.is_some()) {
@@ -243,7 +257,8 @@ impl QuantizeArgs {
         report.provenance.clone_from(&model.provenance);
         report.warnings.extend(warnings);
         bar.finish();
-        self.write(&model, &outcome, &report)?;
+        let written = self.write(&model, &outcome, &report);
+        written.inspect_err(|_| tell_kept())?;
         if let Err(error) = work.finish() {
             // Another run of the same command may be using it; the results are written.
             bar.note(&format!("warning: finished steps stay on disk: {error}"));
