@@ -3,7 +3,7 @@
 // graphs runs without a GPU.
 //
 // REQUANT_EMULATED shapes the machine, as NAME=VALUE[,NAME=VALUE]...: `init` (what cuInit answers),
-// `driver` (version), `devices`, `major` and `minor` (compute capability), `memory` (bytes),
+// `driver` (version), `devices`, `major` and `minor` (compute capability), `multiprocessors`, `memory` (bytes),
 // `fault` (number of the launch from which on everything fails), `recover` (whether a reset of the
 // context ends that).
 #include <stdint.h>
@@ -166,7 +166,7 @@ API Result cuDeviceGetName(char* name, int length, int) {
 
 API Result cuDeviceGetAttribute(int* value, int attribute, int) {
   switch (attribute) {
-    case 16: *value = 4; return kSuccess;                                            // multiprocessors
+    case 16: *value = static_cast<int>(setting("multiprocessors", 4)); return kSuccess;
     case 75: *value = static_cast<int>(setting("major", 9)); return kSuccess;
     case 76: *value = static_cast<int>(setting("minor", 0)); return kSuccess;
     case 97: *value = static_cast<int>(setting("shared", 227 << 10)); return kSuccess;  // with opting in

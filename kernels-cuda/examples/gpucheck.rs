@@ -315,6 +315,7 @@ fn timed(context: &Arc<Context>, m: usize, k: usize, n: usize) -> (&'static str,
             x: base + (copy * each) as u64,
             y: base + y_at as u64,
             scratch: base + scratch as u64,
+            scratch_bytes: total - scratch,
             ..ConvIo::default()
         };
         Command::Launch(conv.launch(&io).expect("fits"))

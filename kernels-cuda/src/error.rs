@@ -126,6 +126,14 @@ pub enum OpError {
         /// Elements expected.
         expected: usize,
     },
+    /// Less zeroed memory than the launch uses: a fault of the caller.
+    #[error("a launch uses {needed} bytes of scratch, there are {there}")]
+    Scratch {
+        /// Bytes that it uses.
+        needed: usize,
+        /// Bytes given.
+        there: usize,
+    },
     /// An operation that was prepared as another: a fault of this program.
     #[error("there is no launch for {operation} as it was prepared")]
     NoLaunch {

@@ -172,6 +172,11 @@ impl Session {
         self.memory.address()
     }
 
+    /// Bytes of the session's memory.
+    pub fn bytes(&self) -> usize {
+        self.memory.bytes()
+    }
+
     /// The staging memory.
     pub fn staging(&self) -> &[u8] {
         self.staging.bytes()

@@ -99,6 +99,7 @@ impl CudaInstance {
             constants: &self.compiled.constants,
             arena: self.session.address(),
             scratch: self.session.address() + arena as u64,
+            scratch_bytes: self.session.bytes() - arena,
             samples,
             batch: self.max_batch,
         };
