@@ -66,7 +66,7 @@ impl Backend for CudaBackend {
         BackendInfo {
             backend: "cuda",
             isa: properties.image,
-            device: format!("cuda:{} ({})", properties.ordinal, properties.name),
+            device: properties.label(),
             threads: 1,
         }
     }
