@@ -84,6 +84,9 @@ struct Machine {
   // The primary context is the number of those before it, and lives while somebody retains it.
   uintptr_t context = 1;
   int retained = 0;
+  size_t graphs = 0;
+  // Every launch takes a millisecond, and nothing else takes time.
+  float clock = 0;
 };
 
 Machine machine;
@@ -112,6 +115,7 @@ Result perform(const Work& work) {
     const long long fault = setting("fault", -1);
     const bool faulty = fault >= 0 && machine.launches >= fault && machine.faults < setting("faults", 1);
     machine.launches++;
+    machine.clock += 1;
     machine.faults += faulty;
     if (faulty || !emulated::run_grid(*work.kernel, work.grid, work.threads, work.shared_bytes, work.params.data())) {
       machine.broken = true;
@@ -321,6 +325,30 @@ API Result cuStreamDestroy_v2(void* stream) {
 
 API Result cuStreamSynchronize(void*) { return check(); }
 
+API Result cuEventCreate(void** event, unsigned) {
+  if (Result error = check()) return error;
+  *event = new float;
+  return kSuccess;
+}
+
+API Result cuEventRecord(void* event, void*) {
+  Guard guard(machine.lock);
+  *static_cast<float*>(event) = machine.clock;
+  return check();
+}
+
+API Result cuEventSynchronize(void*) { return check(); }
+
+API Result cuEventElapsedTime_v2(float* ms, void* start, void* end) {
+  *ms = *static_cast<float*>(end) - *static_cast<float*>(start);
+  return check();
+}
+
+API Result cuEventDestroy_v2(void* event) {
+  delete static_cast<float*>(event);
+  return kSuccess;
+}
+
 API Result cuStreamBeginCapture_v2(void* stream, int) {
   if (Result error = check()) return error;
   static_cast<Stream*>(stream)->capturing = new Graph;
@@ -335,7 +363,9 @@ API Result cuStreamEndCapture(void* stream, void** graph) {
 }
 
 API Result cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
+  Guard guard(machine.lock);
   if (Result error = check()) return error;
+  machine.graphs++;
   *executable = new Graph(*static_cast<Graph*>(graph));
   return kSuccess;
 }
@@ -399,4 +429,10 @@ API size_t requant_emulated_parameter_bytes(const char* name) {
   void* function = nullptr;
   if (cuModuleGetFunction(&function, nullptr, name) != kSuccess) return 0;
   return static_cast<emulated::Kernel*>(function)->bytes;
+}
+
+// Graphs made so far, for the test that asserts when they are.
+API size_t requant_emulated_graphs() {
+  Guard guard(machine.lock);
+  return machine.graphs;
 }

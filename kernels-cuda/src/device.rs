@@ -4,6 +4,7 @@
 //! it and may give its addresses to others, so calls enter a gate together and a reset enters it alone: it
 //! waits for the calls under way, and later ones see that their context is of before the reset.
 
+use core::sync::atomic::{AtomicUsize, Ordering};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
@@ -14,7 +15,8 @@ pub(crate) struct Device {
     /// How often it was reset.
     resets: RwLock<u64>,
     /// Bytes of its memory that are held.
-    held: Mutex<usize>,
+    held: AtomicUsize,
+    taking: Mutex<()>,
 }
 
 /// The right to call the driver in a context that is not reset meanwhile. Nobody may enter twice at a time:
@@ -37,7 +39,7 @@ fn all() -> MutexGuard<'static, BTreeMap<usize, Arc<Device>>> {
 /// Bytes of device memory that this process holds, for each device it has opened, by the device's name as
 /// `cuda:ORDINAL (NAME)`. What the driver takes for itself is not among them.
 pub fn memory_held() -> Vec<(String, usize)> {
-    let held = |device: &Arc<Device>| (device.label.clone(), *device.held());
+    let held = |device: &Arc<Device>| (device.label.clone(), device.held.load(Ordering::Relaxed));
     all().values().map(held).collect()
 }
 
@@ -48,7 +50,8 @@ impl Device {
             Arc::new(Device {
                 label: label(ordinal, name),
                 resets: RwLock::new(0),
-                held: Mutex::new(0),
+                held: AtomicUsize::new(0),
+                taking: Mutex::new(()),
             })
         };
         Arc::clone(all().entry(ordinal).or_insert_with(device))
@@ -71,13 +74,25 @@ impl Device {
             return Ok(());
         }
         *resets += 1;
-        *self.held() = 0;
+        self.held.store(0, Ordering::Relaxed);
         reset()
     }
 
-    /// Bytes held; who has them locked is alone in taking memory.
-    pub(crate) fn held(&self) -> MutexGuard<'_, usize> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Runs `take`, which takes `bytes` of memory, with nobody else taking any.
+    pub(crate) fn take<E>(
+        &self,
+        bytes: usize,
+        take: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let _alone = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        take()?;
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Notes that `bytes` were given back.
+    pub(crate) fn gave_back(&self, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 

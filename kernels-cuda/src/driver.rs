@@ -49,6 +49,11 @@ const FUNCTIONS: &[&str] = &[
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamSynchronize",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuEventElapsedTime_v2",
+    "cuEventDestroy_v2",
     "cuStreamBeginCapture_v2",
     "cuStreamEndCapture",
     "cuGraphInstantiateWithFlags",
@@ -404,23 +409,22 @@ impl DeviceMemory {
         let mut address = 0;
         if bytes > 0 {
             let entered = context.enter()?;
-            // Nobody else takes between the question and the answer.
-            let mut held = context.device.held();
-            room(bytes, &entered)?;
-            match call!(cuMemAlloc_v2(&raw mut address, bytes)) {
-                // Free, but in pieces.
-                Err(CudaError::Call { code: 2, .. }) => {
-                    let (free, total) = free_memory(&entered)?;
-                    return Err(CudaError::Memory {
-                        bytes,
-                        free,
-                        total,
-                        left: 0,
-                    });
+            context.device.take(bytes, || {
+                room(bytes, &entered)?;
+                match call!(cuMemAlloc_v2(&raw mut address, bytes)) {
+                    // Free, but in pieces.
+                    Err(CudaError::Call { code: 2, .. }) => {
+                        let (free, total) = free_memory(&entered)?;
+                        Err(CudaError::Memory {
+                            bytes,
+                            free,
+                            total,
+                            left: 0,
+                        })
+                    }
+                    other => other,
                 }
-                other => other?,
-            }
-            *held += bytes;
+            })?;
         }
         Ok(DeviceMemory {
             context: Arc::clone(context),
@@ -484,8 +488,7 @@ impl Drop for DeviceMemory {
         }
         if let Ok(_entered) = self.context.enter() {
             let _ = call!(cuMemFree_v2(self.address));
-            let mut held = self.context.device.held();
-            *held = held.saturating_sub(self.bytes);
+            self.context.device.gave_back(self.bytes);
         }
     }
 }

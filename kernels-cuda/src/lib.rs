@@ -11,6 +11,7 @@ mod device;
 pub mod driver;
 pub mod epilogue;
 mod error;
+mod event;
 mod images;
 mod kernel;
 pub mod ops;

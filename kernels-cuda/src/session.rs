@@ -6,6 +6,7 @@
 
 use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
+use core::time::Duration;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use cudarc::driver::sys;
 
 use crate::device::Entered;
 use crate::driver::call;
+use crate::event::Event;
 use crate::{Context, CudaError, DeviceMemory, Launch};
 
 /// Bytes of a page of the host.
@@ -276,6 +278,36 @@ impl Session {
         let submitted = self.submit(commands, &entered);
         let waited = self.stream.wait(&entered);
         submitted.and(waited)
+    }
+
+    /// As [`Session::run`], with the device's time for each of the commands, one after the other.
+    ///
+    /// # Errors
+    /// As [`Session::record`].
+    pub fn time(&mut self, commands: &[Command]) -> Result<Vec<Duration>, CudaError> {
+        self.check(commands)?;
+        let events = (0..=commands.len()).map(|_| Event::new(&self.context));
+        let events: Vec<Event> = events.collect::<Result<_, _>>()?;
+        let entered = self.context.enter()?;
+        let stream = self.stream.raw();
+        let submit = || {
+            for (command, event) in commands.iter().zip(&events) {
+                event.record(stream, &entered)?;
+                self.submit(core::slice::from_ref(command), &entered)?;
+            }
+            events.last().map_or(Ok(()), |last| {
+                last.record(stream, &entered)?;
+                last.wait(&entered)
+            })
+        };
+        let submitted = submit();
+        // What was submitted before a failure still uses the staging memory.
+        let waited = self.stream.wait(&entered);
+        submitted.and(waited)?;
+        let times = events
+            .windows(2)
+            .map(|pair| pair[1].since(&pair[0], &entered));
+        times.collect()
     }
 
     fn check(&self, commands: &[Command]) -> Result<(), CudaError> {
