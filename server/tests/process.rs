@@ -312,6 +312,43 @@ async fn a_drain_loses_nothing_that_was_accepted() {
 }
 
 #[tokio::test]
+async fn a_lost_device_is_one_line_of_the_log() {
+    let Some(library) = requant_conformance::emulator::library() else {
+        println!("skipped: no C++ compiler to build the emulated device with");
+        return;
+    };
+    let folder = library.parent().unwrap().to_str().unwrap();
+    // The built-in model is nine launches; three runs make it ready.
+    for (settings, line) in [
+        ("fault=30,recover=1", "device lost and opened anew"),
+        (
+            "fault=30,recover=1,faults=2",
+            "device lost again: the CPU computes",
+        ),
+    ] {
+        let environment = [("LD_LIBRARY_PATH", folder), ("REQUANT_EMULATED", settings)];
+        let process = Process::start_with(&["--backend", "cuda"], &environment);
+        let mut client = connect(&process.grpc).await;
+        let (mut lost, mut answers) = (0, Vec::new());
+        while answers.len() < 4 {
+            match client.model_infer(common::fashion_request()).await {
+                Ok(answer) => answers.push(answer.into_inner().raw_output_contents),
+                Err(status) => {
+                    assert_eq!(status.code(), Code::Unavailable, "{status}");
+                    lost += 1;
+                }
+            }
+        }
+        assert!(answers.iter().all(|answer| *answer == answers[0]));
+        process.signal("-TERM");
+        let (code, text) = process.end();
+        assert_eq!(code, Some(0), "{text}");
+        assert_eq!(lost, text.matches("device lost ").count(), "{text}");
+        assert_eq!(text.matches(line).count(), 1, "{text}");
+    }
+}
+
+#[tokio::test]
 async fn an_interrupt_stops_an_idle_server() {
     let process = Process::start(&["--log-format", "json"]);
     let mut client = connect(&process.grpc).await;
