@@ -13,6 +13,9 @@ use std::{env, fs, io};
 
 use sha2::{Digest, Sha256};
 
+#[path = "build/manifest.rs"]
+mod manifest;
+
 const IMAGES: [&str; 8] = [
     "sm_75",
     "sm_80",
@@ -35,19 +38,18 @@ fn build() -> io::Result<()> {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     let (sources, prebuilt) = (root.join("cuda"), root.join("prebuilt"));
-    for watched in ["cuda", "prebuilt", "build.rs"] {
+    for watched in ["cuda", "prebuilt", "build.rs", "build", "toolchain.sh"] {
         println!("cargo::rerun-if-changed={watched}");
     }
     for variable in ["REQUANT_NVCC", "CUDA_HOME", "CUDA_PATH"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    let folder = match changed(&sources, &prebuilt)? {
+    let folder = match changed(&root, &sources, &prebuilt)? {
         None => prebuilt,
-        Some(file) => {
+        Some(why) => {
             let Some(nvcc) = find_nvcc(&root) else {
                 return Err(io::Error::other(format!(
-                    "{file} is not what the images in kernels-cuda/prebuilt were compiled from, and \
-                     there is no nvcc: run kernels-cuda/compile.sh, which installs one and makes them anew"
+                    "{why}, and there is no nvcc: run kernels-cuda/compile.sh, which installs one and makes them anew"
                 )));
             };
             for image in IMAGES {
@@ -65,26 +67,22 @@ fn build() -> io::Result<()> {
     fs::write(out.join("images.rs"), table)
 }
 
-/// The first source that differs from the manifest, or is missing from either.
-fn changed(sources: &Path, prebuilt: &Path) -> io::Result<Option<String>> {
-    let Ok(manifest) = fs::read_to_string(prebuilt.join("manifest.txt")) else {
-        return Ok(Some("kernels-cuda/prebuilt/manifest.txt".to_owned()));
+/// What of the committed images is not as the sources and the toolchain are.
+fn changed(root: &Path, sources: &Path, prebuilt: &Path) -> io::Result<Option<String>> {
+    let Ok(written) = fs::read_to_string(prebuilt.join("manifest.txt")) else {
+        let missing = "kernels-cuda/prebuilt/manifest.txt is missing";
+        return Ok(Some(missing.to_owned()));
     };
-    let mut listed: BTreeMap<String, String> = manifest
-        .lines()
-        .filter_map(|line| line.split_once("  "))
-        .map(|(hash, file)| (file.to_owned(), hash.to_owned()))
-        .collect();
+    let mut hashes = BTreeMap::new();
     for entry in fs::read_dir(sources)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let hash = Sha256::digest(fs::read(entry.path())?);
         let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        if listed.remove(&name) != Some(hash) {
-            return Ok(Some(format!("kernels-cuda/cuda/{name}")));
-        }
+        hashes.insert(name, hash);
     }
-    Ok(listed.into_keys().next())
+    let compiler = manifest::pinned(&fs::read_to_string(root.join("toolchain.sh"))?);
+    Ok(manifest::stale(&written, compiler.as_deref(), &hashes))
 }
 
 fn find_nvcc(root: &Path) -> Option<PathBuf> {

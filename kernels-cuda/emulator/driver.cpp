@@ -3,17 +3,21 @@
 // graphs runs without a GPU.
 //
 // REQUANT_EMULATED shapes the machine, as NAME=VALUE[,NAME=VALUE]...: `init` (what cuInit answers),
-// `driver` (version), `devices`, `major` and `minor` (compute capability), `memory` (bytes),
+// `driver` (version), `devices`, `major` and `minor` (compute capability), `multiprocessors`, `memory` (bytes),
 // `fault` (number of the launch from which on everything fails), `recover` (whether a reset of the
-// context ends that).
+// context ends that), `faults` (how often that happens, each after so many launches; once), `reset`
+// (milliseconds that a reset takes), `pause` (milliseconds between a context's being made current and the
+// next call).
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -32,6 +36,8 @@ enum Result {
   kInvalidDevice = 101,
   kInvalidContext = 201,
   kNotFound = 500,
+  kContextIsDestroyed = 709,
+  kHostMemoryNotRegistered = 713,
   kLaunchFailed = 719,
 };
 
@@ -70,20 +76,28 @@ struct Machine {
   std::recursive_mutex lock;
   bool initialized = false;
   bool broken = false;
-  bool mended = false;
   long long launches = 0;
+  long long faults = 0;
   size_t used = 0;
   std::map<uintptr_t, size_t> allocations;
+  std::set<const void*> pinned;
+  // The primary context is the number of those before it, and lives while somebody retains it.
+  uintptr_t context = 1;
+  int retained = 0;
+  size_t graphs = 0;
+  // Every launch takes a millisecond, and nothing else takes time.
+  float clock = 0;
 };
 
 Machine machine;
-thread_local bool has_context = false;
+thread_local uintptr_t current = 0;
 
 using Guard = std::lock_guard<std::recursive_mutex>;
 
 Result check() {
   if (!machine.initialized) return kNotInitialized;
-  if (!has_context) return kInvalidContext;
+  if (!current) return kInvalidContext;
+  if (current != machine.context || !machine.retained) return kContextIsDestroyed;
   return machine.broken ? kLaunchFailed : kSuccess;
 }
 
@@ -99,8 +113,10 @@ Result perform(const Work& work) {
   if (machine.broken) return kLaunchFailed;
   if (work.kernel) {
     const long long fault = setting("fault", -1);
-    const bool faulty = fault >= 0 && machine.launches >= fault && !machine.mended;
+    const bool faulty = fault >= 0 && machine.launches >= fault && machine.faults < setting("faults", 1);
     machine.launches++;
+    machine.clock += 1;
+    machine.faults += faulty;
     if (faulty || !emulated::run_grid(*work.kernel, work.grid, work.threads, work.shared_bytes, work.params.data())) {
       machine.broken = true;
       return kLaunchFailed;
@@ -166,7 +182,7 @@ API Result cuDeviceGetName(char* name, int length, int) {
 
 API Result cuDeviceGetAttribute(int* value, int attribute, int) {
   switch (attribute) {
-    case 16: *value = 4; return kSuccess;                                            // multiprocessors
+    case 16: *value = static_cast<int>(setting("multiprocessors", 4)); return kSuccess;
     case 75: *value = static_cast<int>(setting("major", 9)); return kSuccess;
     case 76: *value = static_cast<int>(setting("minor", 0)); return kSuccess;
     case 97: *value = static_cast<int>(setting("shared", 227 << 10)); return kSuccess;  // with opting in
@@ -179,29 +195,47 @@ API Result cuDeviceTotalMem_v2(size_t* bytes, int) {
   return kSuccess;
 }
 
-API Result cuDevicePrimaryCtxRetain(void** context, int) {
-  *context = &machine;
-  return machine.initialized ? kSuccess : kNotInitialized;
-}
-
-API Result cuDevicePrimaryCtxRelease_v2(int) { return kSuccess; }
-
-API Result cuDevicePrimaryCtxReset_v2(int) {
-  Guard guard(machine.lock);
-  if (machine.broken && setting("recover", 0)) {
-    machine.broken = false;
-    machine.mended = true;
-  }
+// Destroys the primary context with all that is in it.
+static void destroy_context() {
   for (auto& [start, bytes] : machine.allocations) {
     munmap(reinterpret_cast<void*>(start / kPage * kPage), (bytes + start % kPage + kPage - 1) / kPage * kPage);
   }
   machine.allocations.clear();
+  machine.pinned.clear();
   machine.used = 0;
+  machine.context++;
+  machine.retained = 0;
+}
+
+API Result cuDevicePrimaryCtxRetain(void** context, int) {
+  Guard guard(machine.lock);
+  if (!machine.initialized) return kNotInitialized;
+  machine.retained++;
+  *context = reinterpret_cast<void*>(machine.context);
+  return kSuccess;
+}
+
+API Result cuDevicePrimaryCtxRelease_v2(int) {
+  Guard guard(machine.lock);
+  if (!machine.retained) return kInvalidContext;
+  if (--machine.retained == 0) destroy_context();
+  return kSuccess;
+}
+
+API Result cuDevicePrimaryCtxReset_v2(int) {
+  usleep(static_cast<useconds_t>(setting("reset", 0)) * 1000);
+  Guard guard(machine.lock);
+  if (machine.broken && setting("recover", 0)) {
+    machine.broken = false;
+    machine.launches = 0;
+  }
+  destroy_context();
   return kSuccess;
 }
 
 API Result cuCtxSetCurrent(void* context) {
-  has_context = context != nullptr;
+  current = reinterpret_cast<uintptr_t>(context);
+  usleep(static_cast<useconds_t>(setting("pause", 0)) * 1000);
   return kSuccess;
 }
 
@@ -244,15 +278,17 @@ API Result cuMemFree_v2(uint64_t pointer) {
   return kSuccess;
 }
 
-API Result cuMemHostAlloc(void** pointer, size_t bytes, unsigned) {
+API Result cuMemHostRegister_v2(void* pointer, size_t bytes, unsigned) {
+  Guard guard(machine.lock);
   if (Result error = check()) return error;
-  *pointer = aligned_alloc(kPage, (bytes + kPage - 1) / kPage * kPage);
-  return *pointer ? kSuccess : kOutOfMemory;
+  if (reinterpret_cast<uintptr_t>(pointer) % kPage || bytes % kPage || bytes == 0) return kInvalidValue;
+  machine.pinned.insert(pointer);
+  return kSuccess;
 }
 
-API Result cuMemFreeHost(void* pointer) {
-  free(pointer);
-  return kSuccess;
+API Result cuMemHostUnregister(void* pointer) {
+  Guard guard(machine.lock);
+  return machine.pinned.erase(pointer) ? kSuccess : kHostMemoryNotRegistered;
 }
 
 API Result cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
@@ -289,6 +325,30 @@ API Result cuStreamDestroy_v2(void* stream) {
 
 API Result cuStreamSynchronize(void*) { return check(); }
 
+API Result cuEventCreate(void** event, unsigned) {
+  if (Result error = check()) return error;
+  *event = new float;
+  return kSuccess;
+}
+
+API Result cuEventRecord(void* event, void*) {
+  Guard guard(machine.lock);
+  *static_cast<float*>(event) = machine.clock;
+  return check();
+}
+
+API Result cuEventSynchronize(void*) { return check(); }
+
+API Result cuEventElapsedTime_v2(float* ms, void* start, void* end) {
+  *ms = *static_cast<float*>(end) - *static_cast<float*>(start);
+  return check();
+}
+
+API Result cuEventDestroy_v2(void* event) {
+  delete static_cast<float*>(event);
+  return kSuccess;
+}
+
 API Result cuStreamBeginCapture_v2(void* stream, int) {
   if (Result error = check()) return error;
   static_cast<Stream*>(stream)->capturing = new Graph;
@@ -303,7 +363,9 @@ API Result cuStreamEndCapture(void* stream, void** graph) {
 }
 
 API Result cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
+  Guard guard(machine.lock);
   if (Result error = check()) return error;
+  machine.graphs++;
   *executable = new Graph(*static_cast<Graph*>(graph));
   return kSuccess;
 }
@@ -367,4 +429,10 @@ API size_t requant_emulated_parameter_bytes(const char* name) {
   void* function = nullptr;
   if (cuModuleGetFunction(&function, nullptr, name) != kSuccess) return 0;
   return static_cast<emulated::Kernel*>(function)->bytes;
+}
+
+// Graphs made so far, for the test that asserts when they are.
+API size_t requant_emulated_graphs() {
+  Guard guard(machine.lock);
+  return machine.graphs;
 }

@@ -130,9 +130,15 @@ impl Report {
     }
 
     fn passed(&mut self, name: &str, count: usize) {
-        println!("{name}: {count} checked");
-        self.rows
-            .push(json!({ "check": name, "count": count, "passed": true }));
+        self.tally(name, count, 0);
+    }
+
+    /// A row for checks of one kind, of which some may have failed.
+    fn tally(&mut self, name: &str, passed: usize, failed: usize) {
+        println!("{name}: {passed} passed, {failed} failed");
+        self.rows.push(
+            json!({ "check": name, "count": passed, "failed": failed, "passed": failed == 0 }),
+        );
     }
 }
 
@@ -171,10 +177,26 @@ fn products(context: &Arc<Context>, options: &Options, report: &mut Report) {
 
 fn operators(backend: &CudaBackend, options: &Options, report: &mut Report) {
     let cases = suite::all(if options.quick { 3 } else { 40 }, 9);
-    for (seed, case) in cases.iter().enumerate() {
-        report.check(&case.name, || check(case, backend, seed as u64));
+    let names = cases.iter().map(|case| case.name.as_str());
+    let run = |index: usize| check(&cases[index], backend, index as u64);
+    all(names, run, "operators, against the reference", report);
+}
+
+/// Runs the check of each name, and tells how many passed.
+fn all<'a>(
+    names: impl Iterator<Item = &'a str>,
+    run: impl Fn(usize),
+    what: &str,
+    report: &mut Report,
+) {
+    let (mut passed, mut failed) = (0, 0);
+    for (index, name) in names.enumerate() {
+        match report.check(name, || run(index)) {
+            Some(()) => passed += 1,
+            None => failed += 1,
+        }
     }
-    report.passed("operators, against the reference", cases.len());
+    report.tally(what, passed, failed);
 }
 
 fn networks(backend: &CudaBackend, options: &Options, report: &mut Report) {
@@ -315,6 +337,7 @@ fn timed(context: &Arc<Context>, m: usize, k: usize, n: usize) -> (&'static str,
             x: base + (copy * each) as u64,
             y: base + y_at as u64,
             scratch: base + scratch as u64,
+            scratch_bytes: total - scratch,
             ..ConvIo::default()
         };
         Command::Launch(conv.launch(&io).expect("fits"))
@@ -334,4 +357,24 @@ fn timed(context: &Arc<Context>, m: usize, k: usize, n: usize) -> (&'static str,
         .collect();
     times.sort_by(f64::total_cmp);
     (conv.kernel(1), times[7])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_of_many_checks_tells_of_those_that_failed() {
+        for wrong in [None, Some(1)] {
+            let mut report = Report::default();
+            let run = |index| assert_ne!(Some(index), wrong, "this one differs");
+            all(["a", "b", "c"].into_iter(), run, "all", &mut report);
+            let failed = usize::from(wrong.is_some());
+            assert_eq!(report.failures, failed);
+            let row = json!({
+                "check": "all", "count": 3 - failed, "failed": failed, "passed": failed == 0
+            });
+            assert_eq!(report.rows.last(), Some(&row));
+        }
+    }
 }

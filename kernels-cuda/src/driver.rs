@@ -1,22 +1,29 @@
 //! The driver: found at run time, asked only for what was seen to be there, every failure a value.
 //!
 //! A [`Context`] is one device with the kernels loaded; memory and streams hold it, and everything they
-//! do makes it current on the calling thread first.
+//! do enters it first: the context is current on the calling thread, and nobody resets the device before
+//! the call is over.
 
 use core::ffi::{CStr, c_void};
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicBool, Ordering};
 use std::ffi::CString;
 use std::sync::Arc;
 
 use cudarc::driver::sys;
 
+use crate::device::{Device, Entered, label};
 use crate::images;
 use crate::kernel::{Kernel, Launch};
 use crate::{CudaError, session};
 
 /// CUDA version that the images need: 13.0.
 const NEEDED: i32 = 13_000;
+
+/// Which part of a device's memory is left to the driver, which takes some for graphs and for kernels as
+/// they are loaded: one in this many bytes, up to [`MOST_LEFT`].
+const LEFT: usize = 32;
+/// Most bytes that are left to the driver.
+const MOST_LEFT: usize = 256 << 20;
 
 /// Every function of the driver that this crate calls.
 const FUNCTIONS: &[&str] = &[
@@ -34,14 +41,19 @@ const FUNCTIONS: &[&str] = &[
     "cuMemGetInfo_v2",
     "cuMemAlloc_v2",
     "cuMemFree_v2",
-    "cuMemHostAlloc",
-    "cuMemFreeHost",
+    "cuMemHostRegister_v2",
+    "cuMemHostUnregister",
     "cuMemcpyHtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemsetD8Async",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamSynchronize",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuEventElapsedTime_v2",
+    "cuEventDestroy_v2",
     "cuStreamBeginCapture_v2",
     "cuStreamEndCapture",
     "cuGraphInstantiateWithFlags",
@@ -89,17 +101,25 @@ pub struct Properties {
     pub image: &'static str,
 }
 
+impl Properties {
+    /// The device's name in metrics and logs: `cuda:ORDINAL (NAME)`.
+    pub fn label(&self) -> String {
+        label(self.ordinal, &self.name)
+    }
+}
+
 /// A device with the kernels loaded.
 #[derive(Debug)]
 pub struct Context {
-    device: sys::CUdevice,
+    handle: sys::CUdevice,
     context: sys::CUcontext,
     module: sys::CUmodule,
     functions: Vec<sys::CUfunction>,
     properties: Properties,
-    /// Whether the device was reset since: what the context held is gone, and its addresses may be
-    /// others' now.
-    abandoned: AtomicBool,
+    device: Arc<Device>,
+    /// How often the device was reset before. After another reset what the context held is gone, and its
+    /// addresses may be others' now.
+    resets: u64,
 }
 
 // SAFETY: the driver's handles may be used from any thread, and its functions lock what they share.
@@ -153,48 +173,62 @@ impl Context {
         if ordinal >= count {
             return Err(CudaError::NoDevice { ordinal, count });
         }
-        let mut device = 0;
-        call!(cuDeviceGet(&raw mut device, ordinal as i32))?;
-        let properties = properties(device, ordinal)?;
+        let mut handle = 0;
+        call!(cuDeviceGet(&raw mut handle, ordinal as i32))?;
+        let properties = properties(handle, ordinal)?;
         let image = images::load(properties.image)?;
+        let device = Device::of(ordinal, &properties.name);
         let mut context = null_mut();
-        call!(cuDevicePrimaryCtxRetain(&raw mut context, device))?;
+        let resets = {
+            let entered = device.enter();
+            call!(cuDevicePrimaryCtxRetain(&raw mut context, handle))?;
+            entered.resets()
+        };
         // From here on the context is released by `drop`.
         let mut opened = Context {
-            device,
+            handle,
             context,
             module: null_mut(),
             functions: Vec::with_capacity(Kernel::ALL.len()),
             properties,
-            abandoned: AtomicBool::new(false),
+            device,
+            resets,
         };
-        opened.make_current()?;
-        call!(cuModuleLoadData(
-            &raw mut opened.module,
-            image.as_ptr().cast()
-        ))?;
-        for kernel in Kernel::ALL {
-            if kernel.needs_wgmma() && !opened.has_wgmma() {
-                opened.functions.push(null_mut());
-                continue;
+        opened.module = opened.load(&image)?;
+        opened.functions = opened.find()?;
+        Ok(Arc::new(opened))
+    }
+
+    fn load(&self, image: &[u8]) -> Result<sys::CUmodule, CudaError> {
+        let _entered = self.enter()?;
+        let mut module = null_mut();
+        call!(cuModuleLoadData(&raw mut module, image.as_ptr().cast()))?;
+        Ok(module)
+    }
+
+    /// Every kernel of the module, by its number; null where the device has no such instructions.
+    fn find(&self) -> Result<Vec<sys::CUfunction>, CudaError> {
+        let _entered = self.enter()?;
+        let find = |kernel: &Kernel| {
+            let mut function = null_mut();
+            if kernel.needs_wgmma() && !self.has_wgmma() {
+                return Ok(function);
             }
             let name = CString::new(kernel.name()).unwrap_or_default();
-            let mut function = null_mut();
-            let module = opened.module;
             call!(cuModuleGetFunction(
                 &raw mut function,
-                module,
+                self.module,
                 name.as_ptr()
             ))?;
-            let most = opened.shared_limit(*kernel);
+            let most = self.shared_limit(*kernel);
             if most > 48 << 10 {
                 let attribute =
                     sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 call!(cuFuncSetAttribute(function, attribute, most as i32))?;
             }
-            opened.functions.push(function);
-        }
-        Ok(Arc::new(opened))
+            Ok(function)
+        };
+        Kernel::ALL.iter().map(find).collect()
     }
 
     /// What the device is.
@@ -221,20 +255,25 @@ impl Context {
     /// # Errors
     /// A device that fails.
     pub fn memory(&self) -> Result<(usize, usize), CudaError> {
-        self.make_current()?;
-        let (mut free, mut total) = (0, 0);
-        call!(cuMemGetInfo_v2(&raw mut free, &raw mut total))?;
-        Ok((free, total))
+        free_memory(&self.enter()?)
     }
 
-    /// Gives the context up after a fault, resets the device and opens it anew. Whatever holds the old
-    /// context gets [`CudaError::Abandoned`] from then on.
+    /// Whether `bytes` could be taken now.
+    ///
+    /// # Errors
+    /// [`CudaError::Memory`] with what is free, where they could not; a device that fails.
+    pub fn has_room(&self, bytes: usize) -> Result<(), CudaError> {
+        room(bytes, &self.enter()?)
+    }
+
+    /// Gives the context up after a fault, resets the device and opens it anew: once for all contexts of the
+    /// device. Whatever holds an old one gets [`CudaError::Abandoned`] from then on.
     ///
     /// # Errors
     /// A device that cannot be reset or opened.
     pub fn reopen(&self) -> Result<Arc<Self>, CudaError> {
-        self.abandoned.store(true, Ordering::SeqCst);
-        call!(cuDevicePrimaryCtxReset_v2(self.device))?;
+        let reset = || call!(cuDevicePrimaryCtxReset_v2(self.handle));
+        self.device.reset(self.resets, reset)?;
         Context::open(self.properties.ordinal)
     }
 
@@ -242,14 +281,22 @@ impl Context {
         crate::ops::product::shared_bytes(kernel, self.stages())
     }
 
-    pub(crate) fn make_current(&self) -> Result<(), CudaError> {
-        if self.abandoned.load(Ordering::SeqCst) {
+    /// Makes the context current, and keeps the device from being reset.
+    pub(crate) fn enter(&self) -> Result<Entered<'_>, CudaError> {
+        let entered = self.device.enter();
+        if entered.resets() != self.resets {
             return Err(CudaError::Abandoned);
         }
-        call!(cuCtxSetCurrent(self.context))
+        call!(cuCtxSetCurrent(self.context))?;
+        Ok(entered)
     }
 
-    pub(crate) fn launch(&self, stream: sys::CUstream, launch: &Launch) -> Result<(), CudaError> {
+    pub(crate) fn launch(
+        &self,
+        stream: sys::CUstream,
+        launch: &Launch,
+        _entered: &Entered<'_>,
+    ) -> Result<(), CudaError> {
         let function = self.functions[launch.kernel as usize];
         if function.is_null() {
             let (major, minor) = self.properties.capability;
@@ -275,12 +322,39 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // A lost context refuses both; nothing more can be done about it.
-        if self.make_current().is_ok() && !self.module.is_null() {
+        let entered = self.device.enter();
+        // A reset has taken the module, and what is retained now is another context.
+        if entered.resets() != self.resets {
+            return;
+        }
+        // A lost context refuses all of this; nothing more can be done about it.
+        if call!(cuCtxSetCurrent(self.context)).is_ok() && !self.module.is_null() {
             let _ = call!(cuModuleUnload(self.module));
         }
-        let _ = call!(cuDevicePrimaryCtxRelease_v2(self.device));
+        let _ = call!(cuDevicePrimaryCtxRelease_v2(self.handle));
     }
+}
+
+/// Bytes free, and bytes of the device.
+fn free_memory(_entered: &Entered<'_>) -> Result<(usize, usize), CudaError> {
+    let (mut free, mut total) = (0, 0);
+    call!(cuMemGetInfo_v2(&raw mut free, &raw mut total))?;
+    Ok((free, total))
+}
+
+/// Whether `bytes` can be taken with enough left to the driver.
+fn room(bytes: usize, entered: &Entered<'_>) -> Result<(), CudaError> {
+    let (free, total) = free_memory(entered)?;
+    let left = (total / LEFT).min(MOST_LEFT);
+    if bytes > free.saturating_sub(left) {
+        return Err(CudaError::Memory {
+            bytes,
+            free,
+            total,
+            left,
+        });
+    }
+    Ok(())
 }
 
 fn properties(device: sys::CUdevice, ordinal: usize) -> Result<Properties, CudaError> {
@@ -332,16 +406,25 @@ impl DeviceMemory {
     /// # Errors
     /// [`CudaError::Memory`] with what is free, where it does not fit; a device that fails.
     pub fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, CudaError> {
-        context.make_current()?;
         let mut address = 0;
         if bytes > 0 {
-            match call!(cuMemAlloc_v2(&raw mut address, bytes)) {
-                Err(CudaError::Call { code: 2, .. }) => {
-                    let (free, total) = context.memory()?;
-                    return Err(CudaError::Memory { bytes, free, total });
+            let entered = context.enter()?;
+            context.device.take(bytes, || {
+                room(bytes, &entered)?;
+                match call!(cuMemAlloc_v2(&raw mut address, bytes)) {
+                    // Free, but in pieces.
+                    Err(CudaError::Call { code: 2, .. }) => {
+                        let (free, total) = free_memory(&entered)?;
+                        Err(CudaError::Memory {
+                            bytes,
+                            free,
+                            total,
+                            left: 0,
+                        })
+                    }
+                    other => other,
                 }
-                other => other?,
-            }
+            })?;
         }
         Ok(DeviceMemory {
             context: Arc::clone(context),
@@ -358,6 +441,7 @@ impl DeviceMemory {
         let memory = DeviceMemory::new(context, data.len())?;
         if !data.is_empty() {
             let stream = session::Stream::new(context)?;
+            let entered = context.enter()?;
             // The call returns when the bytes, which are not pinned, have been read; the wait is for
             // their arrival.
             call!(cuMemcpyHtoDAsync_v2(
@@ -366,7 +450,7 @@ impl DeviceMemory {
                 data.len(),
                 stream.raw()
             ))?;
-            stream.wait()?;
+            stream.wait(&entered)?;
         }
         Ok(memory)
     }
@@ -379,8 +463,9 @@ impl DeviceMemory {
         let memory = DeviceMemory::new(context, bytes)?;
         if bytes > 0 {
             let stream = session::Stream::new(context)?;
+            let entered = context.enter()?;
             call!(cuMemsetD8Async(memory.address, 0, bytes, stream.raw()))?;
-            stream.wait()?;
+            stream.wait(&entered)?;
         }
         Ok(memory)
     }
@@ -398,8 +483,12 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        if self.bytes > 0 && self.context.make_current().is_ok() {
+        if self.bytes == 0 {
+            return;
+        }
+        if let Ok(_entered) = self.context.enter() {
             let _ = call!(cuMemFree_v2(self.address));
+            self.context.device.gave_back(self.bytes);
         }
     }
 }

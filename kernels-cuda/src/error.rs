@@ -40,7 +40,9 @@ pub enum CudaError {
     #[error("the image for {0} is damaged")]
     DamagedImage(&'static str),
     /// The device has too little memory left.
-    #[error("the device has {free} of {total} bytes free, {bytes} are needed")]
+    #[error(
+        "the device has {free} of {total} bytes free, of which {left} are left to the driver; {bytes} are needed"
+    )]
     Memory {
         /// Bytes asked for.
         bytes: usize,
@@ -48,6 +50,14 @@ pub enum CudaError {
         free: usize,
         /// Bytes of the device.
         total: usize,
+        /// Bytes of those free that are not for the asking.
+        left: usize,
+    },
+    /// The system has too little memory left for what is copied to the device.
+    #[error("the system has no {bytes} bytes for copies to the device")]
+    HostMemory {
+        /// Bytes asked for.
+        bytes: usize,
     },
     /// A range outside its memory: a fault of the caller.
     #[error("bytes {start}..{end} are outside a memory of {bytes} bytes")]
@@ -76,9 +86,10 @@ impl CudaError {
     /// Whether the context is lost: every later call fails too, until it is made anew.
     pub fn is_lost(&self) -> bool {
         // Illegal address and its kin, assertion, hardware exception, ECC, launch failure, launch
-        // timeout, a device that fell off the bus.
-        const LOST: [u32; 14] = [
-            46, 214, 220, 700, 702, 710, 714, 715, 716, 717, 718, 719, 720, 721,
+        // timeout, a device that fell off the bus, a context destroyed by somebody else, and what the
+        // driver has no name for.
+        const LOST: [u32; 16] = [
+            46, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 720, 721, 999,
         ];
         match self {
             CudaError::Call { code, .. } => LOST.contains(code),
@@ -90,7 +101,22 @@ impl CudaError {
             | CudaError::NoImage { .. }
             | CudaError::DamagedImage(_)
             | CudaError::Memory { .. }
+            | CudaError::HostMemory { .. }
             | CudaError::Range { .. } => false,
+        }
+    }
+}
+
+impl OpError {
+    /// As [`CudaError::is_lost`].
+    pub fn is_lost(&self) -> bool {
+        match self {
+            OpError::Device(error) => error.is_lost(),
+            OpError::Type { .. }
+            | OpError::TooLarge { .. }
+            | OpError::Length { .. }
+            | OpError::Scratch { .. }
+            | OpError::NoLaunch { .. } => false,
         }
     }
 }
@@ -125,6 +151,14 @@ pub enum OpError {
         got: usize,
         /// Elements expected.
         expected: usize,
+    },
+    /// Less zeroed memory than the launch uses: a fault of the caller.
+    #[error("a launch uses {needed} bytes of scratch, there are {there}")]
+    Scratch {
+        /// Bytes that it uses.
+        needed: usize,
+        /// Bytes given.
+        there: usize,
     },
     /// An operation that was prepared as another: a fault of this program.
     #[error("there is no launch for {operation} as it was prepared")]

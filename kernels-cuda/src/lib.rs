@@ -7,9 +7,11 @@
 //! stream they run in. Every operation gives the bytes of `requant-numerics`; the tests run the same
 //! kernel sources on an emulated device.
 
+mod device;
 pub mod driver;
 pub mod epilogue;
 mod error;
+mod event;
 mod images;
 mod kernel;
 pub mod ops;
@@ -17,6 +19,7 @@ pub mod params;
 mod session;
 mod walk;
 
+pub use device::memory_held;
 pub use driver::{Context, DeviceMemory, Properties};
 pub use error::{CudaError, OpError};
 pub use kernel::{Kernel, Launch};

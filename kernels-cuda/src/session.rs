@@ -5,14 +5,21 @@
 //! the caller's again; sessions of several threads overlap their copies and kernels.
 
 use core::ops::Range;
-use core::ptr::null_mut;
+use core::ptr::{NonNull, null_mut};
+use core::time::Duration;
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use cudarc::driver::sys;
 
+use crate::device::Entered;
 use crate::driver::call;
+use crate::event::Event;
 use crate::{Context, CudaError, DeviceMemory, Launch};
+
+/// Bytes of a page of the host.
+const PAGE: usize = 4096;
 
 /// Something that a session does.
 #[derive(Clone, Debug)]
@@ -47,7 +54,7 @@ unsafe impl Send for Stream {}
 
 impl Stream {
     pub(crate) fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
-        context.make_current()?;
+        let _entered = context.enter()?;
         let mut stream = null_mut();
         // 1: does not wait for the default stream.
         call!(cuStreamCreate(&raw mut stream, 1))?;
@@ -61,24 +68,25 @@ impl Stream {
         self.stream
     }
 
-    pub(crate) fn wait(&self) -> Result<(), CudaError> {
+    pub(crate) fn wait(&self, _entered: &Entered<'_>) -> Result<(), CudaError> {
         call!(cuStreamSynchronize(self.stream))
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.context.make_current().is_ok() {
+        if let Ok(_entered) = self.context.enter() {
             let _ = call!(cuStreamDestroy_v2(self.stream));
         }
     }
 }
 
-/// Pinned memory of the host.
+/// Pinned memory of the host. It is the program's own, so that a reset of the device, which ends the pinning,
+/// takes it from nobody who reads or writes it.
 #[derive(Debug)]
 struct HostMemory {
     context: Arc<Context>,
-    start: *mut u8,
+    start: NonNull<u8>,
     bytes: usize,
 }
 
@@ -89,33 +97,52 @@ unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
     fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, CudaError> {
-        context.make_current()?;
-        let mut start = null_mut();
-        call!(cuMemHostAlloc(&raw mut start, bytes.max(1), 0))?;
-        // SAFETY: the driver gave that many bytes; they are initialised before anyone reads them.
-        unsafe { core::ptr::write_bytes(start.cast::<u8>(), 0, bytes) };
-        Ok(HostMemory {
+        let layout = Self::layout(bytes)?;
+        // SAFETY: the layout is not empty.
+        let start = unsafe { alloc_zeroed(layout) };
+        let start = NonNull::new(start).ok_or(CudaError::HostMemory { bytes })?;
+        let memory = HostMemory {
             context: Arc::clone(context),
-            start: start.cast(),
+            start,
             bytes,
-        })
+        };
+        let entered = context.enter()?;
+        let pinned = call!(cuMemHostRegister_v2(
+            start.as_ptr().cast(),
+            layout.size(),
+            0
+        ));
+        drop(entered);
+        pinned.map(|()| memory)
+    }
+
+    /// Whole pages.
+    fn layout(bytes: usize) -> Result<Layout, CudaError> {
+        let none = CudaError::HostMemory { bytes };
+        let whole = bytes.max(1).checked_next_multiple_of(PAGE);
+        let layout = whole.and_then(|whole| Layout::from_size_align(whole, PAGE).ok());
+        layout.ok_or(none)
     }
 
     fn bytes(&self) -> &[u8] {
         // SAFETY: initialised in `new`, owned, and no copy is under way outside `Session::run`.
-        unsafe { core::slice::from_raw_parts(self.start, self.bytes) }
+        unsafe { core::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and borrowed exclusively.
-        unsafe { core::slice::from_raw_parts_mut(self.start, self.bytes) }
+        unsafe { core::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
     }
 }
 
 impl Drop for HostMemory {
     fn drop(&mut self) {
-        if self.context.make_current().is_ok() {
-            let _ = call!(cuMemFreeHost(self.start.cast()));
+        if let Ok(_entered) = self.context.enter() {
+            let _ = call!(cuMemHostUnregister(self.start.as_ptr().cast()));
+        }
+        if let Ok(layout) = Self::layout(self.bytes) {
+            // SAFETY: taken in `new` with this layout, and nobody copies any more.
+            unsafe { dealloc(self.start.as_ptr(), layout) };
         }
     }
 }
@@ -132,7 +159,7 @@ unsafe impl Send for Graph {}
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        if self.context.make_current().is_ok() {
+        if let Ok(_entered) = self.context.enter() {
             let _ = call!(cuGraphExecDestroy(self.executable));
         }
     }
@@ -172,6 +199,11 @@ impl Session {
         self.memory.address()
     }
 
+    /// Bytes of the session's memory.
+    pub fn bytes(&self) -> usize {
+        self.memory.bytes()
+    }
+
     /// The staging memory.
     pub fn staging(&self) -> &[u8] {
         self.staging.bytes()
@@ -193,11 +225,17 @@ impl Session {
     /// A copy outside the memories; a device that fails.
     pub fn record(&mut self, key: usize, commands: &[Command]) -> Result<(), CudaError> {
         self.check(commands)?;
-        self.context.make_current()?;
+        let made = self.capture(commands)?;
+        self.graphs.insert(key, made);
+        Ok(())
+    }
+
+    fn capture(&self, commands: &[Command]) -> Result<Graph, CudaError> {
+        let entered = self.context.enter()?;
         let stream = self.stream.raw();
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         call!(cuStreamBeginCapture_v2(stream, mode))?;
-        let submitted = self.submit(commands);
+        let submitted = self.submit(commands, &entered);
         let mut graph = null_mut();
         // Capture ends whether or not every command was taken.
         let ended = call!(cuStreamEndCapture(stream, &raw mut graph));
@@ -212,8 +250,7 @@ impl Session {
         if !graph.is_null() {
             let _ = call!(cuGraphDestroy(graph));
         }
-        self.graphs.insert(key, made?);
-        Ok(())
+        made
     }
 
     /// Replays what was recorded under a key, and waits for its end. Nothing where nothing was.
@@ -224,10 +261,11 @@ impl Session {
         let Some(graph) = self.graphs.get(&key) else {
             return Ok(());
         };
-        self.context.make_current()?;
+        let entered = self.context.enter()?;
         let launched = call!(cuGraphLaunch(graph.executable, self.stream.raw()));
         // What was submitted before a failure still uses the staging memory.
-        launched.and(self.stream.wait())
+        let waited = self.stream.wait(&entered);
+        launched.and(waited)
     }
 
     /// Runs a list of commands without recording it, and waits for its end.
@@ -236,10 +274,40 @@ impl Session {
     /// As [`Session::record`].
     pub fn run(&mut self, commands: &[Command]) -> Result<(), CudaError> {
         self.check(commands)?;
-        self.context.make_current()?;
-        let submitted = self.submit(commands);
-        let waited = self.stream.wait();
+        let entered = self.context.enter()?;
+        let submitted = self.submit(commands, &entered);
+        let waited = self.stream.wait(&entered);
         submitted.and(waited)
+    }
+
+    /// As [`Session::run`], with the device's time for each of the commands, one after the other.
+    ///
+    /// # Errors
+    /// As [`Session::record`].
+    pub fn time(&mut self, commands: &[Command]) -> Result<Vec<Duration>, CudaError> {
+        self.check(commands)?;
+        let events = (0..=commands.len()).map(|_| Event::new(&self.context));
+        let events: Vec<Event> = events.collect::<Result<_, _>>()?;
+        let entered = self.context.enter()?;
+        let stream = self.stream.raw();
+        let submit = || {
+            for (command, event) in commands.iter().zip(&events) {
+                event.record(stream, &entered)?;
+                self.submit(core::slice::from_ref(command), &entered)?;
+            }
+            events.last().map_or(Ok(()), |last| {
+                last.record(stream, &entered)?;
+                last.wait(&entered)
+            })
+        };
+        let submitted = submit();
+        // What was submitted before a failure still uses the staging memory.
+        let waited = self.stream.wait(&entered);
+        submitted.and(waited)?;
+        let times = events
+            .windows(2)
+            .map(|pair| pair[1].since(&pair[0], &entered));
+        times.collect()
     }
 
     fn check(&self, commands: &[Command]) -> Result<(), CudaError> {
@@ -267,13 +335,13 @@ impl Session {
     }
 
     /// Puts checked commands on the stream.
-    fn submit(&self, commands: &[Command]) -> Result<(), CudaError> {
+    fn submit(&self, commands: &[Command], entered: &Entered<'_>) -> Result<(), CudaError> {
         let (memory, stream) = (self.memory.address(), self.stream.raw());
         for command in commands {
             match command {
                 Command::Upload { from, to } => {
                     // The range was checked, so the address is inside the staging memory.
-                    let host = self.staging.start.wrapping_add(from.start);
+                    let host = self.staging.start.as_ptr().wrapping_add(from.start);
                     let device = memory + *to as u64;
                     call!(cuMemcpyHtoDAsync_v2(
                         device,
@@ -283,7 +351,7 @@ impl Session {
                     ))?;
                 }
                 Command::Download { from, to } => {
-                    let host = self.staging.start.wrapping_add(*to);
+                    let host = self.staging.start.as_ptr().wrapping_add(*to);
                     let device = memory + from.start as u64;
                     call!(cuMemcpyDtoHAsync_v2(
                         host.cast(),
@@ -292,7 +360,7 @@ impl Session {
                         stream
                     ))?;
                 }
-                Command::Launch(launch) => self.context.launch(stream, launch)?,
+                Command::Launch(launch) => self.context.launch(stream, launch, entered)?,
             }
         }
         Ok(())
@@ -302,8 +370,8 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         // What still runs, after a failure, uses the memories.
-        if self.context.make_current().is_ok() {
-            let _ = self.stream.wait();
+        if let Ok(entered) = self.context.enter() {
+            let _ = self.stream.wait(&entered);
         }
     }
 }

@@ -4,12 +4,14 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Barrier;
+use std::time::Duration;
 
 use libloading::{Library, Symbol};
 use requant_conformance::emulator;
 use requant_kernels_cuda::ops::maps;
 use requant_kernels_cuda::{
-    Command as Do, Context, CudaError, DeviceMemory, Kernel, Session, driver,
+    Command as Do, Context, CudaError, DeviceMemory, Kernel, Session, driver, memory_held,
 };
 use requant_numerics::DType;
 
@@ -198,16 +200,111 @@ fn memory_that_does_not_fit_is_refused_with_sizes() {
         return;
     }
     let context = Context::open(0).unwrap();
+    let name = "cuda:0 (emulated device)".to_owned();
+    assert_eq!(memory_held(), [(name.clone(), 0)]);
     let held = DeviceMemory::new(&context, 40_960).unwrap();
-    let refused = DeviceMemory::new(&context, 30_000).unwrap_err();
-    let memory = CudaError::Memory {
-        bytes: 30_000,
-        free: 24_576,
-        total: 65_536,
-    };
-    assert_eq!(refused, memory);
+    assert_eq!(memory_held(), [(name.clone(), 40_960)]);
+    // Of what is free a part is the driver's.
+    for bytes in [22_529, 30_000] {
+        let refused = DeviceMemory::new(&context, bytes).unwrap_err();
+        let memory = CudaError::Memory {
+            bytes,
+            free: 24_576,
+            total: 65_536,
+            left: 2048,
+        };
+        assert_eq!(context.has_room(bytes), Err(memory.clone()));
+        assert_eq!(refused, memory);
+    }
+    assert_eq!(context.has_room(22_528), Ok(()));
+    drop(DeviceMemory::new(&context, 22_528).unwrap());
     drop(held);
-    assert!(DeviceMemory::new(&context, 65_536).is_ok());
+    assert_eq!(memory_held(), [(name, 0)]);
+    assert!(DeviceMemory::new(&context, 63_488).is_ok());
+}
+
+#[test]
+fn threads_take_no_more_than_there_is() {
+    let name = "threads_take_no_more_than_there_is";
+    if !emulator::is_emulated(name, "memory=65536") {
+        return;
+    }
+    let context = Context::open(0).unwrap();
+    for _ in 0..20 {
+        let taken: Vec<_> = std::thread::scope(|scope| {
+            let take = |_| scope.spawn(|| DeviceMemory::new(&context, 16_384));
+            let threads: Vec<_> = (0..8).map(take).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        // The fourth would leave nothing to the driver.
+        assert_eq!(taken.iter().filter(|taken| taken.is_ok()).count(), 3);
+    }
+}
+
+#[test]
+fn a_reset_waits_for_the_calls_of_others() {
+    let name = "a_reset_waits_for_the_calls_of_others";
+    if !emulator::is_emulated(name, "pause=5") {
+        return;
+    }
+    let context = Context::open(0).unwrap();
+    let ready = Barrier::new(4);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            let (context, ready) = (&context, &ready);
+            scope.spawn(move || {
+                let mut session = Session::new(context, 1024, 1024).unwrap();
+                let commands = fill(&session, 7);
+                ready.wait();
+                // Some runs end well before the reset; from then on there is one answer.
+                let failed = loop {
+                    match session.run(&commands) {
+                        Ok(()) => assert_eq!(session.staging()[24..], [7; 1000]),
+                        Err(error) => break error,
+                    }
+                };
+                assert_eq!(failed, CudaError::Abandoned);
+                assert_eq!(session.record(1, &commands), Err(CudaError::Abandoned));
+                assert_eq!(session.replay(1), Ok(()), "nothing is recorded");
+                // What was staged is the program's still.
+                session.staging_mut().fill(9);
+                assert_eq!(session.staging(), [9; 1024]);
+            });
+        }
+        ready.wait();
+        std::thread::sleep(Duration::from_millis(30));
+        let fresh = context.reopen().unwrap();
+        let held = DeviceMemory::zeros(&fresh, 4096).unwrap();
+        // Somebody else's wish to do the same resets nothing again.
+        let again = context.reopen().unwrap();
+        let mut session = Session::new(&again, 1024, 1024).unwrap();
+        let commands = fill(&session, 5);
+        session.run(&commands).unwrap();
+        assert!(fresh.memory().is_ok());
+        drop(held);
+    });
+}
+
+#[test]
+fn an_old_context_releases_nothing_of_the_new_one() {
+    let name = "an_old_context_releases_nothing_of_the_new_one";
+    if !emulator::is_emulated(name, "") {
+        return;
+    }
+    let first = Context::open(0).unwrap();
+    let second = Context::open(0).unwrap();
+    // Each holds the device's one context: it lives as long as either.
+    drop(second);
+    assert!(first.memory().is_ok());
+    let fresh = first.reopen().unwrap();
+    drop(first);
+    let mut session = Session::new(&fresh, 1024, 1024).unwrap();
+    let commands = fill(&session, 5);
+    session.run(&commands).unwrap();
+    drop((session, fresh));
+    // Nobody holds it: it begins anew.
+    let last = Context::open(0).unwrap();
+    assert!(DeviceMemory::zeros(&last, 1024).is_ok());
 }
 
 #[test]

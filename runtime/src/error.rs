@@ -158,13 +158,57 @@ pub enum ExecError {
 impl ExecError {
     /// Whether the device was lost, and with it everything that was compiled for it.
     pub fn is_device_lost(&self) -> bool {
-        matches!(self, ExecError::Device(error) if error.is_lost())
+        match self {
+            ExecError::Device(error) => error.is_lost(),
+            ExecError::Launch { source, .. } => source.is_lost(),
+            ExecError::Restore(error) => error.is_device_lost(),
+            ExecError::Batch { .. }
+            | ExecError::TooLarge { .. }
+            | ExecError::Memory { .. }
+            | ExecError::Port { .. }
+            | ExecError::Form { .. }
+            | ExecError::Bytes { .. }
+            | ExecError::Range { .. }
+            | ExecError::Kernel { .. } => false,
+        }
     }
 }
 
 impl CompileError {
     /// As [`ExecError::is_device_lost`].
     pub fn is_device_lost(&self) -> bool {
-        matches!(self, CompileError::Device { source: OpError::Device(error), .. } if error.is_lost())
+        matches!(self, CompileError::Device { source, .. } if source.is_lost())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_device_is_seen_through_every_wrapping() {
+        // A context that was destroyed, an unknown error, a failed launch; an invalid value.
+        for (code, lost) in [(709, true), (999, true), (719, true), (1, false)] {
+            let fault = CudaError::Call {
+                call: "cuLaunchKernel",
+                code,
+            };
+            let step = || "conv".to_owned();
+            let refused = CompileError::Device {
+                step: step(),
+                source: fault.clone().into(),
+            };
+            assert_eq!(refused.is_device_lost(), lost, "{code}");
+            for error in [
+                ExecError::Device(fault.clone()),
+                ExecError::Launch {
+                    step: step(),
+                    source: fault.into(),
+                },
+                ExecError::Restore(Box::new(refused)),
+            ] {
+                assert_eq!(error.is_device_lost(), lost, "{error}");
+            }
+        }
     }
 }

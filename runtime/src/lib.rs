@@ -39,5 +39,5 @@ pub use reference::ReferenceBackend;
 pub use requant_kernels_cpu::Isa;
 pub use requant_kernels_cpu::isa::UnknownIsa;
 pub use requant_kernels_cpu::probe;
-pub use requant_kernels_cuda::CudaError;
+pub use requant_kernels_cuda::{CudaError, memory_held};
 pub use stats::{PrecisionStats, RunStats, StepStats};

@@ -1,10 +1,12 @@
 //! Which backend computes a model, now and after its device was lost.
 //!
 //! A GPU that faults takes everything with it that was compiled for it. The first model that notices
-//! has the device reset and opened anew, once for each fault; where that fails, and where a backend that
-//! was not asked for by name refuses a model or answers it with other bytes than the CPU, the CPU computes.
+//! has the device reset and opened anew, once for each fault; where that fails, or does not last, and where
+//! a backend that was not asked for by name refuses a model or answers it with other bytes than the CPU, the
+//! CPU computes.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use requant_numerics::ModelPrecision;
 use requant_runtime::{
@@ -15,11 +17,16 @@ use requant_runtime::{
 use crate::engine::{EngineError, Network};
 use crate::metrics;
 
+/// A device that is lost again within this time of being opened anew is given up.
+const LASTING: Duration = Duration::from_secs(600);
+
 /// The device, if there is one still.
 struct Device {
     cuda: Option<CudaBackend>,
     /// How often it was lost.
     losses: u64,
+    /// When it was last opened anew.
+    reopened: Option<Instant>,
 }
 
 /// A device with another backend behind it, or the latter alone.
@@ -40,6 +47,7 @@ impl Backends {
             device: Mutex::new(Device {
                 cuda: None,
                 losses: 0,
+                reopened: None,
             }),
             behind: backend,
             yields: true,
@@ -52,6 +60,7 @@ impl Backends {
             device: Mutex::new(Device {
                 cuda: Some(cuda),
                 losses: 0,
+                reopened: None,
             }),
             behind,
             yields,
@@ -155,13 +164,26 @@ impl Backends {
         let Some(lost) = device.cuda.take() else {
             return;
         };
+        let name = lost.info().device;
+        let lasted = device.reopened.map(|since| since.elapsed());
+        if lasted.is_some_and(|lasted| lasted < LASTING) {
+            tracing::error!(
+                device = name,
+                ?lasted,
+                "device lost again: the CPU computes"
+            );
+            metrics::backend_replaced(&lost.info(), &self.behind.info());
+            return;
+        }
         match lost.reopen() {
             Ok(fresh) => {
-                tracing::warn!(device = fresh.info().device, "device lost and opened anew");
+                tracing::warn!(device = name, "device lost and opened anew");
                 device.cuda = Some(fresh);
+                device.reopened = Some(Instant::now());
             }
             Err(error) => {
-                tracing::error!(%error, "device lost for good: the CPU computes");
+                tracing::error!(device = name, %error, "device lost for good: the CPU computes");
+                metrics::backend_replaced(&lost.info(), &self.behind.info());
             }
         }
     }
@@ -214,13 +236,13 @@ impl Network for Compiled {
     }
 
     fn instance(&self, max_batch: usize) -> Result<Box<dyn Instance>, ExecError> {
-        let (executable, losses) = self.made();
-        match executable.instance(max_batch) {
-            Err(error) if error.is_device_lost() => {
-                self.recompile(losses)?;
-                self.made().0.instance(max_batch)
+        // Ends: a device that does not last is given up.
+        loop {
+            let (executable, losses) = self.made();
+            match executable.instance(max_batch) {
+                Err(error) if error.is_device_lost() => self.recompile(losses)?,
+                other => return other,
             }
-            other => other,
         }
     }
 }

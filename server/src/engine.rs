@@ -15,7 +15,7 @@ use requant_runtime::{
 pub use requant_import::tflite::Kernels as TfliteKernels;
 pub use requant_runtime::{
     BackendInfo, ExecError, Footprint, Form, Instance, PrecisionStats, QuantizedForm, RunStats,
-    Signature, TensorInfo, contains_nan, outside_range,
+    Signature, TensorInfo, contains_nan, memory_held, outside_range,
 };
 
 use crate::backends::Backends;

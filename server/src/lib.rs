@@ -21,6 +21,7 @@ pub mod logging;
 pub mod metrics;
 mod metrics_http;
 pub mod options;
+pub mod readiness;
 pub mod repository;
 pub mod server;
 pub mod statistics;

@@ -15,7 +15,7 @@ use tonic::Code;
 
 use crate::{
     batcher::Timing,
-    engine::{BackendInfo, PrecisionStats},
+    engine::{BackendInfo, PrecisionStats, memory_held},
     error::code_name,
 };
 
@@ -29,6 +29,7 @@ const INFERENCES: &str = "requant_inferences_total";
 const OPERATIONS: &str = "requant_operations_total";
 const PRECISION_SECONDS: &str = "requant_precision_seconds_total";
 const DEVICE_LOSSES: &str = "requant_device_losses_total";
+const DEVICE_MEMORY: &str = "requant_device_memory_bytes";
 const BACKEND_INFO: &str = "requant_backend_info";
 const MODEL_READY: &str = "requant_model_ready";
 
@@ -84,6 +85,9 @@ impl Recorder {
 
     /// The text that `GET /metrics` answers.
     pub fn render(&self) -> String {
+        for (device, bytes) in memory_held() {
+            gauge!(DEVICE_MEMORY, "device" => device).set(bytes as f64);
+        }
         // The facade's counters are integers; seconds are kept in a gauge that only grows, and are
         // announced as what they are.
         self.handle.render().replace(
@@ -124,8 +128,15 @@ fn describe() {
         "Seconds computed in layers of a precision"
     );
     describe_counter!(DEVICE_LOSSES, "Times that the device was lost to a fault");
+    describe_gauge!(
+        DEVICE_MEMORY,
+        "Bytes of a device's memory that models and their instances hold"
+    );
     describe_gauge!(BACKEND_INFO, "1 for the backend in use");
-    describe_gauge!(MODEL_READY, "1 while a model's version is served, 0 after");
+    describe_gauge!(
+        MODEL_READY,
+        "1 while a model's version is served with all its instances, 0 otherwise"
+    );
 }
 
 /// Announces the backend.
@@ -137,6 +148,18 @@ pub fn backend(info: &BackendInfo) {
         "device" => info.device.clone()
     )
     .set(1.0);
+}
+
+/// Announces the backend that computes instead of one that was lost for good.
+pub fn backend_replaced(lost: &BackendInfo, by: &BackendInfo) {
+    gauge!(
+        BACKEND_INFO,
+        "backend" => lost.backend,
+        "isa" => lost.isa,
+        "device" => lost.device.clone()
+    )
+    .set(0.0);
+    backend(by);
 }
 
 /// Counts the loss of a device.

@@ -2,17 +2,33 @@
 //! of a model whose device is lost.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use common::Client;
 use requant_conformance::{Rng, emulator};
 use requant_numerics::DType;
+use requant_proto::inference as pb;
 use requant_runtime::CpuOptions;
 use requant_server::engine::{self, ExecError, Form, Instance, Network, Reading};
 use requant_server::options::BackendChoice;
+use requant_server::server::Server;
+use tonic::{Code, transport::Channel};
 
 /// Samples of a run.
 const SAMPLES: usize = 2;
+
+/// Launches of a run of the built-in model.
+const LAUNCHES: usize = 9;
+
+/// Settings with which the device faults `runs` whole runs after it was opened, in the middle of the next.
+/// Making an instance takes two: one to load the kernels, one to time them.
+fn fault_after(runs: usize, more: &str) -> String {
+    format!("fault={}{more}", runs * LAUNCHES + 3)
+}
 
 fn built_in(backend: BackendChoice) -> Arc<dyn Network> {
     let engine = engine::open(backend, CpuOptions::default(), None).unwrap();
@@ -62,10 +78,8 @@ fn fashion_gives_the_same_answers() {
 
 #[test]
 fn a_device_that_comes_back_is_used_again() {
-    if emulator::is_emulated(
-        "a_device_that_comes_back_is_used_again",
-        "fault=3,recover=1",
-    ) {
+    let name = "a_device_that_comes_back_is_used_again";
+    if emulator::is_emulated(name, &fault_after(4, ",recover=1")) {
         let engine = engine::open(BackendChoice::Cuda, CpuOptions::default(), None).unwrap();
         let (first, second) = (engine.built_in().unwrap(), engine.built_in().unwrap());
         let mut instances = [fresh(&*first), fresh(&*second)];
@@ -88,7 +102,7 @@ fn a_device_that_comes_back_is_used_again() {
 #[test]
 fn a_device_lost_for_good_leaves_its_models_to_the_cpu() {
     let name = "a_device_lost_for_good_leaves_its_models_to_the_cpu";
-    if emulator::is_emulated(name, "fault=3") {
+    if emulator::is_emulated(name, &fault_after(2, "")) {
         let engine = engine::open(BackendChoice::Cuda, CpuOptions::default(), None).unwrap();
         let network = engine.built_in().unwrap();
         let mut instance = fresh(&*network);
@@ -97,6 +111,139 @@ fn a_device_lost_for_good_leaves_its_models_to_the_cpu() {
         let mut instance = fresh(&*network);
         assert_eq!(answer(&*network, &mut *instance).unwrap(), reference());
         assert_eq!(engine.info().backend, "cpu");
+    }
+}
+
+#[test]
+fn a_device_that_faults_while_a_model_is_loaded_is_opened_anew() {
+    let name = "a_device_that_faults_while_a_model_is_loaded_is_opened_anew";
+    if emulator::is_emulated(name, &fault_after(1, ",recover=1")) {
+        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default(), None).unwrap();
+        let network = engine.built_in().unwrap();
+        let mut instance = fresh(&*network);
+        assert_eq!(answer(&*network, &mut *instance).unwrap(), reference());
+        assert_eq!(engine.info().backend, "cuda");
+    }
+}
+
+#[test]
+fn a_device_that_is_lost_again_and_again_is_given_up() {
+    let name = "a_device_that_is_lost_again_and_again_is_given_up";
+    if emulator::is_emulated(name, &fault_after(2, ",recover=1,faults=9")) {
+        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default(), None).unwrap();
+        let network = engine.built_in().unwrap();
+        let mut instance = fresh(&*network);
+        // What it was opened with, and once more.
+        for _ in 0..2 {
+            assert_eq!(engine.info().backend, "cuda");
+            let lost = answer(&*network, &mut *instance).unwrap_err();
+            assert!(lost.is_device_lost(), "{lost}");
+            instance = fresh(&*network);
+        }
+        assert_eq!(engine.info().backend, "cpu");
+        assert_eq!(answer(&*network, &mut *instance).unwrap(), reference());
+    }
+}
+
+/// A server in this process on the device.
+async fn serve() -> (Server, Client) {
+    let options = common::options(&["--backend", "cuda"]);
+    let engine = engine::open(options.backend, options.cpu(), None).unwrap();
+    let mut server = Server::start(&options, engine).await.unwrap();
+    server.load(&options, Duration::from_secs(1)).await.unwrap();
+    let uri = format!("http://{}", server.grpc_address());
+    let channel = Channel::from_shared(uri).unwrap().connect().await.unwrap();
+    (server, Client::new(channel))
+}
+
+async fn is_ready(client: &mut Client) -> [bool; 2] {
+    let model = pb::ModelReadyRequest {
+        name: "fashion".to_owned(),
+        version: String::new(),
+    };
+    let model = client.model_ready(model).await.unwrap();
+    let server = client.server_ready(pb::ServerReadyRequest {}).await;
+    [model.into_inner().ready, server.unwrap().into_inner().ready]
+}
+
+/// Asks for one image's logits until a device is lost, which at most `before` answers precede; then how the
+/// server answers while it has no device, and afterwards.
+async fn lose_the_device(before: usize, computes: &str) {
+    let (server, mut client) = serve().await;
+    let memory = "requant_device_memory_bytes{device=\"cuda:0 (emulated device)\"} ";
+    let held = |text: &str| -> usize {
+        let line = text.lines().find_map(|line| line.strip_prefix(memory));
+        line.unwrap_or_else(|| panic!("{text}")).parse().unwrap()
+    };
+    let metrics = || common::scrape(server.metrics_address());
+    let full = held(&metrics().await);
+    assert!(full > 0);
+    assert_eq!(is_ready(&mut client).await, [true; 2]);
+    let request = common::fashion_request;
+    let mut answers = Vec::new();
+    let lost = loop {
+        match client.model_infer(request()).await {
+            Ok(answer) => answers.push(answer.into_inner().raw_output_contents),
+            Err(lost) => break lost,
+        }
+        assert!(answers.len() <= before);
+    };
+    assert_eq!(lost.code(), Code::Unavailable, "{lost}");
+    assert!(lost.message().contains("the device was lost"), "{lost}");
+    // The reset takes its time, meanwhile nothing is ready.
+    assert_eq!(is_ready(&mut client).await, [false; 2]);
+    let text = metrics().await;
+    for line in [
+        "requant_model_ready{model=\"fashion\",version=\"1\"} 0",
+        "requant_requests_total{model=\"fashion\",version=\"1\",code=\"UNAVAILABLE\"} 1",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    // Who asks meanwhile waits for the answer.
+    let answer = client.model_infer(request()).await.unwrap();
+    answers.push(answer.into_inner().raw_output_contents);
+    assert_eq!(is_ready(&mut client).await, [true; 2]);
+    let text = metrics().await;
+    for line in [
+        "requant_device_losses_total 1".to_owned(),
+        "requant_model_ready{model=\"fashion\",version=\"1\"} 1".to_owned(),
+        format!("requant_backend_info{{backend=\"{computes}\""),
+    ] {
+        assert!(text.contains(&line), "{line} is not in\n{text}");
+    }
+    let now = if computes == "cuda" { full } else { 0 };
+    assert_eq!(held(&text), now);
+
+    let network = built_in(BackendChoice::Reference);
+    let mut instance = network.instance(1).unwrap();
+    let image = &request().raw_input_contents[0];
+    let written = instance.write_input(0, 0, 1, Form::Declared, image);
+    written.unwrap();
+    instance.run(1).unwrap();
+    let mut logits = vec![0; 40];
+    let read = instance.read_output(0, 0, 1, Form::Declared, &mut logits);
+    read.unwrap();
+    assert!(answers.len() > 1, "one before the loss, one after it");
+    for answer in answers {
+        assert_eq!(answer, [logits.clone()]);
+    }
+    server.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fault_is_told_and_mended() {
+    // Two runs make the instance, one warms it up, one answers.
+    let settings = fault_after(4, ",recover=1,reset=1500");
+    if emulator::is_emulated("a_fault_is_told_and_mended", &settings) {
+        lose_the_device(1, "cuda").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fault_that_cannot_be_mended_is_told_and_the_cpu_answers() {
+    let name = "a_fault_that_cannot_be_mended_is_told_and_the_cpu_answers";
+    if emulator::is_emulated(name, &fault_after(4, ",reset=1500")) {
+        lose_the_device(1, "cpu").await;
     }
 }
 

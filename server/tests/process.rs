@@ -91,6 +91,39 @@ fn cuda_without_a_device_exits_with_2_and_the_reason() {
 }
 
 #[test]
+fn auto_without_a_device_says_once_that_the_cpu_computes() {
+    let Some(library) = requant_conformance::emulator::library() else {
+        println!("skipped: no C++ compiler to build the emulated driver with");
+        return;
+    };
+    // A driver and no device; a driver that is too old; a device that no kernels are for.
+    for (settings, reason) in [
+        ("init=100", "CUDA device 0 does not exist, there are 0"),
+        (
+            "driver=12080",
+            "the CUDA driver supports CUDA 12.8, 13.0 is needed",
+        ),
+        ("major=7", "no kernels for compute capability 7.0"),
+    ] {
+        let folder = library.parent().unwrap().to_str().unwrap();
+        let environment = [("LD_LIBRARY_PATH", folder), ("REQUANT_EMULATED", settings)];
+        let process = Process::start_with(&["--backend", "auto"], &environment);
+        process.signal("-TERM");
+        let (code, text) = process.end();
+        assert_eq!(code, Some(0), "{text}");
+        let told: Vec<&str> = text
+            .lines()
+            .filter(|line| line.contains("the CPU computes"))
+            .collect();
+        assert_eq!(told.len(), 1, "{text}");
+        assert!(told[0].contains(reason), "{text}");
+        let named = ["GPU", "CUDA", "device"];
+        let about = |line: &&str| named.iter().any(|name| line.contains(name));
+        assert_eq!(text.lines().filter(about).count(), 1, "{text}");
+    }
+}
+
+#[test]
 fn a_table_of_fast_kernels_is_used_where_it_was_made() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tuning.json");
@@ -151,7 +184,12 @@ struct Process {
 
 impl Process {
     fn start(arguments: &[&str]) -> Process {
+        Process::start_with(arguments, &[])
+    }
+
+    fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Process {
         let mut child = program()
+            .envs(environment.iter().copied())
             .args([
                 "--grpc-address",
                 "127.0.0.1:0",
@@ -197,13 +235,6 @@ impl Process {
     }
 }
 
-fn fashion_request() -> pb::ModelInferRequest {
-    let mut request = common::good("fashion", 1, 0.0);
-    request.inputs = vec![common::input("input", "FP32", &[1, 1, 28, 28])];
-    request.raw_input_contents = vec![common::f32_bytes(&[0.25; 784])];
-    request
-}
-
 async fn connect(uri: &str) -> GrpcInferenceServiceClient<Channel> {
     let channel = Channel::from_shared(uri.to_owned())
         .unwrap()
@@ -227,7 +258,7 @@ async fn a_drain_loses_nothing_that_was_accepted() {
         let refused = Arc::clone(&refused);
         callers.push(tokio::spawn(async move {
             loop {
-                match client.model_infer(fashion_request()).await {
+                match client.model_infer(common::fashion_request()).await {
                     Ok(answer) => {
                         assert_eq!(answer.into_inner().raw_output_contents[0].len(), 40);
                         answered.fetch_add(1, SeqCst);
@@ -281,6 +312,43 @@ async fn a_drain_loses_nothing_that_was_accepted() {
 }
 
 #[tokio::test]
+async fn a_lost_device_is_one_line_of_the_log() {
+    let Some(library) = requant_conformance::emulator::library() else {
+        println!("skipped: no C++ compiler to build the emulated device with");
+        return;
+    };
+    let folder = library.parent().unwrap().to_str().unwrap();
+    // The built-in model is nine launches; three runs make it ready.
+    for (settings, line) in [
+        ("fault=30,recover=1", "device lost and opened anew"),
+        (
+            "fault=30,recover=1,faults=2",
+            "device lost again: the CPU computes",
+        ),
+    ] {
+        let environment = [("LD_LIBRARY_PATH", folder), ("REQUANT_EMULATED", settings)];
+        let process = Process::start_with(&["--backend", "cuda"], &environment);
+        let mut client = connect(&process.grpc).await;
+        let (mut lost, mut answers) = (0, Vec::new());
+        while answers.len() < 4 {
+            match client.model_infer(common::fashion_request()).await {
+                Ok(answer) => answers.push(answer.into_inner().raw_output_contents),
+                Err(status) => {
+                    assert_eq!(status.code(), Code::Unavailable, "{status}");
+                    lost += 1;
+                }
+            }
+        }
+        assert!(answers.iter().all(|answer| *answer == answers[0]));
+        process.signal("-TERM");
+        let (code, text) = process.end();
+        assert_eq!(code, Some(0), "{text}");
+        assert_eq!(lost, text.matches("device lost ").count(), "{text}");
+        assert_eq!(text.matches(line).count(), 1, "{text}");
+    }
+}
+
+#[tokio::test]
 async fn an_interrupt_stops_an_idle_server() {
     let process = Process::start(&["--log-format", "json"]);
     let mut client = connect(&process.grpc).await;
@@ -324,7 +392,7 @@ async fn a_real_onnx_model_from_a_repository() {
     if shape[0] == -1 {
         shape[0] = 1;
     }
-    let mut request = fashion_request();
+    let mut request = common::fashion_request();
     request.model_name = name;
     request.inputs = vec![common::input(&input.name, &input.datatype, &shape)];
     let answer = client.model_infer(request).await.unwrap().into_inner();

@@ -483,7 +483,7 @@ async fn statistics_and_metrics_count() {
     let status = running.client.model_statistics(unknown).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
 
-    let text = scrape(running.server.metrics_address()).await;
+    let text = common::scrape(running.server.metrics_address()).await;
     for line in [
         "requant_requests_total{model=\"counted\",version=\"1\",code=\"OK\"} 3",
         "requant_requests_total{model=\"counted\",version=\"1\",code=\"INVALID_ARGUMENT\"} 1",
@@ -508,16 +508,4 @@ async fn statistics_and_metrics_count() {
     ] {
         assert!(text.contains(start), "{start} is not in\n{text}");
     }
-}
-
-/// `GET /metrics`, by hand.
-async fn scrape(address: std::net::SocketAddr) -> String {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let request = "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
-    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-    text
 }

@@ -1,12 +1,13 @@
 //! Float edges, and what runs on floats.
 
 use requant_model::ops::{
-    ArgMax, BlockScales, Dequantize, DynamicQuantize, Gemm, Quantize, ScaleAccumulator, Softmax,
+    ArgMax, BlockScales, Border, Conv, Dequantize, DynamicQuantize, Gemm, Quantize,
+    ScaleAccumulator, Softmax, Window,
 };
 use requant_model::spec::{Linear, WeightSpec};
 use requant_model::{Graph, Op, Tensor};
-use requant_numerics::DType;
 use requant_numerics::edge::EdgeRounding;
+use requant_numerics::{DType, Rounding};
 
 use crate::builder::{affine, random_tensor};
 use crate::{Builder, Rng};
@@ -147,4 +148,73 @@ pub(super) fn dynamic(rng: &mut Rng) -> Graph {
         (x, k) = (y, n);
     }
     b.finish(&outputs)
+}
+
+/// DynamicQuantizeLinear → product or convolution with each sample's zero point → requantization, which no
+/// importer makes and an artefact may hold.
+pub(super) fn dynamic_requantized(rng: &mut Rng) -> Graph {
+    let mut b = Builder::new("dynamic requantized", !rng.one_in(4));
+    // Channels in runs that kernels read whole, and others.
+    let (in_c, out_c) = (rng.pick(&[16, 64, 7]), rng.size(1, 40));
+    let convolves = rng.one_in(2);
+    let dims = if convolves {
+        vec![1, rng.size(2, 5), rng.size(2, 5), in_c]
+    } else {
+        vec![1, rng.size(1, 4), in_c]
+    };
+    let x = b.value(DType::F32, &dims, None);
+    b.graph.inputs.push(x);
+    let scalar: &[usize] = if b.graph.batched { &[1] } else { &[] };
+    let q = b.value(DType::U8, &dims, None);
+    let scale = b.value(DType::F32, scalar, None);
+    let zero_point = b.value(DType::U8, scalar, None);
+    let op = Op::DynamicQuantize(DynamicQuantize {});
+    b.node(op, &[x], &[q, scale, zero_point]);
+    let weight_dims = if convolves {
+        vec![out_c, 2, 2, in_c]
+    } else {
+        vec![out_c, in_c]
+    };
+    let depth: usize = weight_dims[1..].iter().product();
+    let weights = random_tensor(rng, DType::I8, &weight_dims);
+    let tensor = b.tensor(weights);
+    let round = rng.pick(&[Rounding::Rhu, Rounding::F32Rne, Rounding::TfliteDouble]);
+    let out_type = rng.pick(&[DType::U8, DType::I8]);
+    let gain = 2000.0 * (depth as f64).sqrt();
+    let linear = Linear {
+        weights: Some(WeightSpec {
+            tensor,
+            zero_points: None,
+            groups: None,
+            codebook: None,
+        }),
+        requantize: Some(b.requantize(rng, round, out_c, gain, out_type)),
+        dynamic_zero_point: true,
+        ..Linear::default()
+    };
+    let mut out_dims = dims;
+    let channels = out_dims.len() - 1;
+    out_dims[channels] = out_c;
+    let op = if convolves {
+        (out_dims[1], out_dims[2]) = (out_dims[1] + 1, out_dims[2] - 1);
+        let window = Window {
+            kernel: [2; 2],
+            strides: [1; 2],
+            // Rows of the border count as the sample's zero point.
+            pads: [1, 0, 1, 0],
+            dilations: [1; 2],
+            ceil: false,
+        };
+        Op::Conv(Conv {
+            linear,
+            window,
+            groups: 1,
+            border: Border::Own,
+        })
+    } else {
+        Op::Gemm(Gemm { linear })
+    };
+    let y = b.quantized(rng, out_type, &out_dims);
+    b.node(op, &[q, zero_point], &[y]);
+    b.finish(&[y])
 }

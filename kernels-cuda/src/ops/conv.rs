@@ -97,6 +97,8 @@ pub struct ConvIo {
     pub zero_points: u64,
     /// Zeroed memory of [`Conv::scratch_bytes`].
     pub scratch: u64,
+    /// Bytes of it.
+    pub scratch_bytes: usize,
 }
 
 /// A convolution made ready for a device.
@@ -166,7 +168,7 @@ impl Conv {
     /// A launch.
     ///
     /// # Errors
-    /// More samples than a grid has room for.
+    /// More samples than a grid has room for; less scratch than it uses.
     pub fn launch(&self, io: &ConvIo) -> Result<Launch, OpError> {
         match self {
             Conv::Product(product) => product.launch(io),

@@ -44,6 +44,7 @@ enum Input {
 pub struct Product {
     params: ProductParams,
     input: Input,
+    form: Form,
     groups: usize,
     images: usize,
     pixels: usize,
@@ -180,9 +181,15 @@ impl Product {
             images_per_sample: int("images", images)?,
             ..ProductParams::default()
         };
+        let form = match spec.zero_point {
+            ZeroPoint::Static(_) => epilogue.form(),
+            // The short epilogues have no sums of weights to take it off with.
+            ZeroPoint::Dynamic => Form::Any,
+        };
         Ok(Product {
             params,
             input,
+            form,
             groups,
             images,
             pixels: out_h * out_w,
@@ -207,11 +214,9 @@ impl Product {
 
     /// Zeroed memory that a launch for up to `samples` samples needs, and leaves zeroed.
     pub fn scratch_bytes(&self, samples: usize) -> usize {
-        // A smaller batch is split among more blocks, of fewer tiles.
-        let each = (1..=samples).filter(|s| s.is_power_of_two() || *s == samples);
-        each.map(|samples| self.choose(samples).scratch_bytes())
-            .max()
-            .unwrap_or(0)
+        // Neither rises nor falls with the samples: a smaller batch is split among more blocks, of fewer tiles.
+        let each = (1..=samples).map(|samples| self.choose(samples).scratch_bytes());
+        each.max().unwrap_or(0)
     }
 
     fn rows(&self, samples: usize) -> usize {
@@ -231,7 +236,7 @@ impl Product {
         // Large tiles where they still give every multiprocessor one; those of wgmma also where there are
         // few channels. It takes no second plane.
         let fills = |tiles: [usize; 3]| tiles.iter().product::<usize>() >= self.multiprocessors;
-        let form = self.epilogue.form();
+        let form = self.form;
         let mut large = vec![(Multiply::Warp, 128)];
         if self.wgmma && self.params.planes == 1 {
             large = vec![(Multiply::Group, 128), (Multiply::Group, 64)];
@@ -270,9 +275,16 @@ impl Product {
     /// A launch.
     ///
     /// # Errors
-    /// More rows or blocks than a grid has.
+    /// More rows or blocks than a grid has; less scratch than it uses.
     pub fn launch(&self, io: &ConvIo) -> Result<Launch, OpError> {
         let choice = self.choose(io.samples);
+        let needed = choice.scratch_bytes();
+        if needed > io.scratch_bytes {
+            return Err(OpError::Scratch {
+                needed,
+                there: io.scratch_bytes,
+            });
+        }
         let [x, y, z] = choice.tiles;
         for (what, value) in [
             ("tiles of output channels", y),

@@ -275,6 +275,7 @@ pub(crate) fn run(
         y: at(y_at),
         other: at(other_at),
         scratch: at(end),
+        scratch_bytes: conv.scratch_bytes(samples),
         ..ConvIo::default()
     };
     let launch = conv.launch(&io).unwrap();

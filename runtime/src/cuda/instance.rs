@@ -1,4 +1,9 @@
 //! One thread's state on a device: stream, arena, staging memory, graphs.
+//!
+//! There is a graph for each of a few batches, all recorded when the instance is made, so that no request
+//! waits for one or finds no memory for it. Other numbers of samples run as the next larger batch, with what
+//! was staged there before in the rows that nobody asked for. A graph runs as one: its time is shared out to
+//! the layers as a run told that timed each launch.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,16 +11,13 @@ use std::time::{Duration, Instant};
 use requant_kernels_cpu::Serial;
 use requant_kernels_cuda::{Command, Session};
 
-use super::Compiled;
 use super::place::Places;
 use super::prepare::launches;
+use super::{ALIGNMENT, Compiled};
 use crate::arena::{Memory, Slice};
 use crate::plan::{BufferId, Storage};
 use crate::schedule::Segment;
 use crate::{ExecError, Form, Instance, RunStats, ports, reference};
-
-/// Alignment of staged buffers and of the zeroed memory behind the arena.
-const ALIGNMENT: usize = 256;
 
 /// What runs on the host after the device.
 #[derive(Debug)]
@@ -32,9 +34,24 @@ pub(super) struct CudaInstance {
     /// Where each of the schedule's wide buffers is staged.
     staged: Vec<usize>,
     tail: Option<Tail>,
+    /// Each step's part of the device's time.
+    shares: Vec<f64>,
     stats: RunStats,
     max_batch: usize,
     compiled: Arc<Compiled>,
+}
+
+/// The batches that have a graph: powers of two, and the largest.
+fn batches(max_batch: usize) -> impl Iterator<Item = usize> {
+    let powers = (0..usize::BITS).map(|bit| 1 << bit);
+    let below = powers.take_while(move |&batch| batch < max_batch);
+    below.chain(core::iter::once(max_batch))
+}
+
+/// The least of [`batches`] that holds `samples` samples.
+fn batch_of(samples: usize, max_batch: usize) -> usize {
+    let power = samples.checked_next_power_of_two();
+    power.map_or(max_batch, |power| power.min(max_batch))
 }
 
 impl CudaInstance {
@@ -61,25 +78,50 @@ impl CudaInstance {
         let precisions: Vec<_> = plan.steps.iter().map(|step| step.precision).collect();
         let arena = plan.layout.bytes(max_batch).next_multiple_of(ALIGNMENT);
         let bytes = arena + compiled.scratch_bytes(max_batch);
-        Ok(CudaInstance {
+        let mut instance = CudaInstance {
             session: Session::new(&compiled.context, bytes, staging)?,
             staged,
             tail,
+            shares: Vec::new(),
             stats: RunStats::new(&precisions),
             max_batch,
             compiled,
-        })
+        };
+        for batch in batches(max_batch) {
+            let (commands, _) = instance.commands(batch)?;
+            instance.session.record(batch, &commands)?;
+        }
+        instance.profile()?;
+        Ok(instance)
     }
 
-    /// Upload, launches and download of a run of `samples` samples.
-    fn commands(&self, samples: usize) -> Result<Vec<Command>, ExecError> {
+    /// Times each launch of the largest batch.
+    fn profile(&mut self) -> Result<(), ExecError> {
+        // The first run of a kernel may load it.
+        self.session.replay(self.max_batch)?;
+        let (commands, steps) = self.commands(self.max_batch)?;
+        let times = self.session.time(&commands)?;
+        let all = times.iter().sum::<Duration>().as_secs_f64();
+        self.shares = vec![0.0; self.compiled.plan.steps.len()];
+        for (step, time) in steps.into_iter().zip(times) {
+            if let Some(step) = step
+                && all > 0.0
+            {
+                self.shares[step] += time.as_secs_f64() / all;
+            }
+        }
+        Ok(())
+    }
+
+    /// Upload, launches and download of a run of `samples` samples, and the step that each belongs to.
+    fn commands(&self, samples: usize) -> Result<(Vec<Command>, Vec<Option<usize>>), ExecError> {
         let Compiled { plan, schedule, .. } = &*self.compiled;
         let in_arena = |id: BufferId| plan.layout.range(id, samples, self.max_batch);
         let arena = plan
             .layout
             .bytes(self.max_batch)
             .next_multiple_of(ALIGNMENT);
-        let mut commands = Vec::new();
+        let (mut commands, mut steps) = (Vec::new(), Vec::new());
         let mut seen = Vec::new();
         for port in &plan.inputs {
             let root = plan.root(port.buffer);
@@ -99,15 +141,18 @@ impl CudaInstance {
             constants: &self.compiled.constants,
             arena: self.session.address(),
             scratch: self.session.address() + arena as u64,
+            scratch_bytes: self.session.bytes() - arena,
             samples,
             batch: self.max_batch,
         };
-        for (step, kernel) in plan.steps.iter().zip(&self.compiled.kernels) {
+        steps.resize(commands.len(), None);
+        for (index, (step, kernel)) in plan.steps.iter().zip(&self.compiled.kernels).enumerate() {
             let made = launches(kernel, step, &places).map_err(|source| ExecError::Launch {
                 step: step.name.clone(),
                 source,
             })?;
             commands.extend(made.into_iter().map(Command::Launch));
+            steps.resize(commands.len(), Some(index));
         }
         for &place in self.device_segment().map_or(&[][..], |s| &s.leaving) {
             let from = in_arena(schedule.wide[place]);
@@ -116,7 +161,8 @@ impl CudaInstance {
                 to: self.staged[place],
             });
         }
-        Ok(commands)
+        steps.resize(commands.len(), None);
+        Ok((commands, steps))
     }
 
     fn device_segment(&self) -> Option<&Segment> {
@@ -155,11 +201,13 @@ impl CudaInstance {
             samples,
         };
         for index in segment.steps.clone() {
+            let start = Instant::now();
             let step = &plan.steps[index];
             for (output, &id) in step.outputs.iter().enumerate() {
                 let (operands, out) = slice.borrow(tail.arena.bytes_mut(), id);
                 reference::run(step, output, &operands, out);
             }
+            self.stats.took(index, step.precision, start.elapsed());
         }
         let left: Vec<_> = segment
             .leaving
@@ -175,17 +223,15 @@ impl CudaInstance {
         }
     }
 
-    /// Time of the run, told apart by the shares of the multiplications: a graph runs as one.
-    fn count(&mut self, samples: usize, total: Duration) {
+    /// What a run did, of which the device took a part of the time.
+    fn count(&mut self, samples: usize, device: Duration) {
         let plan = &self.compiled.plan;
-        let all = plan.macs().max(1) as f64;
-        for (index, step) in plan.steps.iter().enumerate() {
+        for ((index, step), share) in plan.steps.iter().enumerate().zip(&self.shares) {
             let operations = plan.operations(step, samples);
             self.stats.done(index, step.precision, operations);
-            let share = total.mul_f64(step.macs as f64 / all);
-            self.stats.took(index, step.precision, share);
+            let time = device.mul_f64(*share);
+            self.stats.took(index, step.precision, time);
         }
-        self.stats.total = total;
     }
 }
 
@@ -232,13 +278,11 @@ impl Instance for CudaInstance {
         }
         self.stats.reset();
         let start = Instant::now();
-        if !self.session.is_recorded(samples) {
-            let commands = self.commands(samples)?;
-            self.session.record(samples, &commands)?;
-        }
-        self.session.replay(samples)?;
+        self.session.replay(batch_of(samples, self.max_batch))?;
+        let device = start.elapsed();
         self.run_tail(samples);
-        self.count(samples, start.elapsed());
+        self.count(samples, device);
+        self.stats.total = start.elapsed();
         Ok(&self.stats)
     }
 

@@ -1,8 +1,8 @@
 //! The CUDA backend: a plan as a graph of launches on one device.
 //!
 //! Compiling packs the weights into device memory and resolves each step to a kernel of
-//! `requant-kernels-cuda`. An instance has its own stream and arena; for every number of samples it
-//! records upload, launches and download as one CUDA graph, at the first run of that number. The float
+//! `requant-kernels-cuda`. An instance has its own stream and arena; when it is made, it records upload,
+//! launches and download as one CUDA graph for each of a few batches. The float
 //! edges of the ports run on the host, so integers travel; so does a float softmax at a network's end,
 //! with all that follows it.
 
@@ -20,6 +20,9 @@ use crate::plan::{Plan, Step, StepOp, Storage};
 use crate::schedule::Schedule;
 use crate::{Backend, BackendInfo, CompileError, ExecError, Executable, Footprint, Instance};
 use prepare::Kernel;
+
+/// Alignment of staged buffers and of the zeroed memory behind the arena.
+const ALIGNMENT: usize = 256;
 
 /// The CUDA backend on one device.
 #[derive(Clone, Debug)]
@@ -66,7 +69,7 @@ impl Backend for CudaBackend {
         BackendInfo {
             backend: "cuda",
             isa: properties.image,
-            device: format!("cuda:{} ({})", properties.ordinal, properties.name),
+            device: properties.label(),
             threads: 1,
         }
     }
@@ -74,6 +77,13 @@ impl Backend for CudaBackend {
     fn compile(&self, plan: Arc<Plan>) -> Result<Arc<dyn Executable>, CompileError> {
         let (plan, planes) = plan.interleaved();
         let device = device_steps(&plan)?;
+        // Refused as a whole before anything is packed: a weight takes a byte at least.
+        let weights = plan.steps[..device].iter().map(weights_of).sum();
+        let room = self.context.has_room(weights);
+        room.map_err(|source| CompileError::Device {
+            step: "weights".to_owned(),
+            source: source.into(),
+        })?;
         let kernels: Result<Vec<Kernel>, CompileError> = plan.steps[..device]
             .iter()
             .map(|step| self.prepare(&plan, step))
@@ -125,7 +135,10 @@ impl Compiled {
 
     fn device_bytes(&self, max_batch: usize) -> usize {
         let arena = self.plan.layout.bytes(max_batch);
-        arena.saturating_add(self.scratch_bytes(max_batch))
+        let aligned = arena.checked_next_multiple_of(ALIGNMENT);
+        aligned
+            .unwrap_or(usize::MAX)
+            .saturating_add(self.scratch_bytes(max_batch))
     }
 }
 
@@ -174,6 +187,15 @@ impl Executable for CudaExecutable {
         }
         let instance = instance::CudaInstance::new(Arc::clone(&self.0), max_batch)?;
         Ok(Box::new(instance))
+    }
+}
+
+/// Constant weights of a step.
+fn weights_of(step: &Step) -> usize {
+    if let StepOp::Conv(conv) = &step.op {
+        conv.weights.as_ref().map_or(0, |w| w.effective.len())
+    } else {
+        0
     }
 }
 

@@ -15,6 +15,8 @@ pub(super) struct Places<'a> {
     pub(super) arena: u64,
     /// Address of the zeroed memory.
     pub(super) scratch: u64,
+    /// Bytes of it.
+    pub(super) scratch_bytes: usize,
     pub(super) samples: usize,
     pub(super) batch: usize,
 }

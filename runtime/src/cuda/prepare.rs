@@ -301,6 +301,7 @@ pub(super) fn launches(
                 other: join.map_or(0, |join| address(join.buffer())),
                 zero_points,
                 scratch: places.scratch,
+                scratch_bytes: places.scratch_bytes,
             };
             Ok(vec![prepared.launch(&io)?])
         }

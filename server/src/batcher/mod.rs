@@ -23,6 +23,7 @@ pub use queue::{Decision, Entry, Full, Policy, Queue};
 use crate::{
     engine::{Form, Instance, Network},
     metrics::ModelMeters,
+    readiness::Readiness,
     statistics::Statistics,
 };
 
@@ -107,6 +108,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     order: Option<order::Order>,
+    readiness: Readiness,
     meters: Arc<ModelMeters>,
     statistics: Arc<Statistics>,
 }
@@ -176,6 +178,7 @@ impl Batcher {
             }),
             changed: Condvar::new(),
             order: (preserve_ordering && instances.len() > 1).then(order::Order::default),
+            readiness: Readiness::new(Arc::clone(&meters)),
             meters,
             statistics,
         });
@@ -232,6 +235,11 @@ impl Batcher {
             refuse,
             answer,
         })
+    }
+
+    /// Whether its instances are there.
+    pub fn readiness(&self) -> &Readiness {
+        &self.shared.readiness
     }
 
     /// Requests in the line.

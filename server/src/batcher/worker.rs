@@ -46,10 +46,16 @@ pub(super) fn work(shared: &Shared, mut instance: Box<dyn Instance>) {
                 Err(Failure::Compute)
             }
         };
+        if broken {
+            shared.readiness.lost();
+        }
         answer(shared, batch, rows, outcome);
         if broken {
             match shared.network.instance(shared.policy.max_rows) {
-                Ok(fresh) => instance = fresh,
+                Ok(fresh) => {
+                    instance = fresh;
+                    shared.readiness.restored();
+                }
                 Err(error) => {
                     tracing::error!(model = shared.name, %error, "instance cannot be rebuilt");
                     abandon(shared);

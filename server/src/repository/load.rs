@@ -62,6 +62,12 @@ impl Version {
 }
 
 impl Loaded {
+    /// Whether every version has all its instances.
+    pub fn is_ready(&self) -> bool {
+        let mut versions = self.versions.values();
+        versions.all(|version| version.batcher.readiness().is_ready())
+    }
+
     /// The version that callers get who name none.
     pub fn newest(&self) -> Option<&Arc<Version>> {
         self.versions.last_key_value().map(|(_, version)| version)

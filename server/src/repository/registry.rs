@@ -224,21 +224,27 @@ impl Registry {
 
     async fn swap(&self, name: &str, loaded: Loaded) {
         let versions: Vec<u64> = loaded.versions.keys().copied().collect();
-        for version in loaded.versions.values() {
-            version.meters.ready(true);
-        }
+        let loaded = Arc::new(loaded);
         let mut slot = self
             .slots
             .entry(name.to_owned())
             .or_insert_with(Slot::empty);
-        let old = slot.served.replace(Arc::new(loaded));
+        let old = slot.served.replace(Arc::clone(&loaded));
         slot.phase = Phase::Ready;
         slot.reason.clear();
         drop(slot);
+        // In this order: both may have a version of the same number, and so the same metric.
+        for version in old.iter().flat_map(|old| old.versions.values()) {
+            let replaced = versions.contains(&version.number);
+            version.batcher.readiness().end(replaced);
+        }
+        for version in loaded.versions.values() {
+            version.batcher.readiness().begin(self.changes.clone());
+        }
         self.changed();
         tracing::info!(model = name, ?versions, "model loaded");
         if let Some(old) = old {
-            self.retire(&old, &versions).await;
+            self.retire(&old).await;
         }
     }
 
@@ -277,7 +283,10 @@ impl Registry {
         drop(slot);
         self.changed();
         if let Some(old) = old {
-            self.retire(&old, &[]).await;
+            for version in old.versions.values() {
+                version.batcher.readiness().end(false);
+            }
+            self.retire(&old).await;
             tracing::info!(model = name, "model unloaded");
         }
         if let Some(mut slot) = self.slots.get_mut(name) {
@@ -295,14 +304,11 @@ impl Registry {
     }
 
     /// Lets the accepted requests of versions finish that are no longer found by lookups.
-    async fn retire(&self, old: &Loaded, kept: &[u64]) {
+    async fn retire(&self, old: &Loaded) {
         for version in old.versions.values() {
             version.batcher.close();
         }
         for version in old.versions.values() {
-            if !kept.contains(&version.number) {
-                version.meters.ready(false);
-            }
             let drained = tokio::time::timeout(self.drain_limit, version.batcher.ended()).await;
             if drained.is_err() {
                 tracing::warn!(
@@ -429,19 +435,20 @@ impl Registry {
         rows
     }
 
-    /// Whether everything that should be served is, and the server is not stopping.
+    /// Whether everything that should be served is, with all its instances, and the server is not stopping.
     pub fn ready(&self) -> bool {
         self.settled.load(SeqCst)
             && !self.stopping()
-            && self
-                .slots
-                .iter()
-                .all(|slot| slot.served.is_some() || slot.phase == Phase::Unloaded)
+            && self.slots.iter().all(|slot| match &slot.served {
+                Some(loaded) => loaded.is_ready(),
+                None => slot.phase == Phase::Unloaded,
+            })
     }
 
     /// Whether a version of a model can be asked now.
     pub fn model_ready(&self, model: &str, version: &str) -> bool {
-        !self.stopping() && self.find(model, version).is_ok()
+        let found = self.find(model, version);
+        !self.stopping() && found.is_ok_and(|version| version.batcher.readiness().is_ready())
     }
 
     /// From now on the server is not ready; what is loaded goes on answering.

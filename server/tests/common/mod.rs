@@ -427,3 +427,23 @@ pub fn good_y(rows: usize, start: f32) -> Vec<f32> {
         |row: usize| (0..3).map(move |column| 2.0 * start + (12 * row + 2 * column + 3) as f32);
     (0..rows).flat_map(row).collect()
 }
+
+/// One image for the built-in model.
+pub fn fashion_request() -> ModelInferRequest {
+    let mut request = good("fashion", 1, 0.0);
+    request.inputs = vec![input("input", "FP32", &[1, 1, 28, 28])];
+    request.raw_input_contents = vec![f32_bytes(&[0.25; 784])];
+    request
+}
+
+/// `GET /metrics`, by hand.
+pub async fn scrape(address: std::net::SocketAddr) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    text
+}
