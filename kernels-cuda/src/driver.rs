@@ -13,6 +13,7 @@ use cudarc::driver::sys;
 
 use crate::images;
 use crate::kernel::{Kernel, Launch};
+use crate::ops::bits::Counting;
 use crate::{CudaError, session};
 
 /// CUDA version that the images need: 13.0.
@@ -174,7 +175,7 @@ impl Context {
             image.as_ptr().cast()
         ))?;
         for kernel in Kernel::ALL {
-            if kernel.needs_wgmma() && !opened.has_wgmma() {
+            if !kernel.is_in(opened.properties.image) {
                 opened.functions.push(null_mut());
                 continue;
             }
@@ -214,6 +215,20 @@ impl Context {
     /// Whether the device multiplies by wgmma.
     pub fn has_wgmma(&self) -> bool {
         self.properties.image == "sm_90a"
+    }
+
+    /// Whether the device multiplies 4 bits by 4 bits.
+    pub fn has_int4(&self) -> bool {
+        images::has_narrow_units(self.properties.image)
+    }
+
+    /// Which bits the device counts, if any.
+    pub fn counting(&self) -> Option<Counting> {
+        if self.has_wgmma() {
+            Some(Counting::And)
+        } else {
+            self.has_int4().then_some(Counting::Xor)
+        }
     }
 
     /// Bytes free, and bytes of the device.

@@ -63,10 +63,15 @@ impl Backend for CudaBackend {
 
     fn info(&self) -> BackendInfo {
         let properties = self.context.properties();
+        let int4 = if self.context.has_int4() {
+            ""
+        } else {
+            ", int4: memory only"
+        };
         BackendInfo {
             backend: "cuda",
             isa: properties.image,
-            device: format!("cuda:{} ({})", properties.ordinal, properties.name),
+            device: format!("cuda:{} ({}{int4})", properties.ordinal, properties.name),
             threads: 1,
         }
     }
