@@ -23,22 +23,40 @@ TABLE = [
     (r".*", r".*", [], [LOCAL]),
     # A slice of 64x64x64 is 16 multiplications of 16x8x32 for each of four warps, one of 128x128x64 is 64;
     # Turing's are a quarter the size.
-    (r"product_u8_64_.*", SINCE_80, [(r"IMMA\.16832\.U8\.S8", 16)], [r"IMMA\.16832\.S8\.S8"]),
-    (r"product_(i8|any)_64_.*", SINCE_80, [(r"IMMA\.16832\.S8\.S8", 16)], [r"IMMA\.16832\.U8"]),
-    (r"product_u8_128_.*", SINCE_80, [(r"IMMA\.16832\.U8\.S8", 64)], [r"IMMA\.16832\.S8\.S8"]),
-    (r"product_i8_128_.*", SINCE_80, [(r"IMMA\.16832\.S8\.S8", 64)], [r"IMMA\.16832\.U8"]),
-    (r"product_.*_64_.*", r"sm_75", [(r"IMMA\.8816", 64)], []),
-    (r"product_.*_128_.*", r"sm_75", [(r"IMMA\.8816", 256)], []),
+    (r"product_(w4_)?u8_64_.*", SINCE_80, [(r"IMMA\.16832\.U8\.S8", 16)], [r"IMMA\.16832\.S8\.S8"]),
+    (r"product_(w4_)?(i8|any)_64_.*", SINCE_80, [(r"IMMA\.16832\.S8\.S8", 16)], [r"IMMA\.16832\.U8"]),
+    (r"product_(w4_)?u8_128_.*", SINCE_80, [(r"IMMA\.16832\.U8\.S8", 64)], [r"IMMA\.16832\.S8\.S8"]),
+    (r"product_(w4_)?i8_128_.*", SINCE_80, [(r"IMMA\.16832\.S8\.S8", 64)], [r"IMMA\.16832\.U8"]),
+    (r"product_(?!w4a4).*_64_.*", r"sm_75", [(r"IMMA\.8816", 64)], []),
+    (r"product_(?!w4a4).*_128_.*", r"sm_75", [(r"IMMA\.8816", 256)], []),
+    # Units for 4 bits do twice as much each, and are met as such: later architectures emulate the instruction.
+    (r"product_w4a4_u4_64_.*", r"sm_8\d", [(r"IMMA\.16864\.U4\.S4", 8)], [r"IMMA\.16832"]),
+    (r"product_w4a4_i4_64_.*", r"sm_8\d", [(r"IMMA\.16864\.S4\.S4", 8)], [r"IMMA\.16832"]),
+    (r"product_w4a4_u4_128_.*", r"sm_8\d", [(r"IMMA\.16864\.U4\.S4", 32)], [r"IMMA\.16832"]),
+    (r"product_w4a4_i4_128_.*", r"sm_8\d", [(r"IMMA\.16864\.S4\.S4", 32)], [r"IMMA\.16832"]),
+    (r"product_w4a4_.*_64_.*", r"sm_75", [(r"IMMA\.8832\.[US]4\.S4", 32)], [r"IMMA\.8816"]),
+    (r"product_w4a4_.*_128_.*", r"sm_75", [(r"IMMA\.8832\.[US]4\.S4", 128)], [r"IMMA\.8816"]),
+    # Bits of a slice of 64x64x256: one instruction a plane of weights; Hopper counts conjunctions, two for one.
+    (r"bit_product_xor_1_.*", r"sm_8\d", [(r"BMMA\.168256\.XOR\.POPC", 8)], [r"BMMA.*\.AND", r"\bIMMA\.1"]),
+    (r"bit_product_xor_2_.*", r"sm_8\d", [(r"BMMA\.168256\.XOR\.POPC", 16)], [r"BMMA.*\.AND", r"\bIMMA\.1"]),
+    (r"bit_product_xor_1_.*", r"sm_75", [(r"BMMA\.88128\.XOR\.POPC", 32)], [r"\bIMMA\.8"]),
+    (r"bit_product_xor_2_.*", r"sm_75", [(r"BMMA\.88128\.XOR\.POPC", 64)], [r"\bIMMA\.8"]),
+    (r"bit_product_and_.*", r"sm_90a", [(r"BMMA\.168256\.AND\.POPC", 16)], [r"BMMA.*\.XOR", r"\bIMMA\.1"]),
+    (r"bit_product_.*", r".*", [(r"LDSM\.16\.M88\.4", 4)], []),
+    # Few rows: a slice of weights is four rows of 16 bytes, read as they are.
+    (r"row_product_u8_.*", r".*", [(r"IDP\.4A\.U8\.S8", 16), (r"LDG\.E\.128", 4), (r"SHFL\.BFLY", 20)], [r"\bIMMA\.1"]),
+    (r"row_product_i8_.*", r".*", [(r"IDP\.4A\.S8\.S8", 16), (r"LDG\.E\.128", 4), (r"SHFL\.BFLY", 20)], [r"\bIMMA\.1"]),
+    (r"row_product_w4_.*", r".*", [(r"IDP\.4A\.[US]8\.S8", 32), (r"LDG\.E\.128", 4), (r"SHFL\.BFLY", 20)], [r"\bIMMA\.1"]),
     (r"product_.*", r".*", [(r"LDSM\.16\.M88\.4", 4)], []),
     (r"(group_)?product_.*", SINCE_80, [(r"LDGSTS\.E\.BYPASS\.128", 2), (r"LDGDEPBAR", 2)], []),
     # Hopper multiplies by warpgroup: four steps of a slice with one arrival, waited for only in the next.
-    (r"group_product_u8_128_.*", r"sm_90a", [(r"IGMMA\.64x128x32\.U8\.S8", 4)], [r"\bIMMA"]),
-    (r"group_product_i8_128_.*", r"sm_90a", [(r"IGMMA\.64x128x32\.S8\.S8", 4)], [r"\bIMMA"]),
-    (r"group_product_u8_64_.*", r"sm_90a", [(r"IGMMA\.64x64x32\.U8\.S8", 4)], [r"\bIMMA"]),
-    (r"group_product_i8_64_.*", r"sm_90a", [(r"IGMMA\.64x64x32\.S8\.S8", 4)], [r"\bIMMA"]),
+    (r"group_product_(w4_)?u8_128_.*", r"sm_90a", [(r"IGMMA\.64x128x32\.U8\.S8", 4)], [r"\bIMMA"]),
+    (r"group_product_(w4_)?i8_128_.*", r"sm_90a", [(r"IGMMA\.64x128x32\.S8\.S8", 4)], [r"\bIMMA"]),
+    (r"group_product_(w4_)?u8_64_.*", r"sm_90a", [(r"IGMMA\.64x64x32\.U8\.S8", 4)], [r"\bIMMA"]),
+    (r"group_product_(w4_)?i8_64_.*", r"sm_90a", [(r"IGMMA\.64x64x32\.S8\.S8", 4)], [r"\bIMMA"]),
     (r"group_product_.*", r"sm_90a", [(r"FENCE\.VIEW\.ASYNC", 1)], []),
     # The integer epilogue computes with integers.
-    (r"(group_)?product_.*_rhu|move|fill|table|tflite_softmax|integer_softmax", r".*", [], [FLOATS]),
+    (r"(group_|bit_)?product_.*_rhu|move|fill|table|tflite_softmax|integer_softmax", r".*", [], [FLOATS]),
     # A warp adds up a row in registers.
     (r"integer_softmax|layer_norm", r".*", [(r"SHFL\.BFLY", 2)], []),
 ]

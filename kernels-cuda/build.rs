@@ -117,14 +117,14 @@ fn file_name(image: &str) -> String {
 /// As `compile.sh` does.
 fn compile(nvcc: &Path, sources: &Path, out: &Path, image: &str) -> io::Result<()> {
     let file = out.join(file_name(image));
-    let kind = if image.starts_with("compute_") {
-        "-ptx"
+    let kind: &[&str] = if image.starts_with("compute_") {
+        &["-ptx", "-DREQUANT_PORTABLE"]
     } else {
-        "-cubin"
+        &["-cubin"]
     };
     let output = Command::new(nvcc)
+        .args(kind)
         .args([
-            kind,
             &format!("-arch={image}"),
             "-O3",
             "-std=c++17",

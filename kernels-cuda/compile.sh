@@ -12,7 +12,7 @@ rm -f "$out"/*.gz "$out"/manifest.txt "$out"/*.log
 one() {
     local what=$1 file
     case $what in
-        compute_*) file=$what.ptx; set -- -ptx ;;
+        compute_*) file=$what.ptx; set -- -ptx -DREQUANT_PORTABLE ;;
         *) file=$what.cubin; set -- -cubin ;;
     esac
     # No float is contracted: the imported roundings are defined operation by operation.

@@ -108,7 +108,74 @@ DEVICE void multiply_add(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, u
   }
 }
 
+// acc plus the products of four bytes each; x unsigned or signed, w signed.
+template <bool is_unsigned>
+DEVICE int32_t dot4(uint32_t x, uint32_t w, int32_t acc) {
+  if constexpr (is_unsigned) {
+    asm("dp4a.u32.s32 %0, %1, %2, %0;" : "+r"(acc) : "r"(x), "r"(w));
+  } else {
+    asm("dp4a.s32.s32 %0, %1, %2, %0;" : "+r"(acc) : "r"(x), "r"(w));
+  }
+  return acc;
+}
+
+// The portable image is compiled again by a driver, for devices that have none of the following.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900 && !defined(REQUANT_PORTABLE)
+// Units for 4 bits, and for single bits by exclusive or.
+#define REQUANT_FOUR_BITS
+#define REQUANT_BITS_XOR
+
+#if __CUDA_ARCH__ >= 800
+#define REQUANT_MMA_NARROW(shape, types, operation)                                                \
+  asm volatile("mma.sync.aligned." shape ".row.col.s32." types ".s32" operation                    \
+               " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                            \
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                                    \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+#define REQUANT_MMA_4(types) REQUANT_MMA_NARROW("m16n8k64", types, "")
+#define REQUANT_MMA_BITS(operation) REQUANT_MMA_NARROW("m16n8k256", "b1.b1", operation)
+#else
+#define REQUANT_MMA_NARROW_PART(shape, types, operation, part, left, right)                        \
+  asm volatile("mma.sync.aligned." shape ".row.col.s32." types ".s32" operation                    \
+               " {%0,%1}, {%2}, {%3}, {%0,%1};"                                                    \
+               : "+r"(c[part]), "+r"(c[part + 1])                                                  \
+               : "r"(left), "r"(right))
+#define REQUANT_MMA_NARROW(shape, types, operation)                                                \
+  REQUANT_MMA_NARROW_PART(shape, types, operation, 0, a[0], b0);                                   \
+  REQUANT_MMA_NARROW_PART(shape, types, operation, 0, a[2], b1);                                   \
+  REQUANT_MMA_NARROW_PART(shape, types, operation, 2, a[1], b0);                                   \
+  REQUANT_MMA_NARROW_PART(shape, types, operation, 2, a[3], b1)
+#define REQUANT_MMA_4(types) REQUANT_MMA_NARROW("m8n8k32", types, "")
+#define REQUANT_MMA_BITS(operation) REQUANT_MMA_NARROW("m8n8k128", "b1.b1", operation)
+#endif
+
+// c (16x8) += a (16x64) * b (64x8), 4 bits an element; a unsigned or signed, b signed.
+template <bool is_unsigned>
+DEVICE void multiply_add_4(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (is_unsigned) {
+    REQUANT_MMA_4("u4.s4");
+  } else {
+    REQUANT_MMA_4("s4.s4");
+  }
+}
+
+// c (16x8) += in how many bits a (16x256) and b (256x8) differ.
+DEVICE void count_xor(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  REQUANT_MMA_BITS(".xor.popc");
+}
+#endif
+
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// Hopper counts bits too, but of conjunctions only.
+#define REQUANT_BITS_AND
+
+// c (16x8) += how many bits a (16x256) and b (256x8) have in common.
+DEVICE void count_and(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc"
+               " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // Hopper's warpgroups: four warps that multiply tiles of shared memory, asynchronously.
 #define REQUANT_WGMMA
 

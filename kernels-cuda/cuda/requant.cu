@@ -1,6 +1,9 @@
 // Every kernel of the backend in one translation unit: one cubin an architecture.
 #include "product.cuh"
 #include "warpgroup.cuh"
+#include "nibbles.cuh"
+#include "rows.cuh"
+#include "bits.cuh"
 #include "direct.cuh"
 #include "maps.cuh"
 #include "pools.cuh"

@@ -4,7 +4,8 @@
 // Products are implicit GEMM: a row is an output pixel, a column an output channel, K runs over (kernel
 // row, kernel column, channel) of NHWC inputs. Weights are packed by ../src/ops/product.rs: rows of K
 // bytes, padded with zeros to slices of 64, and the rows of each 32 channels permuted so that the eight
-// results that a lane holds of them are neighbours (`channel_of_row` there).
+// results that a lane holds of them are neighbours (`channel_of_row` there). Narrower weights have rows of
+// their own kind: nibbles.cuh, bits.cuh.
 #pragma once
 
 #include "epilogue.h"
@@ -32,6 +33,8 @@ struct ProductParams {
   int32_t border;              // the byte that counts as an element outside the image
   int32_t flip;                // 0x80808080 to read unsigned bytes as signed ones less 128
   int32_t images_per_sample;
+  int32_t bit_planes;          // of pixels, where single bits are counted
+  int32_t factor, shift;       // a count stands for (count * factor) >> shift, exactly
   Epilogue epilogue;
 };
 
@@ -45,8 +48,8 @@ constexpr int kPadded = 64;
 // all banks: for 128 bytes the pattern that wgmma calls the 128-byte swizzle.
 template <int bytes>
 DEVICE int32_t swizzled(int32_t row, int32_t chunk) {
-  static_assert(bytes == 64 || bytes == 128, "a row is one or two halves of all banks");
-  return row * bytes + ((chunk ^ (bytes == 64 ? (row >> 1) & 3 : row & 7)) << 4);
+  static_assert(bytes == 32 || bytes == 64 || bytes == 128, "a row is a quarter, a half or all of the banks");
+  return row * bytes + ((chunk ^ (bytes == 32 ? (row >> 2) & 1 : bytes == 64 ? (row >> 1) & 3 : row & 7)) << 4);
 }
 
 // Where an output pixel's window starts. An image has fewer than 2^31 bytes.
@@ -100,8 +103,30 @@ DEVICE bool inside(const ProductParams& p, const Pixel& pixel, const Tap& tap, i
          static_cast<uint32_t>(x) < static_cast<uint32_t>(p.in_w);
 }
 
+// 16 bytes of K from `tap`, the `k`-th, on: for groups of any number of channels.
+DEVICE Bytes16 gather(const ProductParams& p, const uint8_t* x, const Pixel& pixel, Tap tap, int32_t k, bool used,
+                      uint32_t border) {
+  Bytes16 value;
+#pragma unroll
+  for (int word = 0; word < 4; word++) {
+    uint32_t four = 0;
+#pragma unroll 1
+    for (int byte = 0; byte < 4; byte++) {
+      int64_t offset;
+      uint32_t one = border & 0xff;
+      if (used && k + word * 4 + byte < p.depth) {
+        if (inside(p, pixel, tap, offset)) one = x[offset];
+        advance(p, tap, 1);
+      }
+      four |= one << (8 * byte);
+    }
+    value.word[word] = four ^ static_cast<uint32_t>(p.flip);
+  }
+  return value;
+}
+
 // Copies slices of `bytes` of K of a block's pixels and weights; each thread copies one chunk of several
-// rows of both.
+// rows of both. Without columns (`tile_n` 0) pixels alone.
 template <int input, int tile_m, int tile_n, int bytes, int threads>
 struct Loader {
   static constexpr int kRowStep = threads / (bytes / 16);
@@ -142,25 +167,7 @@ struct Loader {
       void* to = to_a + swizzled<bytes>(row, chunk);
       const bool used = pixels[i].image >= 0 && next_k < p.depth;
       if constexpr (input == INPUT_ANY) {
-        uint32_t border = border_of(p, row0 + row);
-        Bytes16 value;
-        Tap at = tap;
-#pragma unroll
-        for (int word = 0; word < 4; word++) {
-          uint32_t four = 0;
-#pragma unroll 1
-          for (int byte = 0; byte < 4; byte++) {
-            int64_t offset;
-            uint32_t one = border & 0xff;
-            if (used && next_k + word * 4 + byte < p.depth) {
-              if (inside(p, pixels[i], at, offset)) one = x[offset];
-              advance(p, at, 1);
-            }
-            four |= one << (8 * byte);
-          }
-          value.word[word] = four ^ static_cast<uint32_t>(p.flip);
-        }
-        *static_cast<Bytes16*>(to) = value;
+        *static_cast<Bytes16*>(to) = gather(p, x, pixels[i], tap, next_k, used, border_of(p, row0 + row));
       } else {
         int64_t offset;
         const bool in = used && inside(p, pixels[i], tap, offset);
@@ -182,6 +189,41 @@ struct Loader {
     next_k += bytes;
     advance(p, tap, bytes);
   }
+};
+
+// Copies slices of narrow weights, 32 bytes of a row each.
+constexpr int kNarrowSlice = 32;
+
+template <int tile_n, int threads>
+struct NarrowLoader {
+  static constexpr int kRowStep = threads / (kNarrowSlice / 16);
+  static constexpr int kRows = tile_n / kRowStep;
+
+  const uint8_t* none;
+  const uint8_t* from;
+  int64_t step;
+  int32_t left, row, chunk;
+
+  MEMBER NarrowLoader(const ProductParams& p, int32_t group, int32_t column0, int32_t slice) : none(p.weights) {
+    chunk = threadIdx.x % 2;
+    row = threadIdx.x / 2;
+    left = p.channels_padded - column0 - row;
+    const int64_t bytes = static_cast<int64_t>(p.slices) * p.planes * kNarrowSlice;
+    step = kRowStep * bytes;
+    from = p.weights + (static_cast<int64_t>(group) * p.channels_padded + column0 + row) * bytes +
+           slice * kNarrowSlice + chunk * 16;
+  }
+
+  // Copies the slice where the loader stands, of the plane that starts at byte `plane` of a row.
+  MEMBER void load(uint8_t* to, int64_t plane) {
+#pragma unroll
+    for (int i = 0; i < kRows; i++) {
+      const bool used = i * kRowStep < left;
+      copy16_async(to + swizzled<kNarrowSlice>(row + i * kRowStep, chunk), used ? from + i * step + plane : none, used);
+    }
+  }
+
+  MEMBER void next() { from += kNarrowSlice; }
 };
 
 // Sums the parts of a tile over the blocks that share it, and tells the last of them, which then has the
@@ -214,6 +256,20 @@ DEVICE bool sum_of_splits(const ProductParams& p, uint8_t* smem, int32_t (&acc)[
       for (int i = 0; i < 4; i++) acc[m][n][i] = atomicExch(partial + ((m * kN + n) * 4 + i) * threads, 0);
   if (tid == 0) p.tickets[tile] = 0;
   return true;
+}
+
+// Stores the result of one sum without its bias, by any epilogue.
+DEVICE void finish_sum(const ProductParams& p, int32_t sum, int32_t group, int32_t row, int32_t column) {
+  const Epilogue& e = p.epilogue;
+  const int32_t channel = group * p.channels_padded + column;
+  sum = wrapping_add(sum, e.channels[channel].bias);
+  if (p.zero_points) {
+    int32_t zero_point = p.zero_points[row / (p.out_h * p.out_w) / p.images_per_sample];
+    if (p.flip) zero_point -= 128;
+    sum = wrapping_add(sum, -wrapping_mul(zero_point, e.channels[channel].weight_sum));
+  }
+  const int64_t index = static_cast<int64_t>(row) * p.channels_total + group * p.channels + column;
+  store_int(p.y, e.out_type, index, finish(e, sum, channel, index));
 }
 
 // The eight neighbouring results of one row, from their accumulators, before any join or table.
@@ -324,15 +380,7 @@ DEVICE void finish_tile(const ProductParams& p, uint8_t* smem, const int32_t (&a
       for (int32_t at = tid; at < (tile_m / 2) * tile_n; at += threads) {
         const int32_t row = row0 + turn * (tile_m / 2) + at / tile_n, column = column0 + at % tile_n;
         if (row >= p.rows || column >= p.channels) continue;
-        const int32_t channel = group * p.channels_padded + column;
-        int32_t sum = wrapping_add(tile[at], e.channels[channel].bias);
-        if (p.zero_points) {
-          int32_t zero_point = p.zero_points[row / (p.out_h * p.out_w) / p.images_per_sample];
-          if (p.flip) zero_point -= 128;
-          sum = wrapping_add(sum, -wrapping_mul(zero_point, e.channels[channel].weight_sum));
-        }
-        const int64_t index = y0 + static_cast<int64_t>(row - row0) * p.channels_total + column - column0;
-        store_int(p.y, e.out_type, index, finish(e, sum, channel, index));
+        finish_sum(p, tile[at], group, row, column);
       }
     }
   }

@@ -178,40 +178,68 @@ void load_matrices(uint32_t* to, const void* row) {
   });
 }
 
-// The fragments of m16n8k32 as PTX lays them over the lanes: lane = 4 group + part;
-// a[i] holds row group + 8(i%2), k = 16(i/2) + 4 part + byte; b[i] column group, k = 16 i + 4 part + byte;
-// c[i] row group + 8(i/2), column 2 part + i%2.
-void multiply_add(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_unsigned) {
-  auto operation = [is_unsigned](Lane* lanes) {
-    int32_t left[16][32], right[8][32];
-    for (int lane = 0; lane < kWarp; lane++) {
-      const int group = lane / 4, part = lane % 4;
-      const uint32_t* a = static_cast<const uint32_t*>(lanes[lane].left);
-      const uint32_t* b = static_cast<const uint32_t*>(lanes[lane].right);
+namespace {
+
+// The integers of a word of an operand, 8, 4 or 1 bits each.
+int32_t integer(uint32_t word, int bits, int which, bool is_unsigned) {
+  const int32_t raw = static_cast<int32_t>(word >> (bits * which) & ((1u << bits) - 1));
+  return is_unsigned || raw < 1 << (bits - 1) ? raw : raw - (1 << bits);
+}
+
+// The fragments of m16n8k32 (8 bits), m16n8k64 (4 bits) and m16n8k256 (1 bit) as PTX lays them over the
+// lanes: lane = 4 group + part, a word holds n = 32/bits elements; a[i] holds row group + 8(i%2),
+// k = 4n(i/2) + n part + element; b[i] column group, k = 4n i + n part + element; c[i] row group + 8(i/2),
+// column 2 part + i%2. `term` gives what two elements add.
+template <typename Term>
+void multiply_fragments(Lane* lanes, int bits, bool is_unsigned, bool right_unsigned, Term term) {
+  const int each = 32 / bits;
+  static int32_t left[16][256], right[8][256];
+  for (int lane = 0; lane < kWarp; lane++) {
+    const int group = lane / 4, part = lane % 4;
+    const uint32_t* a = static_cast<const uint32_t*>(lanes[lane].left);
+    const uint32_t* b = static_cast<const uint32_t*>(lanes[lane].right);
+    for (int element = 0; element < each; element++) {
       for (int i = 0; i < 4; i++) {
-        for (int byte = 0; byte < 4; byte++) {
-          const uint8_t raw = static_cast<uint8_t>(a[i] >> (8 * byte));
-          left[group + i % 2 * 8][i / 2 * 16 + part * 4 + byte] = is_unsigned ? raw : static_cast<int8_t>(raw);
-        }
+        const int k = i / 2 * 4 * each + part * each + element;
+        left[group + i % 2 * 8][k] = integer(a[i], bits, element, is_unsigned);
       }
       for (int i = 0; i < 2; i++) {
-        for (int byte = 0; byte < 4; byte++) {
-          right[group][i * 16 + part * 4 + byte] = static_cast<int8_t>(b[i] >> (8 * byte));
-        }
+        right[group][i * 4 * each + part * each + element] = integer(b[i], bits, element, right_unsigned);
       }
     }
-    for (int lane = 0; lane < kWarp; lane++) {
-      int32_t* c = static_cast<int32_t*>(lanes[lane].result);
-      for (int i = 0; i < 4; i++) {
-        const int32_t* row = left[lane / 4 + i / 2 * 8];
-        const int32_t* column = right[lane % 4 * 2 + i % 2];
-        int32_t sum = 0;
-        for (int k = 0; k < 32; k++) sum += row[k] * column[k];
-        c[i] = static_cast<int32_t>(static_cast<uint32_t>(c[i]) + static_cast<uint32_t>(sum));
-      }
+  }
+  for (int lane = 0; lane < kWarp; lane++) {
+    int32_t* c = static_cast<int32_t*>(lanes[lane].result);
+    for (int i = 0; i < 4; i++) {
+      const int32_t* row = left[lane / 4 + i / 2 * 8];
+      const int32_t* column = right[lane % 4 * 2 + i % 2];
+      int32_t sum = 0;
+      for (int k = 0; k < 8 * each; k++) sum += term(row[k], column[k]);
+      c[i] = static_cast<int32_t>(static_cast<uint32_t>(c[i]) + static_cast<uint32_t>(sum));
     }
-  };
-  together(Lane{c, a, b}, operation);
+  }
+}
+
+int32_t product(int32_t a, int32_t b) { return a * b; }
+
+}  // namespace
+
+void multiply_add(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_unsigned) {
+  together(Lane{c, a, b}, [is_unsigned](Lane* lanes) { multiply_fragments(lanes, 8, is_unsigned, false, product); });
+}
+
+void multiply_add_4(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_unsigned) {
+  together(Lane{c, a, b}, [is_unsigned](Lane* lanes) { multiply_fragments(lanes, 4, is_unsigned, false, product); });
+}
+
+void count_bits(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_xor) {
+  together(Lane{c, a, b}, [is_xor](Lane* lanes) {
+    if (is_xor) {
+      multiply_fragments(lanes, 1, true, true, [](int32_t a, int32_t b) { return a ^ b; });
+    } else {
+      multiply_fragments(lanes, 1, true, true, [](int32_t a, int32_t b) { return a & b; });
+    }
+  });
 }
 
 namespace {

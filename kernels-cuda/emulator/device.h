@@ -10,6 +10,9 @@
 #define DEVICE static inline
 #define MEMBER inline
 #define REQUANT_WGMMA
+#define REQUANT_FOUR_BITS
+#define REQUANT_BITS_XOR
+#define REQUANT_BITS_AND
 
 namespace emulated {
 
@@ -30,6 +33,8 @@ void wait_for_copies(int pending);
 int64_t exchange(int64_t value, int distance);
 void load_matrices(uint32_t* to, const void* row);
 void multiply_add(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_unsigned);
+void multiply_add_4(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_unsigned);
+void count_bits(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_xor);
 uint64_t tile_descriptor(const void* tile);
 void group_multiply_add(int32_t* c, uint64_t a, uint64_t b, int columns, bool is_unsigned);
 void group_commit();
@@ -95,6 +100,30 @@ template <bool is_unsigned>
 DEVICE void multiply_add(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const uint32_t b[2] = {b0, b1};
   emulated::multiply_add(c, a, b, is_unsigned);
+}
+
+template <bool is_unsigned>
+DEVICE void multiply_add_4(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t b[2] = {b0, b1};
+  emulated::multiply_add_4(c, a, b, is_unsigned);
+}
+DEVICE void count_xor(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t b[2] = {b0, b1};
+  emulated::count_bits(c, a, b, true);
+}
+DEVICE void count_and(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t b[2] = {b0, b1};
+  emulated::count_bits(c, a, b, false);
+}
+
+template <bool is_unsigned>
+DEVICE int32_t dot4(uint32_t x, uint32_t w, int32_t acc) {
+  for (int byte = 0; byte < 4; byte++) {
+    const uint8_t raw = static_cast<uint8_t>(x >> (8 * byte));
+    const int32_t product = (is_unsigned ? raw : static_cast<int8_t>(raw)) * static_cast<int8_t>(w >> (8 * byte));
+    acc = static_cast<int32_t>(static_cast<uint32_t>(acc) + static_cast<uint32_t>(product));
+  }
+  return acc;
 }
 
 DEVICE void proxy_fence() {}

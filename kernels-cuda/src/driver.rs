@@ -14,6 +14,7 @@ use cudarc::driver::sys;
 use crate::device::{Device, Entered, label};
 use crate::images;
 use crate::kernel::{Kernel, Launch};
+use crate::ops::bits::Counting;
 use crate::{CudaError, session};
 
 /// CUDA version that the images need: 13.0.
@@ -211,7 +212,7 @@ impl Context {
         let _entered = self.enter()?;
         let find = |kernel: &Kernel| {
             let mut function = null_mut();
-            if kernel.needs_wgmma() && !self.has_wgmma() {
+            if !kernel.is_in(self.properties.image) {
                 return Ok(function);
             }
             let name = CString::new(kernel.name()).unwrap_or_default();
@@ -248,6 +249,20 @@ impl Context {
     /// Whether the device multiplies by wgmma.
     pub fn has_wgmma(&self) -> bool {
         self.properties.image == "sm_90a"
+    }
+
+    /// Whether the device multiplies 4 bits by 4 bits.
+    pub fn has_int4(&self) -> bool {
+        images::has_narrow_units(self.properties.image)
+    }
+
+    /// Which bits the device counts, if any.
+    pub fn counting(&self) -> Option<Counting> {
+        if self.has_wgmma() {
+            Some(Counting::And)
+        } else {
+            self.has_int4().then_some(Counting::Xor)
+        }
     }
 
     /// Bytes free, and bytes of the device.

@@ -28,6 +28,16 @@ macro_rules! kernels {
                 match self { $($(Kernel::$variant => $name,)*)* }
             }
 
+            /// The name in reports, which says of 4-bit weights that are multiplied as bytes that they
+            /// save memory only.
+            pub fn label(self) -> &'static str {
+                match self {
+                    $($(Kernel::$variant => {
+                        if self.widens_nibbles() { concat!($name, " (int4: memory only)") } else { $name }
+                    })*)*
+                }
+            }
+
             /// Bytes of its parameters.
             pub const fn parameter_bytes(self) -> usize {
                 match self { $($(Kernel::$variant => size_of::<$params>(),)*)* }
@@ -90,6 +100,61 @@ kernels! {
         GroupI8x64Rhu "group_product_i8_64_rhu",
         GroupI8x64F32 "group_product_i8_64_f32",
         GroupI8x64Any "group_product_i8_64_any",
+        W4U8x128Rhu "product_w4_u8_128_rhu",
+        W4U8x128F32 "product_w4_u8_128_f32",
+        W4U8x128Any "product_w4_u8_128_any",
+        W4U8x64Rhu "product_w4_u8_64_rhu",
+        W4U8x64F32 "product_w4_u8_64_f32",
+        W4U8x64Any "product_w4_u8_64_any",
+        W4I8x128Rhu "product_w4_i8_128_rhu",
+        W4I8x128F32 "product_w4_i8_128_f32",
+        W4I8x128Any "product_w4_i8_128_any",
+        W4I8x64Rhu "product_w4_i8_64_rhu",
+        W4I8x64F32 "product_w4_i8_64_f32",
+        W4I8x64Any "product_w4_i8_64_any",
+        W4Anyx64Rhu "product_w4_any_64_rhu",
+        W4Anyx64F32 "product_w4_any_64_f32",
+        W4Anyx64Any "product_w4_any_64_any",
+        W4U4x128Rhu "product_w4a4_u4_128_rhu",
+        W4U4x128F32 "product_w4a4_u4_128_f32",
+        W4U4x128Any "product_w4a4_u4_128_any",
+        W4U4x64Rhu "product_w4a4_u4_64_rhu",
+        W4U4x64F32 "product_w4a4_u4_64_f32",
+        W4U4x64Any "product_w4a4_u4_64_any",
+        W4I4x128Rhu "product_w4a4_i4_128_rhu",
+        W4I4x128F32 "product_w4a4_i4_128_f32",
+        W4I4x128Any "product_w4a4_i4_128_any",
+        W4I4x64Rhu "product_w4a4_i4_64_rhu",
+        W4I4x64F32 "product_w4a4_i4_64_f32",
+        W4I4x64Any "product_w4a4_i4_64_any",
+        GroupW4U8x128Rhu "group_product_w4_u8_128_rhu",
+        GroupW4U8x128F32 "group_product_w4_u8_128_f32",
+        GroupW4U8x128Any "group_product_w4_u8_128_any",
+        GroupW4U8x64Rhu "group_product_w4_u8_64_rhu",
+        GroupW4U8x64F32 "group_product_w4_u8_64_f32",
+        GroupW4U8x64Any "group_product_w4_u8_64_any",
+        GroupW4I8x128Rhu "group_product_w4_i8_128_rhu",
+        GroupW4I8x128F32 "group_product_w4_i8_128_f32",
+        GroupW4I8x128Any "group_product_w4_i8_128_any",
+        GroupW4I8x64Rhu "group_product_w4_i8_64_rhu",
+        GroupW4I8x64F32 "group_product_w4_i8_64_f32",
+        GroupW4I8x64Any "group_product_w4_i8_64_any",
+        RowU8x1 "row_product_u8_1",
+        RowU8x4 "row_product_u8_4",
+        RowI8x1 "row_product_i8_1",
+        RowI8x4 "row_product_i8_4",
+        RowW4U8x1 "row_product_w4_u8_1",
+        RowW4U8x4 "row_product_w4_u8_4",
+        RowW4I8x1 "row_product_w4_i8_1",
+        RowW4I8x4 "row_product_w4_i8_4",
+        BitsXor1Rhu "bit_product_xor_1_rhu",
+        BitsXor1Any "bit_product_xor_1_any",
+        BitsXor2Rhu "bit_product_xor_2_rhu",
+        BitsXor2Any "bit_product_xor_2_any",
+        BitsAnd1Rhu "bit_product_and_1_rhu",
+        BitsAnd1Any "bit_product_and_1_any",
+        BitsAnd2Rhu "bit_product_and_2_rhu",
+        BitsAnd2Any "bit_product_and_2_any",
     }
     DirectParams { Direct "direct", }
     DepthwiseParams { Depthwise "depthwise", }
@@ -119,6 +184,23 @@ impl Kernel {
     /// Whether it multiplies by wgmma, which one architecture alone has.
     pub fn needs_wgmma(self) -> bool {
         self.name().starts_with("group_")
+    }
+
+    /// Whether it reads 4-bit weights and multiplies bytes.
+    fn widens_nibbles(self) -> bool {
+        self.name().contains("product_w4_")
+    }
+
+    /// Whether an architecture's image holds it: some have units that others lack.
+    pub fn is_in(self, image: &str) -> bool {
+        let name = self.name();
+        if self.needs_wgmma() || name.contains("_and_") {
+            image == "sm_90a"
+        } else if name.contains("_w4a4_") || name.contains("_xor_") {
+            crate::images::has_narrow_units(image)
+        } else {
+            true
+        }
     }
 
     /// Threads of a block.
@@ -153,6 +235,35 @@ impl Launch {
             grid: [blocks as u32, 1, 1],
             shared_bytes: 0,
             params: params.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_tell_which_narrow_weights_save_memory_only() {
+        let label = |name: &str| {
+            Kernel::ALL
+                .iter()
+                .find(|k| k.name() == name)
+                .map(|k| k.label())
+        };
+        for (name, expected) in [
+            (
+                "row_product_w4_u8_1",
+                "row_product_w4_u8_1 (int4: memory only)",
+            ),
+            (
+                "group_product_w4_i8_128_any",
+                "group_product_w4_i8_128_any (int4: memory only)",
+            ),
+            ("product_w4a4_u4_64_rhu", "product_w4a4_u4_64_rhu"),
+            ("product_i8_64_rhu", "product_i8_64_rhu"),
+        ] {
+            assert_eq!(label(name), Some(expected));
         }
     }
 }

@@ -110,6 +110,9 @@ pub struct ProductParams {
     pub border: i32,
     pub flip: u32,
     pub images_per_sample: i32,
+    pub bit_planes: i32,
+    pub factor: i32,
+    pub shift: i32,
     pub epilogue: Epilogue,
 }
 

@@ -12,13 +12,16 @@ use requant_kernels_cuda::ops::Window;
 use requant_kernels_cuda::ops::conv::{Conv, ConvIo, ConvSpec, ZeroPoint};
 use requant_kernels_cuda::{Context, Kernel, OpError};
 use requant_numerics::DType;
-use support::{SHAPES, run};
+use support::{Numbers, SHAPES, Shape, run, run_with};
+
+/// Roundings, sums and tables that `run` knows.
+const FINISHES: usize = 11;
 
 #[test]
 fn every_product_equals_plain_loops() {
     let name = "every_product_equals_plain_loops";
     if emulator::is_emulated(name, "major=8") {
-        compare_all(|kernel| !kernel.needs_wgmma());
+        compare_all(|kernel| kernel.is_in("sm_80"));
     }
 }
 
@@ -26,7 +29,78 @@ fn every_product_equals_plain_loops() {
 fn every_product_by_wgmma_equals_plain_loops() {
     let name = "every_product_by_wgmma_equals_plain_loops";
     if emulator::is_emulated(name, "major=9") {
-        compare_all(|kernel| kernel.needs_wgmma() || kernel.name().contains("_64_"));
+        // Where warpgroups have the large tiles, warps have none.
+        compare_all(|kernel| {
+            kernel.is_in("sm_90a") && (kernel.needs_wgmma() || !kernel.name().contains("_128_"))
+        });
+    }
+}
+
+#[test]
+fn products_without_narrow_units_equal_plain_loops() {
+    let name = "products_without_narrow_units_equal_plain_loops";
+    if emulator::is_emulated(name, "major=10") {
+        compare_all(|kernel| kernel.is_in("sm_100a"));
+    }
+}
+
+/// Every kind of narrow numbers, all of them the least there are, where sums are largest; and depths past the
+/// bound of weights times 16, which are bytes then.
+#[test]
+fn narrow_numbers_at_their_limits() {
+    for (architecture, settings) in [("8", "major=8"), ("9", "major=9")] {
+        if emulator::is_child() && std::env::var("REQUANT_EMULATED").as_deref() != Ok(settings) {
+            continue;
+        }
+        if emulator::is_emulated("narrow_numbers_at_their_limits", settings) {
+            println!("on {architecture}");
+            at_their_limits();
+        }
+    }
+}
+
+fn at_their_limits() {
+    let context = Context::open(0).unwrap();
+    let mut rng = Rng::new(22);
+    let few = [
+        DType::U8,
+        DType::I8,
+        DType::U4,
+        DType::I4,
+        DType::Ternary,
+        DType::Binary,
+    ];
+    let shapes = [
+        Shape(1, 5, 7, 3, 10, 1, 3, 2, 1, 1),
+        Shape(1, 8, 9, 48, 33, 2, 3, 1, 1, 2),
+        Shape(1, 3, 3, 304, 70, 1, 2, 1, 1, 1),
+        Shape(1, 1, 1, 1001, 9, 1, 1, 1, 0, 1),
+        Shape(1, 3, 3, 1216, 50, 1, 1, 1, 0, 1),
+    ];
+    for shape in shapes {
+        for dtype in few {
+            for weights in [(-8, 7), (-1, 1), (-128, 127)] {
+                let numbers = Numbers {
+                    weights,
+                    dtype,
+                    extreme: true,
+                };
+                for kind in [0, 6, 10] {
+                    run_with(&context, (shape, numbers), kind, &mut rng);
+                }
+            }
+        }
+    }
+    // 65,793 weights of -8 and bytes of 255 are the most; the products of rows and of tiles.
+    for (depth, rows, narrow) in [(65_792, 5, true), (65_808, 5, false), (1 << 15, 1, true)] {
+        let shape = Shape(1, 1, rows, depth, 3, 1, 1, 1, 0, 1);
+        let numbers = Numbers {
+            weights: (-8, 7),
+            dtype: DType::U8,
+            extreme: true,
+        };
+        let (name, _) = run_with(&context, (shape, numbers), 6, &mut rng);
+        assert_eq!(name.contains("_w4_"), narrow, "{name}");
     }
 }
 
@@ -106,28 +180,64 @@ fn compare_all(expected: impl Fn(&Kernel) -> bool) {
     let mut rng = Rng::new(21);
     let mut met: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
     for &shape in SHAPES {
-        for kind in 0..7 {
+        for kind in 0..FINISHES {
             let (name, split) = run(&context, shape, kind, &mut rng);
             met.entry(name).or_default()[usize::from(split)] += 1;
         }
-        // Signs and sums of both short epilogues once more.
-        for _ in 0..4 {
-            let kind = rng.pick(&[0, 1, 4, 5]);
-            let (name, split) = run(&context, shape, kind, &mut rng);
-            met.entry(name).or_default()[usize::from(split)] += 1;
-        }
+    }
+    // What chance has not met yet, looked for with the shapes and numbers that lead there.
+    let products = || Kernel::ALL.iter().filter(|k| k.name().contains("product_"));
+    let missing = |met: &BTreeMap<&str, [usize; 2]>| {
+        let missing = products().find(|k| expected(k) && !met.contains_key(k.name()));
+        missing.map(|k| k.name())
+    };
+    for turn in 0..4000 {
+        let Some(name) = missing(&met) else { break };
+        let kind = match name {
+            name if name.ends_with("_rhu") => rng.pick(&[0, 4]),
+            name if name.ends_with("_f32") => rng.pick(&[1, 5]),
+            _ => rng.pick(&[2, 3, 6, 7, 8, 9, 10]),
+        };
+        let numbers = numbers_of(name, &mut rng);
+        let shape = SHAPES[turn % SHAPES.len()];
+        let (name, split) = run_with(&context, (shape, numbers), kind, &mut rng);
+        met.entry(name).or_default()[usize::from(split)] += 1;
     }
     println!("{met:#?}");
-    let products = Kernel::ALL.iter().filter(|k| k.name().contains("product_"));
-    for kernel in products.filter(|k| expected(k)) {
-        assert!(
-            met.contains_key(kernel.name()),
-            "{} was not met",
-            kernel.name()
-        );
-    }
+    assert_eq!(missing(&met), None, "was not met");
     for finish in ["_rhu", "_f32", "_any"] {
         let split = |(name, [_, split]): (&&str, &[usize; 2])| name.ends_with(finish) && *split > 0;
         assert!(met.iter().any(split), "no {finish} was split");
+    }
+}
+
+/// Numbers that kernel `name` multiplies.
+fn numbers_of(name: &str, rng: &mut Rng) -> Numbers {
+    let ternary = rng.one_in(2);
+    let (weights, dtype) = match name {
+        name if name.starts_with("bit_") => {
+            let dtype = if ternary {
+                DType::Ternary
+            } else {
+                DType::Binary
+            };
+            let weights = if name.contains("_1_") {
+                (-1, 2)
+            } else {
+                (-1, 1)
+            };
+            (weights, dtype)
+        }
+        name if name.contains("_u4_") => ((-8, 7), DType::U4),
+        name if name.contains("_i4_") => ((-8, 7), DType::I4),
+        name if name.contains("_w4_u8") => ((-8, 7), DType::U8),
+        name if name.contains("_w4_") => ((-8, 7), DType::I8),
+        name if name.contains("_u8_") => ((-127, 127), DType::U8),
+        _ => ((-127, 127), DType::I8),
+    };
+    Numbers {
+        weights,
+        dtype,
+        extreme: false,
     }
 }

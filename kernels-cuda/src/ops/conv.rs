@@ -148,7 +148,7 @@ impl Conv {
         }
     }
 
-    /// Name of the kernel that `samples` samples get.
+    /// Name of the kernel that `samples` samples get, as reports say it.
     pub fn kernel(&self, samples: usize) -> &'static str {
         match self {
             Conv::Product(product) => product.kernel(samples),

@@ -3,9 +3,11 @@
 //! An operation is prepared once for a device and launched for any number of samples. Addresses are the
 //! device's; nothing here knows of plans or arenas.
 
+pub mod bits;
 pub mod conv;
 pub mod edges;
 pub mod maps;
+pub(crate) mod nibbles;
 pub mod norms;
 pub mod pools;
 pub mod product;

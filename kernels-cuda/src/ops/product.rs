@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::bits::{self, Bits};
 use super::conv::{ConvIo, ConvSpec, ZeroPoint};
-use super::int;
+use super::{int, nibbles};
 use crate::epilogue::{Form, Uploaded, integer_type};
 use crate::kernel::{Kernel, Launch};
 use crate::params::{Epilogue, ProductParams};
@@ -13,12 +14,20 @@ use crate::{Context, DeviceMemory, OpError};
 pub const SLICE: usize = 64;
 /// Slices of twice as many bytes that a product by wgmma has room for.
 const GROUP_STAGES: usize = 3;
+/// Slices of bits.
+const BIT_STAGES: usize = 3;
 /// Rows of packed weights are padded to a multiple of this, the channels of the smallest tile.
-const CHANNEL_UNIT: usize = 64;
+pub(crate) const CHANNEL_UNIT: usize = 64;
 /// Channels among which rows are permuted.
 const PERMUTED: usize = 32;
 /// Most blocks along the second and third axis of a grid.
 const MOST_BLOCKS: usize = 65_535;
+/// Most rows of products that are bound by reading the weights.
+const FEW_ROWS: usize = 4;
+/// Output channels that a block of those kernels computes.
+const ROW_CHANNELS: usize = 16;
+/// Shared memory that a block has without asking.
+const SHARED_BYTES: usize = 48 << 10;
 
 /// The channel, of 32, whose weights are row `row`: the eight results that a lane of an mma.sync (and
 /// of a wgmma) holds of four 8-column fragments become neighbours. The lane with columns `2t` and
@@ -28,9 +37,14 @@ pub const fn channel_of_row(row: usize) -> usize {
     column / 2 * 8 + fragment * 2 + column % 2
 }
 
+/// The channel whose weights are row `place` of a group.
+pub(crate) const fn channel_of_place(place: usize) -> usize {
+    place / PERMUTED * PERMUTED + channel_of_row(place % PERMUTED)
+}
+
 /// How bytes of the input meet the tensor units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Input {
+pub(crate) enum Input {
     /// Unsigned, in runs of 16 channels.
     U8,
     /// Signed, in runs of 16 channels.
@@ -39,12 +53,53 @@ enum Input {
     Any,
 }
 
+/// How weights lie on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    /// Bytes, in one plane or two.
+    Bytes,
+    /// 4 bits; `native` where units multiply them by 4 bits of the input.
+    Nibbles {
+        /// Whether they do.
+        native: bool,
+    },
+    /// Planes of bits.
+    Bits(Bits),
+}
+
+impl Format {
+    /// The narrowest that holds the weights exactly and for which the device has kernels.
+    fn of(context: &Context, spec: &ConvSpec<'_>, depth: usize, input: Input) -> Self {
+        let counting = context.counting();
+        if let Some(bits) = counting.and_then(|counting| Bits::of(counting, spec, depth, input)) {
+            return Format::Bits(bits);
+        }
+        if !nibbles::fits(spec.weights, depth, input) {
+            return Format::Bytes;
+        }
+        // Elements outside the image are such an input too.
+        let border = match spec.zero_point {
+            ZeroPoint::Static(zero_point) => zero_point + spec.outside,
+            ZeroPoint::Dynamic => return Format::Nibbles { native: false },
+        };
+        let fits = match input {
+            Input::U8 => (0..16).contains(&border),
+            Input::I8 => (-8..8).contains(&border),
+            Input::Any => false,
+        };
+        Format::Nibbles {
+            native: context.has_int4() && spec.dtype.bits() <= 4 && fits,
+        }
+    }
+}
+
 /// A convolution with its weights packed.
 #[derive(Debug)]
 pub struct Product {
     params: ProductParams,
     input: Input,
     form: Form,
+    format: Format,
     groups: usize,
     images: usize,
     pixels: usize,
@@ -56,12 +111,13 @@ pub struct Product {
     weight_bytes: usize,
 }
 
-/// Weights as the kernels read them: `[groups, channels padded, planes, slices·64]`.
+/// Weights as the kernels read them: `[groups, channels padded, planes, slices]`, a slice being 64 bytes where
+/// weights are bytes and 32 where they are narrower.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packed {
     /// The bytes.
     pub data: Vec<u8>,
-    /// 1, or 2 where weights leave 8 bits: `w = 256·high + low`, the high plane first.
+    /// Of bytes 1, or 2 where weights leave 8 bits: `w = 256·high + low`, the high plane first.
     pub planes: usize,
     /// Slices of K of a plane.
     pub slices: usize,
@@ -79,7 +135,7 @@ pub fn pack(weights: &[i16], groups: usize, channels: usize, depth: usize) -> Pa
     let mut data = vec![0; groups * channels_padded * row_bytes];
     for (at, row) in data.chunks_exact_mut(row_bytes).enumerate() {
         let (group, place) = (at / channels_padded, at % channels_padded);
-        let channel = place / PERMUTED * PERMUTED + channel_of_row(place % PERMUTED);
+        let channel = channel_of_place(place);
         if channel >= channels {
             continue;
         }
@@ -122,7 +178,12 @@ impl Product {
         };
         // Narrower unsigned values are signed bytes as they are.
         let flips = input == Input::Any && spec.dtype.bits() == 8 && unsigned;
-        let packed = pack(spec.weights, groups, channels, depth);
+        let format = Format::of(context, spec, depth, input);
+        let packed = match format {
+            Format::Bytes => pack(spec.weights, groups, channels, depth),
+            Format::Nibbles { .. } => nibbles::pack(spec.weights, groups, channels, depth),
+            Format::Bits(bits) => bits.pack(spec.weights, groups, channels, depth),
+        };
         let padded = packed.channels_padded;
         let channel_of = |entry: usize| {
             let (group, channel) = (entry / padded, entry % padded);
@@ -139,8 +200,12 @@ impl Product {
         };
         let bias = |o: usize| {
             let bias = spec.bias.get(o).copied().unwrap_or(0);
+            let constant = match format {
+                Format::Bytes | Format::Nibbles { .. } => 0,
+                Format::Bits(bits) => bits.constant(&spec.weights[o * depth..][..depth]),
+            };
             // Proved to fit, or to be taken modulo 2^32.
-            (i64::from(bias) - i64::from(folded) * i64::from(sums[o])) as i32
+            (i64::from(bias) + i64::from(constant) - i64::from(folded) * i64::from(sums[o])) as i32
         };
         let epilogue = Uploaded::new(
             context,
@@ -154,6 +219,10 @@ impl Product {
         let weights = DeviceMemory::from_bytes(context, &packed.data)?;
         int("the bytes of an image", in_h * in_w * in_c)?;
         let window = &spec.window;
+        let (bit_planes, (factor, shift)) = match format {
+            Format::Bytes | Format::Nibbles { .. } => (0, (1, 0)),
+            Format::Bits(bits) => (bits.pixels as i32, bits.scale()),
+        };
         let params = ProductParams {
             weights: weights.address(),
             channels: int("output channels", channels)?,
@@ -179,6 +248,9 @@ impl Product {
             border: border & 0xff,
             flip: if flips { 0x8080_8080 } else { 0 },
             images_per_sample: int("images", images)?,
+            bit_planes,
+            factor,
+            shift,
             ..ProductParams::default()
         };
         let form = match spec.zero_point {
@@ -190,6 +262,7 @@ impl Product {
             params,
             input,
             form,
+            format,
             groups,
             images,
             pixels: out_h * out_w,
@@ -207,9 +280,9 @@ impl Product {
         self.weight_bytes + self.epilogue.bytes()
     }
 
-    /// Name of the kernel that `samples` samples get.
+    /// Name of the kernel that `samples` samples get, as reports say it.
     pub fn kernel(&self, samples: usize) -> &'static str {
-        self.choose(samples).kernel.name()
+        self.choose(samples).kernel.label()
     }
 
     /// Zeroed memory that a launch for up to `samples` samples needs, and leaves zeroed.
@@ -223,9 +296,56 @@ impl Product {
         samples * self.images * self.pixels
     }
 
+    /// The kernel of a tile of `side` channels.
+    fn tile_kernel(&self, multiply: Multiply, side: usize) -> Kernel {
+        let form = self.form;
+        match self.format {
+            Format::Bytes => kernel(self.input, multiply, side, form),
+            Format::Nibbles { native } => {
+                nibbles::kernel((self.input, native), multiply, side, form)
+            }
+            Format::Bits(bits) => bits.kernel(form),
+        }
+    }
+
+    /// The kernel for few rows, where there is one and its pixels fit shared memory.
+    fn row_kernel(&self, rows: usize) -> Option<Kernel> {
+        use Kernel as K;
+        let nibbles = match self.format {
+            Format::Bytes if self.params.planes == 1 => false,
+            Format::Nibbles { .. } => true,
+            Format::Bytes | Format::Bits(_) => return None,
+        };
+        let all = match (nibbles, self.input) {
+            (false, Input::U8) => [K::RowU8x1, K::RowU8x4],
+            (false, Input::I8 | Input::Any) => [K::RowI8x1, K::RowI8x4],
+            (true, Input::U8) => [K::RowW4U8x1, K::RowW4U8x4],
+            (true, Input::I8 | Input::Any) => [K::RowW4I8x1, K::RowW4I8x4],
+        };
+        let kernel = all[usize::from(rows > 1)];
+        (rows <= FEW_ROWS && self.row_bytes(kernel) <= SHARED_BYTES).then_some(kernel)
+    }
+
+    /// Shared memory of a kernel for few rows.
+    fn row_bytes(&self, kernel: Kernel) -> usize {
+        let rows = if kernel.name().ends_with("_1") {
+            1
+        } else {
+            FEW_ROWS
+        };
+        rows * self.params.slices as usize * SLICE
+    }
+
     fn choose(&self, samples: usize) -> Choice {
         let rows = self.rows(samples);
         let channels = self.params.channels as usize;
+        if let Some(kernel) = self.row_kernel(rows) {
+            return Choice {
+                kernel,
+                tiles: [1, channels.div_ceil(ROW_CHANNELS), self.groups],
+                splits: 1,
+            };
+        }
         let tiles = |side_m: usize, side_n: usize| {
             [
                 rows.div_ceil(side_m),
@@ -236,16 +356,16 @@ impl Product {
         // Large tiles where they still give every multiprocessor one; those of wgmma also where there are
         // few channels. It takes no second plane.
         let fills = |tiles: [usize; 3]| tiles.iter().product::<usize>() >= self.multiprocessors;
-        let form = self.form;
+        let bits = matches!(self.format, Format::Bits(_));
         let mut large = vec![(Multiply::Warp, 128)];
         if self.wgmma && self.params.planes == 1 {
             large = vec![(Multiply::Group, 128), (Multiply::Group, 64)];
         }
         for (multiply, side) in large {
             let tiles = tiles(128, side);
-            if self.input != Input::Any && channels > side / 2 && fills(tiles) {
+            if !bits && self.input != Input::Any && channels > side / 2 && fills(tiles) {
                 return Choice {
-                    kernel: kernel(self.input, multiply, side, form),
+                    kernel: self.tile_kernel(multiply, side),
                     tiles,
                     splits: 1,
                 };
@@ -256,7 +376,7 @@ impl Product {
         let slices = self.params.slices as usize;
         // Parts of at least four slices, until there are two blocks a multiprocessor.
         let wanted = (2 * self.multiprocessors) / blocks.max(1);
-        let splits = if self.params.planes == 1 {
+        let splits = if self.params.planes == 1 || bits {
             wanted
                 .min(slices / 4)
                 .min(32)
@@ -266,7 +386,7 @@ impl Product {
             1
         };
         Choice {
-            kernel: kernel(self.input, Multiply::Warp, 64, form),
+            kernel: self.tile_kernel(Multiply::Warp, 64),
             tiles,
             splits,
         }
@@ -312,10 +432,15 @@ impl Product {
             },
             ..self.params
         };
+        let shared = if choice.kernel.name().starts_with("row_") {
+            self.row_bytes(choice.kernel)
+        } else {
+            shared_bytes(choice.kernel, self.stages)
+        };
         Ok(Launch {
             kernel: choice.kernel,
             grid: [x as u32, y as u32, (z * choice.splits) as u32],
-            shared_bytes: shared_bytes(choice.kernel, self.stages) as u32,
+            shared_bytes: shared as u32,
             params: params.into(),
         })
     }
@@ -344,7 +469,7 @@ impl Choice {
 
 /// Who multiplies together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Multiply {
+pub(crate) enum Multiply {
     /// A warp, by mma.sync.
     Warp,
     /// A warpgroup, by wgmma.
@@ -384,22 +509,32 @@ fn kernel(input: Input, multiply: Multiply, side: usize, form: Form) -> Kernel {
     }]
 }
 
-/// Dynamic shared memory of a product's block; 0 for other kernels.
+/// Dynamic shared memory of a product's block; 0 for other kernels, and for those of few rows, which depends on
+/// the depth.
 pub(crate) fn shared_bytes(kernel: Kernel, stages: usize) -> usize {
     let name = kernel.name();
-    if !name.contains("product_") {
+    if !name.contains("product_") || name.starts_with("row_") {
         return if kernel == Kernel::DynamicQuantize {
             1024
         } else {
             0
         };
     }
+    if name.starts_with("bit_") {
+        let weights = if name.contains("_1_") { 1 } else { 2 };
+        return BIT_STAGES * (2 + weights) * 64 * (bits::SLICE / 8);
+    }
     let side = if name.contains("_128_") { 128 } else { 64 };
     // The slices in flight; afterwards half a tile of accumulators, or the tile's bytes.
     if kernel.needs_wgmma() {
         return GROUP_STAGES * (128 + side) * 2 * SLICE;
     }
-    (stages * 2 * side * SLICE).max(side / 2 * side * 4)
+    let weights = if name.contains("_w4") {
+        SLICE / 2
+    } else {
+        SLICE
+    };
+    (stages * side * (SLICE + weights)).max(side / 2 * side * 4)
 }
 
 #[cfg(test)]

@@ -14,16 +14,16 @@ use requant_numerics::{DType, Requantize, Residual, Scheme};
 /// kernel, stride, border, dilation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape(
-    usize,
-    usize,
-    usize,
-    usize,
-    usize,
-    usize,
-    usize,
-    usize,
-    usize,
-    usize,
+    pub(crate) usize,
+    pub(crate) usize,
+    pub(crate) usize,
+    pub(crate) usize,
+    pub(crate) usize,
+    pub(crate) usize,
+    pub(crate) usize,
+    pub(crate) usize,
+    pub(crate) usize,
+    pub(crate) usize,
 );
 
 /// Shapes with tails on every side, whole tiles, and little to do but depth.
@@ -45,7 +45,62 @@ pub(crate) const SHAPES: &[Shape] = &[
     Shape(1, 1, 1, 2048, 10, 1, 1, 1, 0, 1),
     Shape(1, 3, 3, 256, 64, 1, 3, 2, 1, 1),
     Shape(1, 2, 2, 1001, 20, 1, 1, 1, 0, 1),
+    Shape(1, 3, 3, 1216, 50, 1, 1, 1, 0, 1),
+    Shape(1, 2, 3, 1013, 33, 1, 1, 1, 0, 1),
+    // One row, its borders all around.
+    Shape(1, 3, 1, 32, 21, 2, 3, 1, 1, 1),
+    Shape(1, 1, 1, 16, 70, 1, 3, 1, 1, 1),
 ];
+
+/// Which numbers a case multiplies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Numbers {
+    /// Least and greatest weight.
+    pub(crate) weights: (i64, i64),
+    /// Type of the input.
+    pub(crate) dtype: DType,
+    /// Whether every weight and input is the least of its kind.
+    pub(crate) extreme: bool,
+}
+
+impl Numbers {
+    /// Any; weights past 8 bits where `wide`.
+    fn any(rng: &mut Rng, wide: bool) -> Self {
+        let types = [
+            DType::U8,
+            DType::I8,
+            DType::U8,
+            DType::I8,
+            DType::U4,
+            DType::I4,
+            DType::Binary,
+            DType::Ternary,
+        ];
+        let most = if wide { 3000 } else { 127 };
+        let weights = [
+            (-127, 127),
+            (-most, most),
+            (-8, 7),
+            (-8, 7),
+            (-1, 1),
+            (-1, 2),
+        ];
+        Numbers {
+            weights: rng.pick(&weights),
+            dtype: rng.pick(&types),
+            extreme: false,
+        }
+    }
+
+    /// A number of a range. What ends beyond 1 where it begins at -1 has no zeros, and nothing else.
+    fn number(self, rng: &mut Rng, (lo, hi): (i64, i64)) -> i64 {
+        match (self.extreme, (lo, hi)) {
+            (true, _) => lo,
+            (false, (-1, 2)) => rng.pick(&[-1, 1]),
+            (false, _) => rng.range(lo, hi),
+        }
+    }
+}
 
 /// Shapes that fill a large GPU with large tiles; too much for an emulated one.
 #[allow(dead_code)]
@@ -78,6 +133,28 @@ fn finish(rng: &mut Rng, kind: usize, channels: usize, dtype: DType) -> Finish {
                 .map(|m| m as i32)
                 .collect(),
             e: many(rng, -12, -6).into_iter().map(|e| e as i8).collect(),
+        },
+        7 => Scheme::Shift {
+            k: many(rng, 0, 30).into_iter().map(|k| k as u8).collect(),
+        },
+        8 => Scheme::F64Away {
+            scale: (0..channels).map(|_| rng.log(1e-9, 1e3)).collect(),
+        },
+        9 => Scheme::Thresholds {
+            levels: 3,
+            tau: many(rng, -300, 300)
+                .into_iter()
+                .flat_map(|tau| [tau as i32, tau as i32 + 9, tau as i32 + 70])
+                .collect(),
+            falls: (0..channels).map(|_| rng.one_in(3)).collect(),
+        },
+        // The largest scales and the least.
+        10 => Scheme::Rhu {
+            m: many(rng, i64::from(i32::MAX) - 3, i64::from(i32::MAX))
+                .into_iter()
+                .map(|m| m as i32)
+                .collect(),
+            s: (0..channels).map(|_| rng.pick(&[32, 36, 45, 62])).collect(),
         },
         // A shift below 32 is the long epilogue's.
         _ => Scheme::Rhu {
@@ -164,13 +241,14 @@ fn expected(spec: &ConvSpec<'_>, samples: usize, x: &[i32], other: &[u8]) -> Vec
             for (ky, kx) in (0..kh).flat_map(|ky| (0..kw).map(move |kx| (ky, kx))) {
                 let row = (y * sh + ky * dh).wrapping_sub(top);
                 let column = (x0 * sw + kx * dw).wrapping_sub(left);
-                if row >= in_h || column >= in_w {
-                    continue;
-                }
                 for c in 0..group_in {
+                    let weight = spec.weights[((o * kh + ky) * kw + kx) * group_in + c];
+                    if row >= in_h || column >= in_w {
+                        acc += i64::from(spec.outside) * i64::from(weight);
+                        continue;
+                    }
                     let at =
                         ((image * in_h + row) * in_w + column) * in_c + o / group_out * group_in;
-                    let weight = spec.weights[((o * kh + ky) * kw + kx) * group_in + c];
                     acc += i64::from(x[at + c] - zero_point) * i64::from(weight);
                 }
             }
@@ -205,10 +283,22 @@ fn expected(spec: &ConvSpec<'_>, samples: usize, x: &[i32], other: &[u8]) -> Vec
     out
 }
 
-/// Runs a case three times in one session and gives the kernel's name and whether it was split.
+/// Runs a case of any numbers; see [`run_with`].
 pub(crate) fn run(
     context: &Arc<Context>,
     shape: Shape,
+    kind: usize,
+    rng: &mut Rng,
+) -> (&'static str, bool) {
+    // Sums of wide weights may leave the 32 bits that no rounding hides.
+    let numbers = Numbers::any(rng, ![6, 7, 10].contains(&kind));
+    run_with(context, (shape, numbers), kind, rng)
+}
+
+/// Runs a case three times in one session and gives the kernel's name and whether it was split.
+pub(crate) fn run_with(
+    context: &Arc<Context>,
+    (shape, numbers): (Shape, Numbers),
     kind: usize,
     rng: &mut Rng,
 ) -> (&'static str, bool) {
@@ -224,15 +314,10 @@ pub(crate) fn run(
     let (out_h, out_w) = (extent(h, stride), extent(w, 1));
     let (in_c, out_c) = (group_in * groups, group_out * groups);
     let depth = kernel * kernel * group_in;
-    let dtype = rng.pick(&[DType::U8, DType::I8, DType::U8, DType::I8, DType::U4]);
+    let dtype = numbers.dtype;
     let (lo, hi) = dtype.range().unwrap();
-    let most = if kind != 6 && rng.one_in(5) {
-        3000
-    } else {
-        127
-    };
     let weights: Vec<i16> = (0..out_c * depth)
-        .map(|_| rng.range(-most, most) as i16)
+        .map(|_| numbers.number(rng, numbers.weights) as i16)
         .collect();
     let bias: Vec<i32> = (0..out_c)
         .map(|_| rng.range(-50_000, 50_000) as i32)
@@ -246,15 +331,26 @@ pub(crate) fn run(
         weights: &weights,
         computed: None,
         dtype,
-        zero_point: ZeroPoint::Static(rng.range(lo, hi) as i32),
-        outside: 0,
+        zero_point: ZeroPoint::Static(if lo == -1 {
+            0
+        } else {
+            rng.range(lo, hi) as i32
+        }),
+        outside: i32::from(dtype == DType::Binary && rng.one_in(2)),
         bias: &bias,
         finish: finish(rng, kind, out_c, out_type),
     };
     let conv = Conv::new(context, &spec).unwrap();
     let samples = rng.size(1, 2);
     let x: Vec<i32> = (0..samples * images * h * w * in_c)
-        .map(|_| rng.range(lo, hi) as i32)
+        .map(|_| {
+            let range = if dtype == DType::Binary {
+                (lo, 2)
+            } else {
+                (lo, hi)
+            };
+            numbers.number(rng, range) as i32
+        })
         .collect();
     let elements = samples * spec.output.iter().product::<usize>();
     let other: Vec<u8> = (0..elements).map(|_| rng.range(0, 255) as u8).collect();
@@ -306,7 +402,7 @@ pub(crate) fn run(
             assert_eq!(
                 bytes,
                 &want.to_le_bytes()[..size],
-                "{name}, {shape:?}, finish {kind}, {dtype}, turn {turn}, split {split}: element {index}"
+                "{name}, {shape:?}, {numbers:?}, finish {kind}, turn {turn}, split {split}: element {index}"
             );
         }
         assert!(
