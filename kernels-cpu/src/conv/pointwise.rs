@@ -22,6 +22,8 @@ const GROUP: usize = 4;
 const LANES: usize = 16;
 /// Vectors of a panel, widest first, and pixels of its tiles.
 const TILES: [(usize, usize); 3] = [(4, 6), (2, 12), (1, 12)];
+/// Tiles of outputs with a second operand, whose parameters take registers.
+const JOINED_TILES: [(usize, usize); 3] = [(4, 4), (2, 8), (1, 12)];
 /// Input bytes of a stretch.
 const STRETCH: usize = 24 << 10;
 /// Taps up to which this way is the fastest: in general, for one panel of channels, and with a residual, whose
@@ -56,8 +58,8 @@ impl Pointwise {
         let one = shape.out_c <= LANES * TILES[0].0;
         let most = match output.join() {
             Some(Join::Residual { .. }) => MOST_TAPS_BEFORE_RESIDUALS,
-            // Tiles of whole vectors add beside their products.
-            Some(Join::Add { .. }) if shape.out_c >= 2 * LANES => return false,
+            // Wide tiles add beside their products.
+            Some(Join::Add { .. }) if shape.out_c > 2 * LANES => return false,
             _ if one => MOST_TAPS_OF_ONE,
             _ => MOST_TAPS,
         };
@@ -94,11 +96,15 @@ impl Pointwise {
         let Some((round, finish)) = epilogue.alone() else {
             return Ok(None);
         };
+        let tiles = match spec.output.other_dtype() {
+            None => &TILES,
+            Some(_) => &JOINED_TILES,
+        };
         let groups = depth / GROUP;
         let mut panels = Vec::with_capacity(widths.len());
         let mut offset = 0;
         for (channel, vectors) in widths {
-            let tile = TILES.iter().find(|(width, _)| *width == vectors);
+            let tile = tiles.iter().find(|(width, _)| *width == vectors);
             let tile = tile.filter(|(_, least)| *least <= pixels);
             let run = tile.and_then(|&(_, p)| arch::stem(isa, round, finish, signed, vectors, p));
             let Some(run) = run else {

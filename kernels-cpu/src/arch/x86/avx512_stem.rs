@@ -88,6 +88,9 @@ fn tiles<E: Ending, const SIGNED: bool, const PLAIN: bool>(
     pixels: usize,
 ) -> Option<StemFn> {
     match (vectors, pixels) {
+        // Parameters of a sum take registers too.
+        (4, 4) if E::JOINED => Some(row::<E, SIGNED, PLAIN, 4, 4>),
+        (2, 8) if E::JOINED => Some(row::<E, SIGNED, PLAIN, 2, 8>),
         (4, 6) => Some(row::<E, SIGNED, PLAIN, 4, 6>),
         (4, 2) => Some(row::<E, SIGNED, PLAIN, 4, 2>),
         (2, 12) => Some(row::<E, SIGNED, PLAIN, 2, 12>),
