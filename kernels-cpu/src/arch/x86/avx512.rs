@@ -84,19 +84,26 @@ const ROW: Kernel = Kernel {
 };
 
 static U8S8: [&[TileFn]; 4] = [
-    &heights::<Unsigned, Bytes, 4>(),
-    &heights::<Unsigned, Bytes, 3>(),
-    &heights::<Unsigned, Bytes, 2>(),
-    &heights::<Unsigned, Bytes, 1>(),
+    &bytes::<Unsigned, 4>(),
+    &bytes::<Unsigned, 3>(),
+    &bytes::<Unsigned, 2>(),
+    &bytes::<Unsigned, 1>(),
 ];
 static S8S8: [&[TileFn]; 4] = [
-    &heights::<Signed, Bytes, 4>(),
-    &heights::<Signed, Bytes, 3>(),
-    &heights::<Signed, Bytes, 2>(),
-    &heights::<Signed, Bytes, 1>(),
+    &bytes::<Signed, 4>(),
+    &bytes::<Signed, 3>(),
+    &bytes::<Signed, 2>(),
+    &bytes::<Signed, 1>(),
 ];
 static U8S4: [&[TileFn]; 2] = [&nibbles::<Unsigned, 4>(), &nibbles::<Unsigned, 2>()];
 static S8S4: [&[TileFn]; 2] = [&nibbles::<Signed, 4>(), &nibbles::<Signed, 2>()];
+
+/// Tiles of bytes; a row alone has more sums side by side.
+const fn bytes<A: Sign, const VECTORS: usize>() -> [TileFn; 6] {
+    let mut heights = heights::<A, Bytes, VECTORS>();
+    heights[0] = row_of_bytes::<A, VECTORS>;
+    heights
+}
 
 const fn heights<A: Sign, W: Format, const VECTORS: usize>() -> [TileFn; 6] {
     [
@@ -269,11 +276,55 @@ unsafe fn tile<A: Sign, W: Format, const HEIGHT: usize, const VECTORS: usize>(ti
     }
 }
 
+/// Sums of a row that add up to those of each vector: a sum waits for the one before it, and four are too few
+/// to hide that.
+const SETS: usize = 2;
+
+/// One row of a panel of bytes. See [`Tile`] for the contract.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn row_of_bytes<A: Sign, const VECTORS: usize>(tile: &Tile) {
+    let flip = _mm512_set1_epi8(-128);
+    let mut sums = [[_mm512_setzero_si512(); VECTORS]; SETS];
+    let mut weights = tile.weights;
+    for segment in 0..tile.segments {
+        // SAFETY: `rows` holds `segments` pointers.
+        let row = unsafe { *tile.rows.add(segment) };
+        let mut add = |group: usize, sums: &mut [__m512i; VECTORS]| {
+            // SAFETY: each row is readable for `groups` k-groups of four bytes.
+            let x = unsafe { A::broadcast(row.add(group * GROUP), flip) };
+            // SAFETY: `weights` is readable for all k-groups.
+            let panel = unsafe { Bytes::load::<VECTORS>(weights) };
+            weights = weights.wrapping_add(VECTORS * VECTOR);
+            for (sum, w) in sums.iter_mut().zip(panel) {
+                *sum = _mm512_dpbusd_epi32(*sum, x, w);
+            }
+        };
+        let whole = tile.groups / SETS * SETS;
+        for group in (0..whole).step_by(SETS) {
+            for (set, sums) in sums.iter_mut().enumerate() {
+                add(group + set, sums);
+            }
+        }
+        for group in whole..tile.groups {
+            add(group, &mut sums[0]);
+        }
+    }
+    for (vector, (first, second)) in sums[0].iter().zip(&sums[1]).enumerate() {
+        let at = vector * LANES;
+        // SAFETY: `bias` and `out` hold `width` values.
+        unsafe {
+            let bias = _mm512_loadu_si512(tile.bias.add(at).cast());
+            let sum = _mm512_add_epi32(_mm512_add_epi32(*first, *second), bias);
+            _mm512_storeu_si512(tile.out.add(at).cast(), sum);
+        }
+    }
+}
+
 /// One row of a panel of nibbles. See [`Tile`] for the contract.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn row_of_nibbles<A: Sign, const VECTORS: usize>(tile: &Tile) {
     let (flip, low) = (_mm512_set1_epi8(-128), _mm512_set1_epi8(15));
-    let mut sums = [_mm512_setzero_si512(); VECTORS];
+    let mut sums = [[_mm512_setzero_si512(); VECTORS]; SETS];
     let mut weights = tile.weights;
     let mut row_sum = 0i32;
     for segment in 0..tile.segments {
@@ -281,7 +332,7 @@ unsafe fn row_of_nibbles<A: Sign, const VECTORS: usize>(tile: &Tile) {
         let row = unsafe { *tile.rows.add(segment) };
         // SAFETY: each row is readable for `groups` k-groups of four bytes.
         row_sum = row_sum.wrapping_add(unsafe { sum::<A>(row, tile.groups, flip) });
-        for group in 0..tile.groups {
+        let mut add = |group: usize, sums: &mut [__m512i; VECTORS]| {
             // SAFETY: as above.
             let x = unsafe { A::broadcast(row.add(group * GROUP), flip) };
             for pair in sums.as_chunks_mut::<2>().0 {
@@ -291,7 +342,20 @@ unsafe fn row_of_nibbles<A: Sign, const VECTORS: usize>(tile: &Tile) {
                 pair[0] = _mm512_dpbusd_epi32(pair[0], x, _mm512_and_si512(both, low));
                 pair[1] = _mm512_dpbusd_epi32(pair[1], x, both);
             }
+        };
+        let whole = tile.groups / SETS * SETS;
+        for group in (0..whole).step_by(SETS) {
+            for (set, sums) in sums.iter_mut().enumerate() {
+                add(group + set, sums);
+            }
         }
+        for group in whole..tile.groups {
+            add(group, &mut sums[0]);
+        }
+    }
+    let [mut sums, others] = sums;
+    for (sum, other) in sums.iter_mut().zip(others) {
+        *sum = _mm512_add_epi32(*sum, other);
     }
     let excess = _mm512_set1_epi32(row_sum.wrapping_mul(8));
     for (index, [first, second]) in sums.as_chunks::<2>().0.iter().enumerate() {
