@@ -5,7 +5,8 @@
 // REQUANT_EMULATED shapes the machine, as NAME=VALUE[,NAME=VALUE]...: `init` (what cuInit answers),
 // `driver` (version), `devices`, `major` and `minor` (compute capability), `memory` (bytes),
 // `fault` (number of the launch from which on everything fails), `recover` (whether a reset of the
-// context ends that).
+// context ends that), `wrong` (1: the first bit of everything copied to the host is; 2: one in the
+// middle of every third copy).
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -71,7 +72,7 @@ struct Machine {
   bool initialized = false;
   bool broken = false;
   bool mended = false;
-  long long launches = 0;
+  long long launches = 0, blocks = 0, copies = 0;
   size_t used = 0;
   std::map<uintptr_t, size_t> allocations;
 };
@@ -101,12 +102,17 @@ Result perform(const Work& work) {
     const long long fault = setting("fault", -1);
     const bool faulty = fault >= 0 && machine.launches >= fault && !machine.mended;
     machine.launches++;
+    machine.blocks += static_cast<long long>(work.grid.x) * work.grid.y * work.grid.z;
     if (faulty || !emulated::run_grid(*work.kernel, work.grid, work.threads, work.shared_bytes, work.params.data())) {
       machine.broken = true;
       return kLaunchFailed;
     }
   } else if (work.from) {
     memcpy(work.to, work.from, work.bytes);
+    const bool down = allocated(work.from, work.bytes);
+    const long long wrong = down && work.bytes ? setting("wrong", 0) : 0;
+    if (wrong == 1) *static_cast<uint8_t*>(work.to) ^= 1;
+    if (wrong == 2 && ++machine.copies % 3 == 0) static_cast<uint8_t*>(work.to)[work.bytes / 2] ^= 1;
   } else {
     memset(work.to, work.value, work.bytes);
   }
@@ -167,6 +173,8 @@ API Result cuDeviceGetName(char* name, int length, int) {
 API Result cuDeviceGetAttribute(int* value, int attribute, int) {
   switch (attribute) {
     case 16: *value = 4; return kSuccess;                                            // multiprocessors
+    case 13: *value = 1000000; return kSuccess;                                      // clock, kHz
+    case 38: *value = 1 << 20; return kSuccess;                                      // shared cache
     case 75: *value = static_cast<int>(setting("major", 9)); return kSuccess;
     case 76: *value = static_cast<int>(setting("minor", 0)); return kSuccess;
     case 97: *value = static_cast<int>(setting("shared", 227 << 10)); return kSuccess;  // with opting in
@@ -288,6 +296,33 @@ API Result cuStreamDestroy_v2(void* stream) {
 }
 
 API Result cuStreamSynchronize(void*) { return check(); }
+
+// A clock that counts blocks, a microsecond each: times say what ran, and are the same every time.
+API Result cuEventCreate(void** event, unsigned) {
+  if (Result error = check()) return error;
+  *event = new long long(-1);
+  return kSuccess;
+}
+
+API Result cuEventDestroy_v2(void* event) {
+  delete static_cast<long long*>(event);
+  return kSuccess;
+}
+
+API Result cuEventRecord(void* event, void* stream) {
+  Guard guard(machine.lock);
+  if (Result error = check()) return error;
+  if (stream && static_cast<Stream*>(stream)->capturing) return kInvalidValue;
+  *static_cast<long long*>(event) = machine.blocks;
+  return kSuccess;
+}
+
+API Result cuEventElapsedTime_v2(float* milliseconds, void* start, void* end) {
+  const long long from = *static_cast<long long*>(start), to = *static_cast<long long*>(end);
+  if (from < 0 || to < 0) return kInvalidValue;
+  *milliseconds = static_cast<float>(to - from) / 1000;
+  return kSuccess;
+}
 
 API Result cuStreamBeginCapture_v2(void* stream, int) {
   if (Result error = check()) return error;

@@ -15,6 +15,7 @@ mod kernel;
 pub mod ops;
 pub mod params;
 mod session;
+mod stopwatch;
 mod walk;
 
 pub use driver::{Context, DeviceMemory, Properties};

@@ -4,6 +4,7 @@
 //! the key given; later runs replay that. It returns when everything is done, so the staging memory is
 //! the caller's again; sessions of several threads overlap their copies and kernels.
 
+use core::ffi::c_void;
 use core::ops::Range;
 use core::ptr::null_mut;
 use std::collections::HashMap;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use crate::driver::call;
+use crate::stopwatch::Stopwatch;
 use crate::{Context, CudaError, DeviceMemory, Launch};
 
 /// Something that a session does.
@@ -193,15 +195,27 @@ impl Session {
     /// A copy outside the memories; a device that fails.
     pub fn record(&mut self, key: usize, commands: &[Command]) -> Result<(), CudaError> {
         self.check(commands)?;
+        self.record_with(key, |session, _| session.submit(commands))
+    }
+
+    /// Records what `work` puts on the session's stream, of which it gets the driver's handle.
+    ///
+    /// # Errors
+    /// Those of `work`; a device that fails.
+    pub fn record_with<E: From<CudaError>>(
+        &mut self,
+        key: usize,
+        work: impl FnOnce(&Self, *mut c_void) -> Result<(), E>,
+    ) -> Result<(), E> {
         self.context.make_current()?;
         let stream = self.stream.raw();
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         call!(cuStreamBeginCapture_v2(stream, mode))?;
-        let submitted = self.submit(commands);
+        let submitted = work(self, stream.cast());
         let mut graph = null_mut();
         // Capture ends whether or not every command was taken.
         let ended = call!(cuStreamEndCapture(stream, &raw mut graph));
-        let made = submitted.and(ended).and_then(|()| {
+        let made = submitted.and(ended.map_err(E::from)).and_then(|()| {
             let mut executable = null_mut();
             call!(cuGraphInstantiateWithFlags(&raw mut executable, graph, 0))?;
             Ok(Graph {
@@ -230,6 +244,28 @@ impl Session {
         launched.and(self.stream.wait())
     }
 
+    /// As [`Session::replay`]; gives the microseconds that it took on the device.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn time_replay(&mut self, key: usize) -> Result<f64, CudaError> {
+        let watch = Stopwatch::new(&self.context)?;
+        watch.time(&self.stream, || match self.graphs.get(&key) {
+            Some(graph) => call!(cuGraphLaunch(graph.executable, self.stream.raw())),
+            None => Ok(()),
+        })
+    }
+
+    /// As [`Session::run`]; gives the microseconds that it took on the device.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn time_run(&mut self, commands: &[Command]) -> Result<f64, CudaError> {
+        self.check(commands)?;
+        let watch = Stopwatch::new(&self.context)?;
+        watch.time(&self.stream, || self.submit(commands))
+    }
+
     /// Runs a list of commands without recording it, and waits for its end.
     ///
     /// # Errors
@@ -240,6 +276,14 @@ impl Session {
         let submitted = self.submit(commands);
         let waited = self.stream.wait();
         submitted.and(waited)
+    }
+
+    /// Puts a launch on the stream, for [`Session::record_with`].
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn launch(&self, launch: &Launch) -> Result<(), CudaError> {
+        self.context.launch(self.stream.raw(), launch)
     }
 
     fn check(&self, commands: &[Command]) -> Result<(), CudaError> {

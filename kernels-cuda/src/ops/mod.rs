@@ -9,6 +9,9 @@ pub mod maps;
 pub mod norms;
 pub mod pools;
 pub mod product;
+mod way;
+
+pub use way::{UnknownWay, Way, bucket};
 
 use crate::OpError;
 

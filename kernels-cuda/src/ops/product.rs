@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::conv::{ConvIo, ConvSpec, ZeroPoint};
 use super::int;
+use super::way::{Preferred, Way};
 use crate::epilogue::{Form, Uploaded, integer_type};
 use crate::kernel::{Kernel, Launch};
 use crate::params::{Epilogue, ProductParams};
@@ -17,6 +18,8 @@ const GROUP_STAGES: usize = 3;
 const CHANNEL_UNIT: usize = 64;
 /// Channels among which rows are permuted.
 const PERMUTED: usize = 32;
+/// Most blocks that share a tile.
+const MOST_SPLITS: usize = 32;
 /// Most blocks along the second and third axis of a grid.
 const MOST_BLOCKS: usize = 65_535;
 
@@ -51,6 +54,7 @@ pub struct Product {
     multiprocessors: usize,
     stages: usize,
     wgmma: bool,
+    preferred: Preferred,
     _weights: DeviceMemory,
     weight_bytes: usize,
 }
@@ -190,6 +194,7 @@ impl Product {
             multiprocessors: context.properties().multiprocessors,
             stages: context.stages(),
             wgmma: context.has_wgmma(),
+            preferred: Preferred::default(),
             weight_bytes: packed.data.len(),
             _weights: weights,
         })
@@ -207,64 +212,124 @@ impl Product {
 
     /// Zeroed memory that a launch for up to `samples` samples needs, and leaves zeroed.
     pub fn scratch_bytes(&self, samples: usize) -> usize {
-        // A smaller batch is split among more blocks, of fewer tiles.
-        let each = (1..=samples).filter(|s| s.is_power_of_two() || *s == samples);
-        each.map(|samples| self.choose(samples).scratch_bytes())
+        // A smaller batch may be split among more blocks, or of larger tiles.
+        (1..=samples)
+            .map(|samples| self.choose(samples).scratch_bytes())
             .max()
             .unwrap_or(0)
+    }
+
+    /// Computes numbers of samples in the bucket of `samples` by `way`, where it serves them.
+    pub fn prefer(&mut self, samples: usize, way: Way) {
+        self.preferred.set(samples, way);
     }
 
     fn rows(&self, samples: usize) -> usize {
         samples * self.images * self.pixels
     }
 
-    fn choose(&self, samples: usize) -> Choice {
-        let rows = self.rows(samples);
+    /// Tiles along pixels, channels and groups.
+    fn tiles(&self, samples: usize, shape: Shape) -> [usize; 3] {
         let channels = self.params.channels as usize;
-        let tiles = |side_m: usize, side_n: usize| {
-            [
-                rows.div_ceil(side_m),
-                channels.div_ceil(side_n),
-                self.groups,
-            ]
-        };
-        // Large tiles where they still give every multiprocessor one; those of wgmma also where there are
-        // few channels. It takes no second plane.
-        let fills = |tiles: [usize; 3]| tiles.iter().product::<usize>() >= self.multiprocessors;
-        let form = self.epilogue.form();
-        let mut large = vec![(Multiply::Warp, 128)];
-        if self.wgmma && self.params.planes == 1 {
-            large = vec![(Multiply::Group, 128), (Multiply::Group, 64)];
-        }
-        for (multiply, side) in large {
-            let tiles = tiles(128, side);
-            if self.input != Input::Any && channels > side / 2 && fills(tiles) {
-                return Choice {
-                    kernel: kernel(self.input, multiply, side, form),
-                    tiles,
-                    splits: 1,
-                };
+        [
+            self.rows(samples).div_ceil(rows_of(shape)),
+            channels.div_ceil(shape.1),
+            self.groups,
+        ]
+    }
+
+    /// The tiles of which there are kernels for it, the largest first. wgmma takes no second plane.
+    fn shapes(&self) -> Vec<Shape> {
+        let mut shapes = Vec::new();
+        if self.input != Input::Any {
+            if self.wgmma && self.params.planes == 1 {
+                shapes.extend([(Multiply::Group, 128), (Multiply::Group, 64)]);
             }
+            shapes.push((Multiply::Warp, 128));
         }
-        let tiles = tiles(64, 64);
-        let blocks: usize = tiles.iter().product();
+        shapes.push((Multiply::Warp, 64));
+        shapes
+    }
+
+    /// Most blocks that may share a tile: a plane's part of the sum cannot be told from the other's.
+    fn most_splits(&self) -> usize {
+        if self.params.planes > 1 {
+            return 1;
+        }
         let slices = self.params.slices as usize;
-        // Parts of at least four slices, until there are two blocks a multiprocessor.
-        let wanted = (2 * self.multiprocessors) / blocks.max(1);
-        let splits = if self.params.planes == 1 {
-            wanted
-                .min(slices / 4)
-                .min(32)
-                .min(MOST_BLOCKS / self.groups)
-                .max(1)
-        } else {
-            1
-        };
-        Choice {
-            kernel: kernel(self.input, Multiply::Warp, 64, form),
-            tiles,
+        slices
+            .min(MOST_SPLITS)
+            .min(MOST_BLOCKS / self.groups)
+            .max(1)
+    }
+
+    fn way(&self, (multiply, side): Shape, splits: usize) -> Way {
+        Way {
+            kernel: kernel(self.input, multiply, side, self.epilogue.form()),
             splits,
         }
+    }
+
+    /// The tiles of a way, if it serves.
+    fn shape_of(&self, way: Way) -> Option<(Shape, usize)> {
+        let same = |shape: &Shape| self.way(*shape, way.splits) == way;
+        let shape = self.shapes().into_iter().find(same)?;
+        let splits = (1..=self.most_splits()).contains(&way.splits);
+        splits.then_some((shape, way.splits))
+    }
+
+    /// Ways to compute `samples` samples, that of the rule first: every kernel, not split and split by
+    /// powers of two.
+    pub fn candidates(&self, samples: usize) -> Vec<Way> {
+        let (shape, splits) = self.rule(samples);
+        let usual = self.way(shape, splits);
+        let mut ways = vec![usual];
+        for shape in self.shapes() {
+            let powers = (0..).map(|power| 1 << power);
+            let splits = powers.take_while(|&splits| splits <= self.most_splits());
+            let all = splits.map(|splits| self.way(shape, splits));
+            ways.extend(all.filter(|way| *way != usual));
+        }
+        ways
+    }
+
+    fn choose(&self, samples: usize) -> Choice {
+        let preferred = self.preferred.get(samples);
+        let preferred = preferred.and_then(|way| self.shape_of(way));
+        let (shape, splits) = preferred.unwrap_or_else(|| self.rule(samples));
+        Choice {
+            kernel: self.way(shape, splits).kernel,
+            tiles: self.tiles(samples, shape),
+            tile_elements: rows_of(shape) * shape.1,
+            splits,
+        }
+    }
+
+    /// What is taken without measurements: tiles, and blocks that share one.
+    fn rule(&self, samples: usize) -> (Shape, usize) {
+        let channels = self.params.channels as usize;
+        // Large tiles where they still give every multiprocessor one; those of wgmma also where there are
+        // few channels.
+        let fills = |tiles: [usize; 3]| tiles.iter().product::<usize>() >= self.multiprocessors;
+        let shapes = self.shapes();
+        let group = shapes[0].0 == Multiply::Group;
+        for shape in shapes {
+            let large = if group {
+                shape.0 == Multiply::Group
+            } else {
+                shape.1 == 128
+            };
+            if large && channels > shape.1 / 2 && fills(self.tiles(samples, shape)) {
+                return (shape, 1);
+            }
+        }
+        let smallest = (Multiply::Warp, 64);
+        let blocks: usize = self.tiles(samples, smallest).iter().product();
+        // Parts of at least four slices, until there are two blocks a multiprocessor.
+        let wanted = (2 * self.multiprocessors) / blocks.max(1);
+        let parts = self.params.slices as usize / 4;
+        let splits = wanted.min(parts).min(self.most_splits()).max(1);
+        (smallest, splits)
     }
 
     /// A launch.
@@ -314,6 +379,8 @@ struct Choice {
     kernel: Kernel,
     /// Along pixels, channels and groups.
     tiles: [usize; 3],
+    /// Accumulators of a tile.
+    tile_elements: usize,
     splits: usize,
 }
 
@@ -326,7 +393,7 @@ impl Choice {
         if self.splits == 1 {
             return 0;
         }
-        self.ticket_bytes() + self.tiles.iter().product::<usize>() * 64 * 64 * 4
+        self.ticket_bytes() + self.tiles.iter().product::<usize>() * self.tile_elements * 4
     }
 }
 
@@ -337,6 +404,17 @@ enum Multiply {
     Warp,
     /// A warpgroup, by wgmma.
     Group,
+}
+
+/// Who multiplies, and the channels of a tile.
+type Shape = (Multiply, usize);
+
+/// Pixels of a tile.
+fn rows_of((multiply, side): Shape) -> usize {
+    match multiply {
+        Multiply::Warp => side,
+        Multiply::Group => 128,
+    }
 }
 
 fn kernel(input: Input, multiply: Multiply, side: usize, form: Form) -> Kernel {

@@ -1,5 +1,6 @@
 //! One thread's state on a device: stream, arena, staging memory, graphs.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use requant_kernels_cpu::Serial;
 use requant_kernels_cuda::{Command, Session};
 
 use super::Compiled;
+use super::guards::{self, Guards};
 use super::place::Places;
 use super::prepare::launches;
 use crate::arena::{Memory, Slice};
@@ -29,6 +31,9 @@ struct Tail {
 #[derive(Debug)]
 pub(super) struct CudaInstance {
     session: Session,
+    /// Lists of commands by samples, where they are not recorded as graphs.
+    lists: HashMap<usize, Vec<Command>>,
+    guards: Option<Guards>,
     /// Where each of the schedule's wide buffers is staged.
     staged: Vec<usize>,
     tail: Option<Tail>,
@@ -61,8 +66,15 @@ impl CudaInstance {
         let precisions: Vec<_> = plan.steps.iter().map(|step| step.precision).collect();
         let arena = plan.layout.bytes(max_batch).next_multiple_of(ALIGNMENT);
         let bytes = arena + compiled.scratch_bytes(max_batch);
+        let guards = compiled.options.guarded.then(|| Guards {
+            mirror: staging..staging + bytes,
+            arena,
+        });
+        staging = guards.as_ref().map_or(staging, |guards| guards.mirror.end);
         Ok(CudaInstance {
             session: Session::new(&compiled.context, bytes, staging)?,
+            lists: HashMap::new(),
+            guards,
             staged,
             tail,
             stats: RunStats::new(&precisions),
@@ -71,15 +83,54 @@ impl CudaInstance {
         })
     }
 
-    /// Upload, launches and download of a run of `samples` samples.
+    /// Upload, launches and download of a run of `samples` samples, slice by slice.
     fn commands(&self, samples: usize) -> Result<Vec<Command>, ExecError> {
+        let slice = self.compiled.slice(samples).clamp(1, samples);
+        // Slices lie in as much of the arena as one takes, so that it stays in the device's cache.
+        let batch = if slice < samples {
+            slice
+        } else {
+            self.max_batch
+        };
+        let mut commands = Vec::new();
+        if let Some(guards) = &self.guards {
+            commands.push(Command::Upload {
+                from: guards.mirror.clone(),
+                to: 0,
+            });
+        }
+        for first in (0..samples).step_by(slice) {
+            self.pass(first, slice.min(samples - first), batch, &mut commands)?;
+        }
+        if let Some(guards) = &self.guards {
+            commands.push(Command::Download {
+                from: 0..guards.mirror.len(),
+                to: guards.mirror.start,
+            });
+        }
+        Ok(commands)
+    }
+
+    /// The commands of `samples` samples from the `first` on, in an arena laid out for `batch`.
+    fn pass(
+        &self,
+        first: usize,
+        samples: usize,
+        batch: usize,
+        commands: &mut Vec<Command>,
+    ) -> Result<(), ExecError> {
         let Compiled { plan, schedule, .. } = &*self.compiled;
-        let in_arena = |id: BufferId| plan.layout.range(id, samples, self.max_batch);
+        let in_arena = |id: BufferId| plan.layout.range(id, samples, batch);
+        // Where the first of the samples is staged.
+        let staged = |place: usize| {
+            let buffer = plan.buffer(schedule.wide[place]);
+            let each = if buffer.batched { buffer.bytes() } else { 0 };
+            self.staged[place] + first * each
+        };
         let arena = plan
             .layout
             .bytes(self.max_batch)
             .next_multiple_of(ALIGNMENT);
-        let mut commands = Vec::new();
         let mut seen = Vec::new();
         for port in &plan.inputs {
             let root = plan.root(port.buffer);
@@ -87,7 +138,7 @@ impl CudaInstance {
                 && !seen.contains(&root)
             {
                 seen.push(root);
-                let (start, to) = (self.staged[place], in_arena(root));
+                let (start, to) = (staged(place), in_arena(root));
                 commands.push(Command::Upload {
                     from: start..start + to.len(),
                     to: to.start,
@@ -100,7 +151,7 @@ impl CudaInstance {
             arena: self.session.address(),
             scratch: self.session.address() + arena as u64,
             samples,
-            batch: self.max_batch,
+            batch,
         };
         for (step, kernel) in plan.steps.iter().zip(&self.compiled.kernels) {
             let made = launches(kernel, step, &places).map_err(|source| ExecError::Launch {
@@ -110,13 +161,68 @@ impl CudaInstance {
             commands.extend(made.into_iter().map(Command::Launch));
         }
         for &place in self.device_segment().map_or(&[][..], |s| &s.leaving) {
-            let from = in_arena(schedule.wide[place]);
             commands.push(Command::Download {
-                from,
-                to: self.staged[place],
+                from: in_arena(schedule.wide[place]),
+                to: staged(place),
             });
         }
-        Ok(commands)
+        Ok(())
+    }
+
+    /// Runs the device's part; the time it took there, where that is asked for.
+    fn run_device(&mut self, samples: usize) -> Result<Option<Duration>, ExecError> {
+        let options = self.compiled.options;
+        let micros = |micros: f64| Some(Duration::from_secs_f64(micros.max(0.0) / 1e6));
+        if options.graphs {
+            if !self.session.is_recorded(samples) {
+                let commands = self.commands(samples)?;
+                self.session.record(samples, &commands)?;
+            }
+            if options.device_time {
+                return Ok(micros(self.session.time_replay(samples)?));
+            }
+            self.session.replay(samples)?;
+            return Ok(None);
+        }
+        if !self.lists.contains_key(&samples) {
+            let commands = self.commands(samples)?;
+            self.lists.insert(samples, commands);
+        }
+        let commands = self.lists.get(&samples).map_or(&[][..], |list| list);
+        if options.device_time {
+            return Ok(micros(self.session.time_run(commands)?));
+        }
+        self.session.run(commands)?;
+        Ok(None)
+    }
+
+    /// As [`CudaInstance::run_device`], several times in poisoned memory, all of which is looked at.
+    fn run_guarded(
+        &mut self,
+        samples: usize,
+        guards: &Guards,
+    ) -> Result<Option<Duration>, ExecError> {
+        let mut first: Option<Vec<u8>> = None;
+        let mut time = None;
+        for _ in 0..guards::TURNS {
+            guards.poison(&mut self.session.staging_mut()[guards.mirror.clone()]);
+            time = self.run_device(samples)?;
+            let mirror = &self.session.staging()[guards.mirror.clone()];
+            guards.check(&self.compiled.plan, (samples, self.max_batch), mirror)?;
+            match &first {
+                None => first = Some(mirror.to_vec()),
+                Some(first) => {
+                    let differs = first
+                        .iter()
+                        .zip(mirror)
+                        .position(|(one, other)| one != other);
+                    if let Some(at) = differs {
+                        return Err(ExecError::Unsteady { at });
+                    }
+                }
+            }
+        }
+        Ok(time)
     }
 
     fn device_segment(&self) -> Option<&Segment> {
@@ -232,13 +338,12 @@ impl Instance for CudaInstance {
         }
         self.stats.reset();
         let start = Instant::now();
-        if !self.session.is_recorded(samples) {
-            let commands = self.commands(samples)?;
-            self.session.record(samples, &commands)?;
-        }
-        self.session.replay(samples)?;
+        let on_device = match self.guards.clone() {
+            Some(guards) => self.run_guarded(samples, &guards)?,
+            None => self.run_device(samples)?,
+        };
         self.run_tail(samples);
-        self.count(samples, start.elapsed());
+        self.count(samples, on_device.unwrap_or_else(|| start.elapsed()));
         Ok(&self.stats)
     }
 

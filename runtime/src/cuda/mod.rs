@@ -2,29 +2,62 @@
 //!
 //! Compiling packs the weights into device memory and resolves each step to a kernel of
 //! `requant-kernels-cuda`. An instance has its own stream and arena; for every number of samples it
-//! records upload, launches and download as one CUDA graph, at the first run of that number. The float
+//! records upload, launches and download as one CUDA graph, at the first run of that number; a batch that
+//! measures faster so passes in slices whose activations stay in the device's cache. The float
 //! edges of the ports run on the host, so integers travel; so does a float softmax at a network's end,
 //! with all that follows it.
 
+mod guards;
 mod instance;
 mod place;
 mod prepare;
+pub(crate) mod tuning;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use requant_kernels_cpu::Isa;
-use requant_kernels_cuda::{Context, CudaError, DeviceMemory};
+use requant_kernels_cuda::ops::bucket;
+use requant_kernels_cuda::{Context, CudaError, DeviceMemory, driver};
 
 use crate::edges::Edges;
 use crate::plan::{Plan, Step, StepOp, Storage};
 use crate::schedule::Schedule;
-use crate::{Backend, BackendInfo, CompileError, ExecError, Executable, Footprint, Instance};
+use crate::{
+    Backend, BackendInfo, CompileError, ExecError, Executable, Footprint, Instance, TuningError,
+};
 use prepare::Kernel;
+use tuning::CudaTuning;
+
+/// How instances of the CUDA backend run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// Whether a run is recorded and replayed as one graph, or submitted launch by launch.
+    pub graphs: bool,
+    /// Whether [`crate::RunStats::total`] is the time from the device's first copy to its last, on the
+    /// device's clock, instead of the host's time for everything.
+    pub device_time: bool,
+    /// Whether every run is made three times in poisoned memory with guards between all buffers, and fails
+    /// where a kernel wrote outside of them or answered otherwise the next time. Takes more memory.
+    pub guarded: bool,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        CudaOptions {
+            graphs: true,
+            device_time: false,
+            guarded: false,
+        }
+    }
+}
 
 /// The CUDA backend on one device.
 #[derive(Clone, Debug)]
 pub struct CudaBackend {
     context: Arc<Context>,
+    options: CudaOptions,
+    tuning: Option<Arc<CudaTuning>>,
 }
 
 impl CudaBackend {
@@ -35,7 +68,35 @@ impl CudaBackend {
     pub fn new(ordinal: usize) -> Result<Self, CudaError> {
         Ok(CudaBackend {
             context: Context::open(ordinal)?,
+            options: CudaOptions::default(),
+            tuning: None,
         })
+    }
+
+    /// How many devices there are.
+    ///
+    /// # Errors
+    /// Why there are none: no driver, one too old, or one that refuses to start.
+    pub fn devices() -> Result<usize, CudaError> {
+        driver::devices()
+    }
+
+    /// Makes instances run otherwise from now on.
+    #[must_use]
+    pub fn with_options(mut self, options: CudaOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Computes layers and slices batches as a table of measurements says, where it knows them.
+    ///
+    /// # Errors
+    /// [`TuningError::Foreign`] where they were made on another kind of device, with another driver or with
+    /// other kernels.
+    pub fn with_tuning(mut self, tuning: CudaTuning) -> Result<Self, TuningError> {
+        tuning.check(&self.here())?;
+        self.tuning = Some(Arc::new(tuning));
+        Ok(self)
     }
 
     /// Resets the device after a fault and opens it anew; what the old backend made fails from then on.
@@ -45,6 +106,8 @@ impl CudaBackend {
     pub fn reopen(&self) -> Result<Self, CudaError> {
         Ok(CudaBackend {
             context: self.context.reopen()?,
+            options: self.options,
+            tuning: self.tuning.clone(),
         })
     }
 
@@ -72,7 +135,21 @@ impl Backend for CudaBackend {
     }
 
     fn compile(&self, plan: Arc<Plan>) -> Result<Arc<dyn Executable>, CompileError> {
-        let (plan, planes) = plan.interleaved();
+        let mut compiled = self.compiled(&plan)?;
+        if let Some(tuning) = &self.tuning {
+            tuning.apply(&mut compiled);
+        }
+        Ok(Arc::new(CudaExecutable(Arc::new(compiled))))
+    }
+}
+
+impl CudaBackend {
+    /// Compiles a plan by the fixed rules.
+    fn compiled(&self, plan: &Plan) -> Result<Compiled, CompileError> {
+        let (mut plan, planes) = plan.interleaved();
+        if self.options.guarded {
+            plan.layout = plan.layout.apart(guards::GUARD);
+        }
         let device = device_steps(&plan)?;
         let kernels: Result<Vec<Kernel>, CompileError> = plan.steps[..device]
             .iter()
@@ -87,15 +164,18 @@ impl Backend for CudaBackend {
         let cuts: Vec<usize> = (0..plan.steps.len())
             .map(|index| if index < device { 1 } else { usize::MAX })
             .collect();
-        Ok(Arc::new(CudaExecutable(Arc::new(Compiled {
+        Ok(Compiled {
             schedule: Schedule::new(&plan, &cuts, 1),
+            keys: tuning::keys(&plan),
             plan: Arc::new(plan.without_weights()),
             device,
             kernels: kernels?,
             constants,
             edges,
+            options: self.options,
+            slices: BTreeMap::new(),
             context: Arc::clone(&self.context),
-        }))))
+        })
     }
 }
 
@@ -110,6 +190,11 @@ struct Compiled {
     /// Constant buffers, by their index.
     constants: Vec<Option<DeviceMemory>>,
     edges: Edges,
+    /// What the speed of each step depends on, for those among whose ways a table may choose.
+    keys: Vec<Option<String>>,
+    options: CudaOptions,
+    /// Samples that pass the device together, by the bucket of a batch; the whole batch where it has none.
+    slices: BTreeMap<usize, usize>,
     context: Arc<Context>,
 }
 
@@ -121,6 +206,13 @@ impl Compiled {
     fn scratch_bytes(&self, max_batch: usize) -> usize {
         let each = self.kernels.iter().map(|k| k.scratch_bytes(max_batch));
         each.max().unwrap_or(0)
+    }
+
+    /// Samples of a batch of `samples` that pass the device together.
+    fn slice(&self, samples: usize) -> usize {
+        let slice = self.slices.get(&bucket(samples)).copied();
+        // Guards are where the whole batch has them.
+        slice.filter(|_| !self.options.guarded).unwrap_or(samples)
     }
 
     fn device_bytes(&self, max_batch: usize) -> usize {
