@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use requant_conformance::{Rng, emulator};
 use requant_kernels_cuda::{Context, Kernel};
-use support::{SHAPES, run};
+use support::{SHAPES, Ways, run};
 
 #[test]
 fn every_product_equals_plain_loops() {
@@ -31,16 +31,24 @@ fn compare_all(expected: impl Fn(&Kernel) -> bool) {
     let context = Context::open(0).unwrap();
     let mut rng = Rng::new(21);
     let mut met: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
+    let mut count = |runs: Vec<(&'static str, bool)>| {
+        for (name, split) in runs {
+            met.entry(name).or_default()[usize::from(split)] += 1;
+        }
+    };
     for &shape in SHAPES {
         for kind in 0..7 {
-            let (name, split) = run(&context, shape, kind, &mut rng);
-            met.entry(name).or_default()[usize::from(split)] += 1;
+            count(run(&context, shape, kind, (Ways::Usual, 3), &mut rng));
         }
         // Signs and sums of both short epilogues once more.
         for _ in 0..4 {
             let kind = rng.pick(&[0, 1, 4, 5]);
-            let (name, split) = run(&context, shape, kind, &mut rng);
-            met.entry(name).or_default()[usize::from(split)] += 1;
+            count(run(&context, shape, kind, (Ways::Usual, 3), &mut rng));
+        }
+        // Every kernel and split that a table may ask for.
+        for kind in [0, 1, 3] {
+            let all = Ways::All(&|_| true);
+            count(run(&context, shape, kind, (all, 1), &mut rng));
         }
     }
     println!("{met:#?}");
@@ -52,8 +60,10 @@ fn compare_all(expected: impl Fn(&Kernel) -> bool) {
             kernel.name()
         );
     }
-    for finish in ["_rhu", "_f32", "_any"] {
-        let split = |(name, [_, split]): (&&str, &[usize; 2])| name.ends_with(finish) && *split > 0;
-        assert!(met.iter().any(split), "no {finish} was split");
+    for (name, [whole, split]) in met {
+        assert!(
+            whole > 0 && split > 0,
+            "{name}: {whole} whole, {split} split"
+        );
     }
 }
