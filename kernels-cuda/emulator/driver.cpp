@@ -4,8 +4,8 @@
 //
 // REQUANT_EMULATED shapes the machine, as NAME=VALUE[,NAME=VALUE]...: `init` (what cuInit answers),
 // `driver` (version), `devices`, `major` and `minor` (compute capability), `memory` (bytes),
-// `fault` (number of the launch from which on everything fails), `recover` (whether a reset of the
-// context ends that), `wrong` (1: the first bit of everything copied to the host is; 2: one in the
+// `fault` (number of the launch from which on everything fails), `faulty` (the one device that it befalls,
+// all without it), `recover` (whether a reset of the context ends that), `wrong` (1: the first bit of everything copied to the host is; 2: one in the
 // middle of every third copy).
 #include <stdint.h>
 #include <stdio.h>
@@ -67,44 +67,59 @@ struct Stream {
 
 constexpr size_t kPage = 4096;
 
+struct Allocation {
+  size_t bytes;
+  int device;
+};
+
+struct Device {
+  bool broken = false;
+  bool mended = false;
+  size_t used = 0;
+};
+
+constexpr int kDevices = 8;
+
 struct Machine {
   std::recursive_mutex lock;
   bool initialized = false;
-  bool broken = false;
-  bool mended = false;
   long long launches = 0, blocks = 0, copies = 0;
-  size_t used = 0;
-  std::map<uintptr_t, size_t> allocations;
+  Device devices[kDevices];
+  std::map<uintptr_t, Allocation> allocations;
 };
 
 Machine machine;
-thread_local bool has_context = false;
+// The device whose context is current, which stands for the context.
+thread_local Device* current = nullptr;
+
+int ordinal() { return static_cast<int>(current - machine.devices); }
 
 using Guard = std::lock_guard<std::recursive_mutex>;
 
 Result check() {
   if (!machine.initialized) return kNotInitialized;
-  if (!has_context) return kInvalidContext;
-  return machine.broken ? kLaunchFailed : kSuccess;
+  if (!current) return kInvalidContext;
+  return current->broken ? kLaunchFailed : kSuccess;
 }
 
-// Whether a range lies in one allocation.
+// Whether a range lies in one allocation, of whichever device.
 bool allocated(const void* at, size_t bytes) {
   auto it = machine.allocations.upper_bound(reinterpret_cast<uintptr_t>(at));
   if (it == machine.allocations.begin()) return false;
   --it;
-  return reinterpret_cast<uintptr_t>(at) + bytes <= it->first + it->second;
+  return reinterpret_cast<uintptr_t>(at) + bytes <= it->first + it->second.bytes;
 }
 
 Result perform(const Work& work) {
-  if (machine.broken) return kLaunchFailed;
+  if (current->broken) return kLaunchFailed;
   if (work.kernel) {
     const long long fault = setting("fault", -1);
-    const bool faulty = fault >= 0 && machine.launches >= fault && !machine.mended;
+    const bool befallen = setting("faulty", ordinal()) == ordinal();
+    const bool faulty = fault >= 0 && befallen && machine.launches >= fault && !current->mended;
     machine.launches++;
     machine.blocks += static_cast<long long>(work.grid.x) * work.grid.y * work.grid.z;
     if (faulty || !emulated::run_grid(*work.kernel, work.grid, work.threads, work.shared_bytes, work.params.data())) {
-      machine.broken = true;
+      current->broken = true;
       return kLaunchFailed;
     }
   } else if (work.from) {
@@ -157,6 +172,7 @@ API Result cuDriverGetVersion(int* version) {
 
 API Result cuDeviceGetCount(int* count) {
   *count = static_cast<int>(setting("devices", 1));
+  if (*count > kDevices) return kInvalidValue;
   return machine.initialized ? kSuccess : kNotInitialized;
 }
 
@@ -187,29 +203,36 @@ API Result cuDeviceTotalMem_v2(size_t* bytes, int) {
   return kSuccess;
 }
 
-API Result cuDevicePrimaryCtxRetain(void** context, int) {
-  *context = &machine;
+API Result cuDevicePrimaryCtxRetain(void** context, int device) {
+  *context = &machine.devices[device];
   return machine.initialized ? kSuccess : kNotInitialized;
 }
 
 API Result cuDevicePrimaryCtxRelease_v2(int) { return kSuccess; }
 
-API Result cuDevicePrimaryCtxReset_v2(int) {
+API Result cuDevicePrimaryCtxReset_v2(int device) {
   Guard guard(machine.lock);
-  if (machine.broken && setting("recover", 0)) {
-    machine.broken = false;
-    machine.mended = true;
+  Device& reset = machine.devices[device];
+  if (reset.broken && setting("recover", 0)) {
+    reset.broken = false;
+    reset.mended = true;
   }
-  for (auto& [start, bytes] : machine.allocations) {
-    munmap(reinterpret_cast<void*>(start / kPage * kPage), (bytes + start % kPage + kPage - 1) / kPage * kPage);
+  for (auto it = machine.allocations.begin(); it != machine.allocations.end();) {
+    const auto [start, allocation] = *it;
+    if (allocation.device != device) {
+      ++it;
+      continue;
+    }
+    const size_t bytes = (allocation.bytes + start % kPage + kPage - 1) / kPage * kPage;
+    munmap(reinterpret_cast<void*>(start / kPage * kPage), bytes);
+    it = machine.allocations.erase(it);
   }
-  machine.allocations.clear();
-  machine.used = 0;
+  reset.used = 0;
   return kSuccess;
 }
 
 API Result cuCtxSetCurrent(void* context) {
-  has_context = context != nullptr;
+  current = static_cast<Device*>(context);
   return kSuccess;
 }
 
@@ -217,7 +240,7 @@ API Result cuMemGetInfo_v2(size_t* free, size_t* total) {
   Guard guard(machine.lock);
   if (Result error = check()) return error;
   *total = static_cast<size_t>(setting("memory", 4LL << 30));
-  *free = *total - machine.used;
+  *free = *total - current->used;
   return kSuccess;
 }
 
@@ -227,7 +250,7 @@ API Result cuMemAlloc_v2(uint64_t* pointer, size_t bytes) {
   if (Result error = check()) return error;
   if (bytes == 0) return kInvalidValue;
   const size_t rounded = (bytes + 255) / 256 * 256;
-  if (rounded > static_cast<size_t>(setting("memory", 4LL << 30)) - machine.used) return kOutOfMemory;
+  if (rounded > static_cast<size_t>(setting("memory", 4LL << 30)) - current->used) return kOutOfMemory;
   const size_t pages = (rounded + kPage - 1) / kPage * kPage;
   void* at = mmap(nullptr, pages + 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) return kOutOfMemory;
@@ -235,8 +258,8 @@ API Result cuMemAlloc_v2(uint64_t* pointer, size_t bytes) {
   mprotect(start, pages, PROT_READ | PROT_WRITE);
   memset(start, 0xA5, pages);
   const uintptr_t first = reinterpret_cast<uintptr_t>(start) + pages - rounded;
-  machine.allocations[first] = rounded;
-  machine.used += rounded;
+  machine.allocations[first] = Allocation{rounded, ordinal()};
+  current->used += rounded;
   *pointer = first;
   return kSuccess;
 }
@@ -246,8 +269,8 @@ API Result cuMemFree_v2(uint64_t pointer) {
   auto it = machine.allocations.find(pointer);
   if (it == machine.allocations.end()) return kInvalidValue;
   const uintptr_t start = pointer / kPage * kPage - kPage;
-  munmap(reinterpret_cast<void*>(start), (it->second + kPage - 1) / kPage * kPage + 2 * kPage);
-  machine.used -= it->second;
+  munmap(reinterpret_cast<void*>(start), (it->second.bytes + kPage - 1) / kPage * kPage + 2 * kPage);
+  machine.devices[it->second.device].used -= it->second.bytes;
   machine.allocations.erase(it);
   return kSuccess;
 }

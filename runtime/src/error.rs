@@ -145,6 +145,9 @@ pub enum ExecError {
     /// A model that cannot be compiled again after its device was lost.
     #[error("after the loss of the device: {0}")]
     Restore(Box<CompileError>),
+    /// A place that computes nothing for the model.
+    #[error("the instance has no place: {0}")]
+    Place(String),
     /// A launch that the device has no room for.
     #[error("step '{step}': {source}")]
     Launch {

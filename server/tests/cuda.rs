@@ -8,14 +8,14 @@ use std::sync::Arc;
 use requant_conformance::{Rng, emulator};
 use requant_numerics::DType;
 use requant_runtime::CpuOptions;
-use requant_server::engine::{self, ExecError, Form, Instance, Network, Reading};
+use requant_server::engine::{self, Engine, ExecError, Form, Instance, Network, Place, Reading};
 use requant_server::options::BackendChoice;
 
 /// Samples of a run.
 const SAMPLES: usize = 2;
 
 fn built_in(backend: BackendChoice) -> Arc<dyn Network> {
-    let engine = engine::open(backend, CpuOptions::default(), None).unwrap();
+    let engine = engine::open(backend, CpuOptions::default(), &[]).unwrap();
     engine.built_in().unwrap()
 }
 
@@ -34,19 +34,21 @@ fn answer(network: &dyn Network, instance: &mut dyn Instance) -> Result<Vec<u8>,
     Ok(logits)
 }
 
+/// The first GPU's.
 fn fresh(network: &dyn Network) -> Box<dyn Instance> {
-    network.instance(SAMPLES).unwrap()
+    network.instance(Place::Device(0), SAMPLES).unwrap()
 }
 
 fn reference() -> Vec<u8> {
     let network = built_in(BackendChoice::Reference);
-    answer(&*network, &mut *fresh(&*network)).unwrap()
+    let mut instance = network.instance(Place::Host, SAMPLES).unwrap();
+    answer(&*network, &mut *instance).unwrap()
 }
 
 #[test]
 fn fashion_gives_the_same_answers() {
     if emulator::is_emulated("fashion_gives_the_same_answers", "") {
-        let engine = engine::open(BackendChoice::Auto, CpuOptions::default(), None).unwrap();
+        let engine = engine::open(BackendChoice::Auto, CpuOptions::default(), &[]).unwrap();
         assert_eq!(
             (engine.info().backend, engine.info().isa),
             ("cuda", "sm_90a")
@@ -66,7 +68,7 @@ fn a_device_that_comes_back_is_used_again() {
         "a_device_that_comes_back_is_used_again",
         "fault=3,recover=1",
     ) {
-        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default(), None).unwrap();
+        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default(), &[]).unwrap();
         let (first, second) = (engine.built_in().unwrap(), engine.built_in().unwrap());
         let mut instances = [fresh(&*first), fresh(&*second)];
         let lost = answer(&*first, &mut *instances[0]).unwrap_err();
@@ -89,7 +91,7 @@ fn a_device_that_comes_back_is_used_again() {
 fn a_device_lost_for_good_leaves_its_models_to_the_cpu() {
     let name = "a_device_lost_for_good_leaves_its_models_to_the_cpu";
     if emulator::is_emulated(name, "fault=3") {
-        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default(), None).unwrap();
+        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default(), &[]).unwrap();
         let network = engine.built_in().unwrap();
         let mut instance = fresh(&*network);
         let lost = answer(&*network, &mut *instance).unwrap_err();
@@ -100,21 +102,79 @@ fn a_device_lost_for_good_leaves_its_models_to_the_cpu() {
     }
 }
 
+fn two_devices() -> (Arc<dyn Engine>, Arc<dyn Network>) {
+    let engine = engine::open(BackendChoice::Cuda, CpuOptions::default(), &[]).unwrap();
+    assert_eq!(engine.gpus(), [0, 1]);
+    let network = engine.built_in().unwrap();
+    (engine, network)
+}
+
+#[test]
+fn every_place_gives_the_same_answers() {
+    if !emulator::is_emulated("every_place_gives_the_same_answers", "devices=2") {
+        return;
+    }
+    let (_engine, network) = two_devices();
+    let mut weights = 0;
+    for place in [Place::Device(1), Place::Host, Place::Device(0)] {
+        // Compiled where it is placed, and nowhere else.
+        assert_eq!(network.footprint(1).weight_bytes, weights);
+        assert_eq!(network.prepare(place).unwrap(), place);
+        assert!(network.footprint(1).weight_bytes > weights);
+        weights = network.footprint(1).weight_bytes;
+        let mut instance = network.instance(place, SAMPLES).unwrap();
+        assert_eq!(
+            answer(&*network, &mut *instance).unwrap(),
+            reference(),
+            "{place:?}"
+        );
+    }
+    let nowhere = network.prepare(Place::Device(2)).unwrap_err();
+    assert_eq!(nowhere.to_string(), "there is no GPU 2");
+    assert!(network.instance(Place::Device(2), 1).is_err());
+}
+
+#[test]
+fn a_device_that_is_lost_leaves_the_others_alone() {
+    let name = "a_device_that_is_lost_leaves_the_others_alone";
+    if !emulator::is_emulated(name, "devices=2,fault=0,faulty=1") {
+        return;
+    }
+    let (engine, network) = two_devices();
+    let mut good = fresh(&*network);
+    assert_eq!(answer(&*network, &mut *good).unwrap(), reference());
+    let mut bad = network.instance(Place::Device(1), SAMPLES).unwrap();
+    let lost = answer(&*network, &mut *bad).unwrap_err();
+    assert!(lost.is_device_lost(), "{lost}");
+    // The first device's instance is still there; what was on the second goes to the CPU.
+    assert_eq!(answer(&*network, &mut *good).unwrap(), reference());
+    let mut moved = network.instance(Place::Device(1), SAMPLES).unwrap();
+    assert_eq!(answer(&*network, &mut *moved).unwrap(), reference());
+    assert_eq!(network.prepare(Place::Device(1)).unwrap(), Place::Host);
+    assert_eq!(network.prepare(Place::Device(0)).unwrap(), Place::Device(0));
+    assert_eq!(engine.info().backend, "cuda");
+}
+
 #[test]
 fn a_model_that_does_not_fit_is_refused_with_the_sizes() {
     let name = "a_model_that_does_not_fit_is_refused_with_the_sizes";
     if emulator::is_emulated(name, "memory=20000") {
-        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default(), None).unwrap();
-        let refused = engine.built_in().unwrap_err().to_string();
+        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default(), &[]).unwrap();
+        let network = engine.built_in().unwrap();
+        let refused = network.prepare(Place::Device(0)).unwrap_err().to_string();
         assert!(refused.contains("of 20000 bytes free"), "{refused}");
     }
 }
 
 /// The first output of one sample of random inputs.
 fn first_output(backend: BackendChoice, file: &Path) -> Vec<u8> {
-    let engine = engine::open(backend, CpuOptions::default(), None).unwrap();
+    let engine = engine::open(backend, CpuOptions::default(), &[]).unwrap();
     let network = engine.load(file, &Reading::default()).unwrap();
-    let mut instance = network.instance(1).unwrap();
+    let place = engine
+        .gpus()
+        .first()
+        .map_or(Place::Host, |&gpu| Place::Device(gpu));
+    let mut instance = network.instance(place, 1).unwrap();
     let signature = network.signature();
     let mut rng = Rng::new(3);
     for (index, input) in signature.inputs.iter().enumerate() {

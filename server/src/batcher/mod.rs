@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use queue::{Decision, Entry, Full, Policy, Queue};
 
 use crate::{
-    engine::{Form, Instance, Network},
+    engine::{Form, Instance, Network, Place},
     metrics::ModelMeters,
     statistics::Statistics,
 };
@@ -152,14 +152,14 @@ impl Shared {
 }
 
 impl Batcher {
-    /// Starts one compute thread for each instance. `name` appears in logs and thread names.
+    /// Starts one compute thread for each instance, which is made anew at its place where it breaks. `name` appears in logs and thread names.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn start(
         name: &str,
         network: Arc<dyn Network>,
-        instances: Vec<Box<dyn Instance>>,
+        instances: Vec<(Place, Box<dyn Instance>)>,
         policy: Policy,
         preserve_ordering: bool,
         meters: Arc<ModelMeters>,
@@ -184,13 +184,13 @@ impl Batcher {
             shared: Arc::clone(&shared),
             ended: tokio::sync::Mutex::new(ended),
         };
-        for (index, instance) in instances.into_iter().enumerate() {
+        for (index, (place, instance)) in instances.into_iter().enumerate() {
             let shared = Arc::clone(&shared);
             let alive = alive.clone();
             std::thread::Builder::new()
                 .name(format!("compute-{index}"))
                 .spawn(move || {
-                    worker::work(&shared, instance);
+                    worker::work(&shared, place, instance);
                     drop(alive);
                 })?;
         }

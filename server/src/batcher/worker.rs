@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{Decision, Done, Entry, Failure, Shared, Timing, Waiting, order};
-use crate::engine::{ExecError, Form, Instance, PrecisionStats};
+use crate::engine::{ExecError, Form, Instance, Place, PrecisionStats};
 
 /// One batch as it was taken from the line.
 struct Batch {
@@ -19,7 +19,7 @@ struct Batch {
 }
 
 /// Runs until the batcher is closed and its line is empty.
-pub(super) fn work(shared: &Shared, mut instance: Box<dyn Instance>) {
+pub(super) fn work(shared: &Shared, place: Place, mut instance: Box<dyn Instance>) {
     while let Some(batch) = next_batch(shared) {
         let rows: usize = batch.entries.iter().map(|entry| entry.rows).sum();
         let result = catch_unwind(AssertUnwindSafe(|| {
@@ -48,7 +48,7 @@ pub(super) fn work(shared: &Shared, mut instance: Box<dyn Instance>) {
         };
         answer(shared, batch, rows, outcome);
         if broken {
-            match shared.network.instance(shared.policy.max_rows) {
+            match shared.network.instance(place, shared.policy.max_rows) {
                 Ok(fresh) => instance = fresh,
                 Err(error) => {
                     tracing::error!(model = shared.name, %error, "instance cannot be rebuilt");

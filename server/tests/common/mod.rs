@@ -28,7 +28,7 @@ use requant_proto::inference::{
 };
 use requant_server::{
     engine::{
-        BackendInfo, Engine, EngineError, ExecError, Footprint, Form, Instance, Network,
+        BackendInfo, Engine, EngineError, ExecError, Footprint, Form, Instance, Network, Place,
         PrecisionStats, QuantizedForm, Reading, RunStats, Signature, TensorInfo,
     },
     options::Options,
@@ -195,7 +195,7 @@ impl Network for FakeNetwork {
         }
     }
 
-    fn instance(&self, max_batch: usize) -> Result<Box<dyn Instance>, ExecError> {
+    fn instance(&self, _place: Place, max_batch: usize) -> Result<Box<dyn Instance>, ExecError> {
         self.controls.instances.fetch_add(1, SeqCst);
         Ok(Box::new(FakeInstance {
             x: vec![0.0; 6 * max_batch],
