@@ -9,17 +9,14 @@ use crate::epilogue::{Epilogue, Join, Output};
 use crate::error::product;
 use crate::memory::{Aligned, Carver, LINE, piece};
 use crate::parallel::{Shared, run_parts, share, usable_threads};
-use crate::table::{StemFn, StemRow, stem_column};
+use crate::table::StemRow;
 use crate::tiles::MACS_PER_PART;
 use crate::{Isa, KernelError, Parallel, arch};
 
 use super::fold::Folded;
+use super::stem::{self, GROUP, LANES, Panel};
 use super::{ConvIo, ConvShape, ConvSpec, Weights};
 
-/// Taps of a group.
-const GROUP: usize = 4;
-/// Channels of a vector.
-const LANES: usize = 16;
 /// Vectors of a panel, widest first, and pixels of its tiles.
 const TILES: [(usize, usize); 3] = [(4, 6), (2, 12), (1, 12)];
 /// Tiles of outputs with a second operand, whose parameters take registers.
@@ -40,16 +37,6 @@ pub(super) struct Pointwise {
     weights: Aligned,
     bias: Folded,
     epilogue: Epilogue,
-}
-
-/// Some output channels. The last panel may take channels of the one before it again.
-#[derive(Clone, Copy, Debug)]
-struct Panel {
-    channel: usize,
-    vectors: usize,
-    run: StemFn,
-    /// First byte of its weights.
-    offset: usize,
 }
 
 impl Pointwise {
@@ -86,12 +73,7 @@ impl Pointwise {
             return Ok(None);
         };
         let widths = widths(shape.out_c);
-        let columns: Vec<Option<usize>> = widths
-            .iter()
-            .flat_map(|&(channel, vectors)| {
-                (0..LANES * vectors).map(move |at| Some(channel + stem_column(vectors, at)))
-            })
-            .collect();
+        let columns = Panel::columns(&widths);
         let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &columns, LANES, None)?;
         let Some((round, finish)) = epilogue.alone() else {
             return Ok(None);
@@ -118,19 +100,9 @@ impl Pointwise {
             });
             offset += product(&[groups, GROUP, LANES, vectors])?;
         }
-        let mut weights = Aligned::zeroed(offset);
-        for panel in &panels {
-            let step = GROUP * LANES * panel.vectors;
-            let packed = &mut weights.bytes_mut()[panel.offset..][..groups * step];
-            for (index, packed) in packed.chunks_exact_mut(step).enumerate() {
-                for (at, taps) in packed.chunks_exact_mut(GROUP).enumerate() {
-                    let channel = panel.channel + stem_column(panel.vectors, at);
-                    for (tap, weight) in taps.iter_mut().enumerate() {
-                        *weight = spec.weights.get(channel, index * GROUP + tap, depth) as u8;
-                    }
-                }
-            }
-        }
+        let weights = Panel::pack(&panels, groups, |channel, group, tap| {
+            Some(spec.weights.get(channel, group * GROUP + tap, depth))
+        });
         // What a function adds to signed activations.
         let offset = if signed { 128 } else { 0 };
         let bias = Folded::new(columns.len(), spec.input_zero_point, offset, |column| {
@@ -212,17 +184,11 @@ impl Pointwise {
     }
 }
 
-/// The first channel and the vectors of each panel; there are at least 16 channels.
+/// The first channel and the vectors of each panel; there are at least 16 channels. The last panel may take
+/// channels of the one before it again.
 fn widths(channels: usize) -> Vec<(usize, usize)> {
-    let mut widths = Vec::new();
-    let mut channel = 0;
-    for (vectors, _) in TILES {
-        while channels - channel >= LANES * vectors {
-            widths.push((channel, vectors));
-            channel += LANES * vectors;
-        }
-    }
-    if channel < channels {
+    let mut widths = stem::widths(channels);
+    if !channels.is_multiple_of(LANES) {
         widths.push((channels - LANES, 1));
     }
     widths

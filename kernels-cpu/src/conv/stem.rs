@@ -19,9 +19,9 @@ use super::{ConvIo, ConvSpec, Weights};
 /// Most channels of the image.
 const MOST_CHANNELS: usize = 4;
 /// Taps of a group.
-const GROUP: usize = 4;
+pub(super) const GROUP: usize = 4;
 /// Channels of a vector.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 /// Vectors of a panel, widest first, and pixels of its tiles.
 const TILES: [(usize, [usize; 2]); 3] = [(4, [6, 2]), (2, [12, 4]), (1, [12, 4])];
 
@@ -45,12 +45,47 @@ type RestFn = unsafe fn(&[*const u8; MOST_LINES], usize, usize, &mut [u8]);
 
 /// Some output channels.
 #[derive(Clone, Copy, Debug)]
-struct Panel {
-    channel: usize,
-    vectors: usize,
-    run: StemFn,
+pub(super) struct Panel {
+    pub(super) channel: usize,
+    pub(super) vectors: usize,
+    pub(super) run: StemFn,
     /// First byte of its weights.
-    offset: usize,
+    pub(super) offset: usize,
+}
+
+impl Panel {
+    /// The channel of each packed column of panels that start at channels and have as many vectors.
+    pub(super) fn columns(widths: &[(usize, usize)]) -> Vec<Option<usize>> {
+        let columns = widths.iter().flat_map(|&(channel, vectors)| {
+            (0..LANES * vectors).map(move |at| Some(channel + stem_column(vectors, at)))
+        });
+        columns.collect()
+    }
+
+    /// The weights of all panels, `groups` groups of taps each: `weight` gives that of a channel at a group's tap,
+    /// none for padding.
+    pub(super) fn pack(
+        panels: &[Panel],
+        groups: usize,
+        weight: impl Fn(usize, usize, usize) -> Option<i16>,
+    ) -> Aligned {
+        let bytes = |panel: &Panel| groups * GROUP * LANES * panel.vectors;
+        let end = panels.last().map_or(0, |panel| panel.offset + bytes(panel));
+        let mut weights = Aligned::zeroed(end);
+        for panel in panels {
+            let packed = &mut weights.bytes_mut()[panel.offset..][..bytes(panel)];
+            let step = GROUP * LANES * panel.vectors;
+            for (group, packed) in packed.chunks_exact_mut(step).enumerate() {
+                for (at, taps) in packed.chunks_exact_mut(GROUP).enumerate() {
+                    let channel = panel.channel + stem_column(panel.vectors, at);
+                    for (tap, to) in taps.iter_mut().enumerate() {
+                        *to = weight(channel, group, tap).unwrap_or(0) as u8;
+                    }
+                }
+            }
+        }
+        weights
+    }
 }
 
 impl Stem {
@@ -74,12 +109,7 @@ impl Stem {
             return Ok(None);
         }
         let widths = widths(shape.out_c);
-        let columns: Vec<Option<usize>> = widths
-            .iter()
-            .flat_map(|&(channel, vectors)| {
-                (0..LANES * vectors).map(move |at| Some(channel + stem_column(vectors, at)))
-            })
-            .collect();
+        let columns = Panel::columns(&widths);
         let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &columns, LANES, None)?;
         let (Some((round, finish)), None) = (epilogue.alone(), spec.output.other_dtype()) else {
             return Ok(None);
@@ -109,25 +139,14 @@ impl Stem {
             offset += product(&[all_groups, GROUP, LANES, vectors])?;
         }
         let depth = shape.depth();
-        let mut weights = Aligned::zeroed(offset);
-        for panel in &panels {
-            let step = GROUP * LANES * panel.vectors;
-            let packed = &mut weights.bytes_mut()[panel.offset..][..all_groups * step];
-            for (index, packed) in packed.chunks_exact_mut(step).enumerate() {
-                for (at, taps) in packed.chunks_exact_mut(GROUP).enumerate() {
-                    let channel = panel.channel + stem_column(panel.vectors, at);
-                    for (tap, weight) in taps.iter_mut().enumerate() {
-                        let (row, k) = match index.checked_sub(kernel_h * groups) {
-                            Some(group) => (group * GROUP + tap, run - 1),
-                            None => (index / groups, index % groups * GROUP + tap),
-                        };
-                        if row < kernel_h && k < run {
-                            *weight = spec.weights.get(channel, row * run + k, depth) as u8;
-                        }
-                    }
-                }
-            }
-        }
+        let weights = Panel::pack(&panels, all_groups, |channel, index, tap| {
+            let (row, k) = match index.checked_sub(kernel_h * groups) {
+                Some(group) => (group * GROUP + tap, run - 1),
+                None => (index / groups, index % groups * GROUP + tap),
+            };
+            let inside = row < kernel_h && k < run;
+            inside.then(|| spec.weights.get(channel, row * run + k, depth))
+        });
         let window = run.max(groups * GROUP);
         let read = product(&[shape.out_w - 1, shape.strides[1], shape.in_c])? + window;
         let working = product(&[shape.out_w, rest_groups, GROUP])?;
@@ -233,8 +252,8 @@ unsafe fn gather<const ROWS: usize, const BYTES: usize>(
     }
 }
 
-/// The first channel and the vectors of each panel.
-fn widths(channels: usize) -> Vec<(usize, usize)> {
+/// The first channel and the vectors of each panel of whole vectors.
+pub(super) fn widths(channels: usize) -> Vec<(usize, usize)> {
     let mut widths = Vec::new();
     let mut channel = 0;
     for (vectors, _) in TILES {

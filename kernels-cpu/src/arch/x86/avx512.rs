@@ -123,7 +123,7 @@ const fn nibbles<A: Sign, const VECTORS: usize>() -> [TileFn; 6] {
 }
 
 /// The sign of activations: how four of them are broadcast as unsigned bytes.
-trait Sign {
+pub(super) trait Sign {
     /// # Safety
     /// - `at` is readable for four bytes.
     unsafe fn broadcast(at: *const u8, flip: __m512i) -> __m512i;
@@ -135,8 +135,8 @@ trait Sign {
     unsafe fn unsigned(bytes: __m512i, fours: u16, flip: __m512i) -> __m512i;
 }
 
-struct Unsigned;
-struct Signed;
+pub(super) struct Unsigned;
+pub(super) struct Signed;
 
 impl Sign for Unsigned {
     #[inline]

@@ -5,7 +5,6 @@
 //! wherever they start, and the next pixel's start a fixed step further on. A tile is some pixels by 16, 32
 //! or 64 channels, whose order is that in which packs leave them.
 
-use core::arch::asm;
 use core::arch::x86_64::*;
 
 use requant_numerics::DType;
@@ -14,6 +13,7 @@ use crate::epilogue::finish::{Finish, FinishJoin, Sum};
 use crate::epilogue::round::Round;
 use crate::table::{StemFn, StemRow};
 
+use super::avx512::{Sign, Signed, Unsigned};
 use super::avx512_epilogue::{Straight, has_high_words, is_byte, unpack};
 use super::avx512_registers::{Alone, Ending, Residual, Summed, in_registers};
 
@@ -37,17 +37,19 @@ pub(super) fn select(
     }
     match finish.join {
         FinishJoin::None => match signed {
-            false => in_registers!(round, R => outputs::<Alone<R>, false>(finish, vectors, pixels)),
-            true => in_registers!(round, R => outputs::<Alone<R>, true>(finish, vectors, pixels)),
+            false => {
+                in_registers!(round, R => outputs::<Alone<R>, Unsigned>(finish, vectors, pixels))
+            }
+            true => in_registers!(round, R => outputs::<Alone<R>, Signed>(finish, vectors, pixels)),
         },
         FinishJoin::Residual(dtype) => {
             let high = matches!(round, Round::Residual { shift, .. } if has_high_words(shift));
             let fits = high && dtype != DType::I16;
             let select = match (signed, dtype.is_signed()) {
-                (false, false) => outputs::<Residual<false>, false>,
-                (false, true) => outputs::<Residual<true>, false>,
-                (true, false) => outputs::<Residual<false>, true>,
-                (true, true) => outputs::<Residual<true>, true>,
+                (false, false) => outputs::<Residual<false>, Unsigned>,
+                (false, true) => outputs::<Residual<true>, Unsigned>,
+                (true, false) => outputs::<Residual<false>, Signed>,
+                (true, true) => outputs::<Residual<true>, Signed>,
             };
             fits.then(|| select(finish, vectors, pixels)).flatten()
         }
@@ -57,10 +59,10 @@ pub(super) fn select(
         } => {
             let fits = matches!(round, Round::Float { .. }) && dtype != DType::I16;
             let select = match (signed, dtype.is_signed()) {
-                (false, false) => outputs::<Summed<false>, false>,
-                (false, true) => outputs::<Summed<true>, false>,
-                (true, false) => outputs::<Summed<false>, true>,
-                (true, true) => outputs::<Summed<true>, true>,
+                (false, false) => outputs::<Summed<false>, Unsigned>,
+                (false, true) => outputs::<Summed<true>, Unsigned>,
+                (true, false) => outputs::<Summed<false>, Signed>,
+                (true, true) => outputs::<Summed<true>, Signed>,
             };
             fits.then(|| select(finish, vectors, pixels)).flatten()
         }
@@ -71,77 +73,38 @@ pub(super) fn select(
     }
 }
 
-fn outputs<E: Ending, const SIGNED: bool>(
-    finish: &Finish,
-    vectors: usize,
-    pixels: usize,
-) -> Option<StemFn> {
+fn outputs<E: Ending, A: Sign>(finish: &Finish, vectors: usize, pixels: usize) -> Option<StemFn> {
     if Straight::is_plain(finish) {
-        tiles::<E, SIGNED, true>(vectors, pixels)
+        tiles::<E, A, true>(vectors, pixels)
     } else {
-        tiles::<E, SIGNED, false>(vectors, pixels)
+        tiles::<E, A, false>(vectors, pixels)
     }
 }
 
-fn tiles<E: Ending, const SIGNED: bool, const PLAIN: bool>(
-    vectors: usize,
-    pixels: usize,
-) -> Option<StemFn> {
+fn tiles<E: Ending, A: Sign, const PLAIN: bool>(vectors: usize, pixels: usize) -> Option<StemFn> {
     match (vectors, pixels) {
         // Parameters of a sum take registers too.
-        (4, 4) if E::JOINED => Some(row::<E, SIGNED, PLAIN, 4, 4>),
-        (2, 8) if E::JOINED => Some(row::<E, SIGNED, PLAIN, 2, 8>),
-        (4, 6) => Some(row::<E, SIGNED, PLAIN, 4, 6>),
-        (4, 2) => Some(row::<E, SIGNED, PLAIN, 4, 2>),
-        (2, 12) => Some(row::<E, SIGNED, PLAIN, 2, 12>),
-        (2, 4) => Some(row::<E, SIGNED, PLAIN, 2, 4>),
-        (1, 12) => Some(row::<E, SIGNED, PLAIN, 1, 12>),
-        (1, 4) => Some(row::<E, SIGNED, PLAIN, 1, 4>),
+        (4, 4) if E::JOINED => Some(row::<E, A, PLAIN, 4, 4>),
+        (2, 8) if E::JOINED => Some(row::<E, A, PLAIN, 2, 8>),
+        (4, 6) => Some(row::<E, A, PLAIN, 4, 6>),
+        (4, 2) => Some(row::<E, A, PLAIN, 4, 2>),
+        (2, 12) => Some(row::<E, A, PLAIN, 2, 12>),
+        (2, 4) => Some(row::<E, A, PLAIN, 2, 4>),
+        (1, 12) => Some(row::<E, A, PLAIN, 1, 12>),
+        (1, 4) => Some(row::<E, A, PLAIN, 1, 4>),
         _ => None,
     }
 }
 
-/// Four activations in every lane, made unsigned if they are `SIGNED`.
-///
-/// # Safety
-/// - Four bytes are readable at `at`.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn broadcast<const SIGNED: bool>(at: *const u8) -> __m512i {
-    if !SIGNED {
-        // SAFETY: the caller's promise; the read needs no alignment.
-        return _mm512_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() });
-    }
-    let flip = _mm512_set1_epi8(-128);
-    let flipped: __m512i;
-    // One instruction, which the compiler does not find. It reads four bytes at `at` and writes only its output.
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "vpxord {out}, {flip}, dword ptr [{at}]{{1to16}}",
-            out = lateout(zmm_reg) flipped,
-            flip = in(zmm_reg) flip,
-            at = in(reg) at,
-            options(pure, readonly, nostack, preserves_flags),
-        );
-    }
-    flipped
-}
-
 /// See [`StemRow`] for the contract.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn row<
-    E: Ending,
-    const SIGNED: bool,
-    const PLAIN: bool,
-    const VECTORS: usize,
-    const PIXELS: usize,
->(
+unsafe fn row<E: Ending, A: Sign, const PLAIN: bool, const VECTORS: usize, const PIXELS: usize>(
     round: &Round,
     finish: &Finish,
     call: &StemRow,
 ) {
     let narrow = Straight::new(finish, E::ADDED);
+    let flip = _mm512_set1_epi8(-128);
     // SAFETY: this function has the features.
     let common = unsafe { E::common(finish) };
     // SAFETY: the rounding has as many packed columns from `column` on.
@@ -179,7 +142,7 @@ unsafe fn row<
                 for (pixel, sums) in sums.iter_mut().enumerate() {
                     let x = bases[pixel / 3].wrapping_add(pixel % 3 * step);
                     // SAFETY: a row is readable for all groups of all pixels.
-                    let x = unsafe { broadcast::<SIGNED>(x) };
+                    let x = unsafe { A::broadcast(x, flip) };
                     for (sum, weights) in sums.iter_mut().zip(panel) {
                         *sum = _mm512_dpbusd_epi32(*sum, x, weights);
                     }
