@@ -7,7 +7,8 @@
 // `fault` (number of the launch from which on everything fails), `recover` (whether a reset of the
 // context ends that), `faults` (how often that happens, each after so many launches; once), `reset`
 // (milliseconds that a reset takes), `pause` (milliseconds between a context's being made current and the
-// next call).
+// next call), `wrong` (1: the first bit of everything copied to the host is; 2: one in the middle of every
+// third copy), `even` (1: every launch takes as long as any other).
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -78,6 +79,7 @@ struct Machine {
   bool broken = false;
   long long launches = 0;
   long long faults = 0;
+  long long copies = 0;
   size_t used = 0;
   std::map<uintptr_t, size_t> allocations;
   std::set<const void*> pinned;
@@ -85,8 +87,8 @@ struct Machine {
   uintptr_t context = 1;
   int retained = 0;
   size_t graphs = 0;
-  // Every launch takes a millisecond, and nothing else takes time.
-  float clock = 0;
+  // Microseconds. Every block takes one, and nothing else takes time: what a launch takes says what ran.
+  long long clock = 0;
 };
 
 Machine machine;
@@ -115,7 +117,7 @@ Result perform(const Work& work) {
     const long long fault = setting("fault", -1);
     const bool faulty = fault >= 0 && machine.launches >= fault && machine.faults < setting("faults", 1);
     machine.launches++;
-    machine.clock += 1;
+    machine.clock += setting("even", 0) ? 1000 : static_cast<long long>(work.grid.x) * work.grid.y * work.grid.z;
     machine.faults += faulty;
     if (faulty || !emulated::run_grid(*work.kernel, work.grid, work.threads, work.shared_bytes, work.params.data())) {
       machine.broken = true;
@@ -123,6 +125,10 @@ Result perform(const Work& work) {
     }
   } else if (work.from) {
     memcpy(work.to, work.from, work.bytes);
+    const bool down = allocated(work.from, work.bytes);
+    const long long wrong = down && work.bytes ? setting("wrong", 0) : 0;
+    if (wrong == 1) *static_cast<uint8_t*>(work.to) ^= 1;
+    if (wrong == 2 && ++machine.copies % 3 == 0) static_cast<uint8_t*>(work.to)[work.bytes / 2] ^= 1;
   } else {
     memset(work.to, work.value, work.bytes);
   }
@@ -182,7 +188,9 @@ API Result cuDeviceGetName(char* name, int length, int) {
 
 API Result cuDeviceGetAttribute(int* value, int attribute, int) {
   switch (attribute) {
+    case 13: *value = 1000000; return kSuccess;                                      // clock, kHz
     case 16: *value = static_cast<int>(setting("multiprocessors", 4)); return kSuccess;
+    case 38: *value = 1 << 20; return kSuccess;                                      // shared cache
     case 75: *value = static_cast<int>(setting("major", 9)); return kSuccess;
     case 76: *value = static_cast<int>(setting("minor", 0)); return kSuccess;
     case 97: *value = static_cast<int>(setting("shared", 227 << 10)); return kSuccess;  // with opting in
@@ -327,25 +335,29 @@ API Result cuStreamSynchronize(void*) { return check(); }
 
 API Result cuEventCreate(void** event, unsigned) {
   if (Result error = check()) return error;
-  *event = new float;
+  *event = new long long(-1);
   return kSuccess;
 }
 
-API Result cuEventRecord(void* event, void*) {
+API Result cuEventRecord(void* event, void* stream) {
   Guard guard(machine.lock);
-  *static_cast<float*>(event) = machine.clock;
-  return check();
+  if (Result error = check()) return error;
+  if (stream && static_cast<Stream*>(stream)->capturing) return kInvalidValue;
+  *static_cast<long long*>(event) = machine.clock;
+  return kSuccess;
 }
 
 API Result cuEventSynchronize(void*) { return check(); }
 
-API Result cuEventElapsedTime_v2(float* ms, void* start, void* end) {
-  *ms = *static_cast<float*>(end) - *static_cast<float*>(start);
+API Result cuEventElapsedTime_v2(float* milliseconds, void* start, void* end) {
+  const long long from = *static_cast<long long*>(start), to = *static_cast<long long*>(end);
+  if (from < 0 || to < 0) return kInvalidValue;
+  *milliseconds = static_cast<float>(to - from) / 1000;
   return check();
 }
 
 API Result cuEventDestroy_v2(void* event) {
-  delete static_cast<float*>(event);
+  delete static_cast<long long*>(event);
   return kSuccess;
 }
 

@@ -98,6 +98,10 @@ pub struct Properties {
     pub shared_bytes: usize,
     /// Bytes of memory.
     pub memory_bytes: usize,
+    /// Bytes of the cache that all multiprocessors share.
+    pub cache_bytes: usize,
+    /// The highest clock of the multiprocessors, in kHz.
+    pub clock_khz: usize,
     /// The architecture of the kernels' image that it runs.
     pub image: &'static str,
 }
@@ -235,6 +239,12 @@ impl Context {
     /// What the device is.
     pub fn properties(&self) -> &Properties {
         &self.properties
+    }
+
+    /// Which kernels these are: the image's name and a digest of it.
+    pub fn kernels(&self) -> String {
+        let image = self.properties.image;
+        format!("{image} {:016x}", images::digest(image))
     }
 
     /// Slices of K that products keep in flight; Turing has too little shared memory for four.
@@ -384,6 +394,8 @@ fn properties(device: sys::CUdevice, ordinal: usize) -> Result<Properties, CudaE
     );
     let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
     let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    let cache = attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?;
+    let clock = attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?;
     let mut name = [0; 256];
     call!(cuDeviceGetName(name.as_mut_ptr(), 255, device))?;
     // SAFETY: the driver ends the name with a zero, and the last byte is one in any case.
@@ -400,6 +412,8 @@ fn properties(device: sys::CUdevice, ordinal: usize) -> Result<Properties, CudaE
         multiprocessors: multiprocessors.max(1) as usize,
         shared_bytes: shared.max(0) as usize,
         memory_bytes,
+        cache_bytes: cache.max(0) as usize,
+        clock_khz: clock.max(0) as usize,
         image: images::choose(capability).ok_or(CudaError::NoImage {
             major: capability.0,
             minor: capability.1,

@@ -57,7 +57,7 @@ impl Event {
             earlier.event,
             self.event
         ))?;
-        Ok(Duration::try_from_secs_f32(ms / 1e3).unwrap_or_default())
+        Ok(Duration::try_from_secs_f64(f64::from(ms) / 1e3).unwrap_or_default())
     }
 }
 

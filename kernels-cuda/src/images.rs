@@ -37,6 +37,15 @@ pub(crate) fn has_narrow_units(image: &str) -> bool {
     matches!(image, "sm_75" | "sm_80" | "sm_86" | "sm_89")
 }
 
+/// A digest (FNV-1a) of an image as it is embedded: another one may have other kernels, or faster ones.
+pub(crate) fn digest(name: &str) -> u64 {
+    let packed = IMAGES.iter().find(|(image, _)| *image == name);
+    let bytes = packed.map_or(&[][..], |(_, packed)| packed);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |digest, &byte| {
+        (digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 /// The bytes of an image; text ends with the zero that the driver asks for.
 pub(crate) fn load(name: &'static str) -> Result<Vec<u8>, CudaError> {
     let damaged = || CudaError::DamagedImage(name);

@@ -23,4 +23,4 @@ pub use device::memory_held;
 pub use driver::{Context, DeviceMemory, Properties};
 pub use error::{CudaError, OpError};
 pub use kernel::{Kernel, Launch};
-pub use session::{Command, Session};
+pub use session::{Command, Recording, Session};

@@ -4,6 +4,7 @@
 //! the key given; later runs replay that. It returns when everything is done, so the staging memory is
 //! the caller's again; sessions of several threads overlap their copies and kernels.
 
+use core::ffi::c_void;
 use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
 use core::time::Duration;
@@ -165,6 +166,35 @@ impl Drop for Graph {
     }
 }
 
+/// A session whose stream is being recorded. The context is entered meanwhile: what is recorded enters it
+/// nowhere again.
+#[derive(Debug)]
+pub struct Recording<'a> {
+    session: &'a Session,
+    entered: &'a Entered<'a>,
+}
+
+impl Recording<'_> {
+    /// Address of the session's memory.
+    pub fn address(&self) -> u64 {
+        self.session.address()
+    }
+
+    /// The driver's handle of the stream.
+    pub fn stream(&self) -> *mut c_void {
+        self.session.stream.raw().cast()
+    }
+
+    /// Puts a launch on the stream.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn launch(&self, launch: &Launch) -> Result<(), CudaError> {
+        let (context, stream) = (&self.session.context, self.session.stream.raw());
+        context.launch(stream, launch, self.entered)
+    }
+}
+
 /// A stream with its memory and graphs.
 #[derive(Debug)]
 pub struct Session {
@@ -225,21 +255,41 @@ impl Session {
     /// A copy outside the memories; a device that fails.
     pub fn record(&mut self, key: usize, commands: &[Command]) -> Result<(), CudaError> {
         self.check(commands)?;
-        let made = self.capture(commands)?;
+        self.record_with(key, |recording| {
+            recording.session.submit(commands, recording.entered)
+        })
+    }
+
+    /// Records what `work` puts on the session's stream.
+    ///
+    /// # Errors
+    /// Those of `work`; a device that fails.
+    pub fn record_with<E: From<CudaError>>(
+        &mut self,
+        key: usize,
+        work: impl FnOnce(&Recording<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let made = self.capture(work)?;
         self.graphs.insert(key, made);
         Ok(())
     }
 
-    fn capture(&self, commands: &[Command]) -> Result<Graph, CudaError> {
+    fn capture<E: From<CudaError>>(
+        &self,
+        work: impl FnOnce(&Recording<'_>) -> Result<(), E>,
+    ) -> Result<Graph, E> {
         let entered = self.context.enter()?;
         let stream = self.stream.raw();
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         call!(cuStreamBeginCapture_v2(stream, mode))?;
-        let submitted = self.submit(commands, &entered);
+        let submitted = work(&Recording {
+            session: self,
+            entered: &entered,
+        });
         let mut graph = null_mut();
         // Capture ends whether or not every command was taken.
         let ended = call!(cuStreamEndCapture(stream, &raw mut graph));
-        let made = submitted.and(ended).and_then(|()| {
+        let made = submitted.and(ended.map_err(E::from)).and_then(|()| {
             let mut executable = null_mut();
             call!(cuGraphInstantiateWithFlags(&raw mut executable, graph, 0))?;
             Ok(Graph {
@@ -268,6 +318,17 @@ impl Session {
         launched.and(waited)
     }
 
+    /// As [`Session::replay`]; gives the device's time for all of it.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn time_replay(&mut self, key: usize) -> Result<Duration, CudaError> {
+        let Some(graph) = self.graphs.get(&key) else {
+            return Ok(Duration::ZERO);
+        };
+        self.timed(|_| call!(cuGraphLaunch(graph.executable, self.stream.raw())))
+    }
+
     /// Runs a list of commands without recording it, and waits for its end.
     ///
     /// # Errors
@@ -278,6 +339,32 @@ impl Session {
         let submitted = self.submit(commands, &entered);
         let waited = self.stream.wait(&entered);
         submitted.and(waited)
+    }
+
+    /// As [`Session::run`]; gives the device's time for all of it.
+    ///
+    /// # Errors
+    /// As [`Session::record`].
+    pub fn time_run(&mut self, commands: &[Command]) -> Result<Duration, CudaError> {
+        self.check(commands)?;
+        self.timed(|entered| self.submit(commands, entered))
+    }
+
+    /// The device's time for what `work` puts on the stream, whose end is waited for.
+    fn timed(
+        &self,
+        work: impl FnOnce(&Entered<'_>) -> Result<(), CudaError>,
+    ) -> Result<Duration, CudaError> {
+        let start = Event::new(&self.context)?;
+        let end = Event::new(&self.context)?;
+        let entered = self.context.enter()?;
+        let stream = self.stream.raw();
+        start.record(stream, &entered)?;
+        let submitted = work(&entered).and_then(|()| end.record(stream, &entered));
+        // What was submitted before a failure still uses the staging memory.
+        let waited = self.stream.wait(&entered);
+        submitted.and(waited)?;
+        end.since(&start, &entered)
     }
 
     /// As [`Session::run`], with the device's time for each of the commands, one after the other.

@@ -153,6 +153,18 @@ pub enum ExecError {
         /// The fault.
         source: OpError,
     },
+    /// A guarded run wrote where no buffer is: a fault of a kernel.
+    #[error("a run wrote to byte {at} of the device's memory, which is no buffer's")]
+    Stray {
+        /// The byte, from the start of the instance's memory.
+        at: usize,
+    },
+    /// A guarded run gave other bytes than the one before it: a fault of a kernel.
+    #[error("the same run again gave another byte {at} of the device's memory")]
+    Unsteady {
+        /// The byte, from the start of the instance's memory.
+        at: usize,
+    },
 }
 
 impl ExecError {
@@ -169,7 +181,9 @@ impl ExecError {
             | ExecError::Form { .. }
             | ExecError::Bytes { .. }
             | ExecError::Range { .. }
-            | ExecError::Kernel { .. } => false,
+            | ExecError::Kernel { .. }
+            | ExecError::Stray { .. }
+            | ExecError::Unsteady { .. } => false,
         }
     }
 }

@@ -30,7 +30,8 @@ pub use backend::{Backend, BackendInfo, Executable, Footprint, Form, Instance};
 
 pub use cpu::tuning::{TuneError, Tuning, TuningError};
 pub use cpu::{CpuBackend, CpuOptions};
-pub use cuda::CudaBackend;
+pub use cuda::tuning::CudaTuning;
+pub use cuda::{CudaBackend, CudaOptions};
 pub use error::{CompileError, ExecError, PlanError};
 pub use plan::signature::{QuantizedForm, Signature, TensorInfo};
 pub use plan::{Plan, PlanOptions};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use requant_numerics::DType;
 
 use super::product::Product;
-use super::{Window, expect, int};
+use super::{Way, Window, expect, int};
 use crate::epilogue::{Finish, Uploaded, integer_type};
 use crate::kernel::{Kernel, Launch};
 use crate::params::{DepthwiseParams, DirectParams, Epilogue};
@@ -154,6 +154,30 @@ impl Conv {
             Conv::Product(product) => product.kernel(samples),
             Conv::Depthwise(_) => Kernel::Depthwise.name(),
             Conv::Direct(_) => Kernel::Direct.name(),
+        }
+    }
+
+    /// How a product's weights lie on the device, which decides among which kernels there is a choice.
+    pub fn held_as(&self) -> Option<&'static str> {
+        match self {
+            Conv::Product(product) => Some(product.held_as()),
+            Conv::Depthwise(_) | Conv::Direct(_) => None,
+        }
+    }
+
+    /// Ways to compute `samples` samples, that of the rule first; none where there is nothing to choose.
+    pub fn candidates(&self, samples: usize) -> Vec<Way> {
+        match self {
+            Conv::Product(product) => product.candidates(samples),
+            Conv::Depthwise(_) | Conv::Direct(_) => Vec::new(),
+        }
+    }
+
+    /// Computes numbers of samples in the [bucket](super::bucket) of `samples` by `way`, where it serves
+    /// them; by the rule otherwise. What launches need of memory changes with it.
+    pub fn prefer(&mut self, samples: usize, way: Way) {
+        if let Conv::Product(product) = self {
+            product.prefer(samples, way);
         }
     }
 

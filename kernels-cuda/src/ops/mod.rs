@@ -11,6 +11,9 @@ pub(crate) mod nibbles;
 pub mod norms;
 pub mod pools;
 pub mod product;
+mod way;
+
+pub use way::{UnknownWay, Way, bucket};
 
 use crate::OpError;
 

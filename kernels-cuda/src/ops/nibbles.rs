@@ -50,29 +50,16 @@ pub(crate) fn pack(weights: &[i16], groups: usize, channels: usize, depth: usize
     }
 }
 
-/// The kernel of a tile; `native` where units multiply 4 bits by 4 bits.
-pub(crate) fn kernel(
-    (input, native): (Input, bool),
-    multiply: Multiply,
-    side: usize,
-    form: Form,
-) -> Kernel {
+/// The kernel of a tile.
+pub(crate) fn kernel(input: Input, multiply: Multiply, side: usize, form: Form) -> Kernel {
     use Kernel as K;
     let large = side == 128;
     let [rhu, f32, any] = match (input, multiply, large) {
-        (Input::U8, Multiply::Warp, true) if native => {
-            [K::W4U4x128Rhu, K::W4U4x128F32, K::W4U4x128Any]
-        }
-        (Input::I8, Multiply::Warp, true) if native => {
-            [K::W4I4x128Rhu, K::W4I4x128F32, K::W4I4x128Any]
-        }
-        (Input::U8, Multiply::Warp, false) if native => {
-            [K::W4U4x64Rhu, K::W4U4x64F32, K::W4U4x64Any]
-        }
-        (Input::I8, Multiply::Warp, false) if native => {
-            [K::W4I4x64Rhu, K::W4I4x64F32, K::W4I4x64Any]
-        }
         (Input::Any, _, _) => [K::W4Anyx64Rhu, K::W4Anyx64F32, K::W4Anyx64Any],
+        (Input::U8, Multiply::Narrow, true) => [K::W4U4x128Rhu, K::W4U4x128F32, K::W4U4x128Any],
+        (Input::I8, Multiply::Narrow, true) => [K::W4I4x128Rhu, K::W4I4x128F32, K::W4I4x128Any],
+        (Input::U8, Multiply::Narrow, false) => [K::W4U4x64Rhu, K::W4U4x64F32, K::W4U4x64Any],
+        (Input::I8, Multiply::Narrow, false) => [K::W4I4x64Rhu, K::W4I4x64F32, K::W4I4x64Any],
         (Input::U8, Multiply::Warp, true) => [K::W4U8x128Rhu, K::W4U8x128F32, K::W4U8x128Any],
         (Input::I8, Multiply::Warp, true) => [K::W4I8x128Rhu, K::W4I8x128F32, K::W4I8x128Any],
         (Input::U8, Multiply::Warp, false) => [K::W4U8x64Rhu, K::W4U8x64F32, K::W4U8x64Any],

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::bits::{self, Bits};
 use super::conv::{ConvIo, ConvSpec, ZeroPoint};
+use super::way::{Preferred, Way};
 use super::{int, nibbles};
 use crate::epilogue::{Form, Uploaded, integer_type};
 use crate::kernel::{Kernel, Launch};
@@ -20,6 +21,8 @@ const BIT_STAGES: usize = 3;
 pub(crate) const CHANNEL_UNIT: usize = 64;
 /// Channels among which rows are permuted.
 const PERMUTED: usize = 32;
+/// Most blocks that share a tile.
+const MOST_SPLITS: usize = 32;
 /// Most blocks along the second and third axis of a grid.
 const MOST_BLOCKS: usize = 65_535;
 /// Most rows of products that are bound by reading the weights.
@@ -107,6 +110,7 @@ pub struct Product {
     multiprocessors: usize,
     stages: usize,
     wgmma: bool,
+    preferred: Preferred,
     _weights: DeviceMemory,
     weight_bytes: usize,
 }
@@ -270,6 +274,7 @@ impl Product {
             multiprocessors: context.properties().multiprocessors,
             stages: context.stages(),
             wgmma: context.has_wgmma(),
+            preferred: Preferred::default(),
             weight_bytes: packed.data.len(),
             _weights: weights,
         })
@@ -280,6 +285,18 @@ impl Product {
         self.weight_bytes + self.epilogue.bytes()
     }
 
+    /// How the weights lie on the device.
+    pub fn held_as(&self) -> &'static str {
+        match self.format {
+            Format::Bytes if self.params.planes > 1 => "two planes of bytes",
+            Format::Bytes => "bytes",
+            Format::Nibbles { native: false } => "4 bits",
+            Format::Nibbles { native: true } => "4 bits, as the input",
+            Format::Bits(_) if self.params.planes > 1 => "two planes of bits",
+            Format::Bits(_) => "bits",
+        }
+    }
+
     /// Name of the kernel that `samples` samples get, as reports say it.
     pub fn kernel(&self, samples: usize) -> &'static str {
         self.choose(samples).kernel.label()
@@ -287,24 +304,33 @@ impl Product {
 
     /// Zeroed memory that a launch for up to `samples` samples needs, and leaves zeroed.
     pub fn scratch_bytes(&self, samples: usize) -> usize {
-        // Neither rises nor falls with the samples: a smaller batch is split among more blocks, of fewer tiles.
+        // Neither rises nor falls with the samples: a smaller batch is split among more blocks, of fewer or larger
+        // tiles.
         let each = (1..=samples).map(|samples| self.choose(samples).scratch_bytes());
         each.max().unwrap_or(0)
+    }
+
+    /// Computes numbers of samples in the bucket of `samples` by `way`, where it serves them.
+    pub fn prefer(&mut self, samples: usize, way: Way) {
+        self.preferred.set(samples, way);
     }
 
     fn rows(&self, samples: usize) -> usize {
         samples * self.images * self.pixels
     }
 
-    /// The kernel of a tile of `side` channels.
-    fn tile_kernel(&self, multiply: Multiply, side: usize) -> Kernel {
+    /// The kernel of a shape.
+    fn kernel_of(&self, shape: Shape) -> Kernel {
         let form = self.form;
-        match self.format {
-            Format::Bytes => kernel(self.input, multiply, side, form),
-            Format::Nibbles { native } => {
-                nibbles::kernel((self.input, native), multiply, side, form)
+        match (shape, self.format) {
+            (Shape::Rows(kernel), _) => kernel,
+            (Shape::Tiles(multiply, side), Format::Bytes) => {
+                kernel(self.input, multiply, side, form)
             }
-            Format::Bits(bits) => bits.kernel(form),
+            (Shape::Tiles(multiply, side), Format::Nibbles { .. }) => {
+                nibbles::kernel(self.input, multiply, side, form)
+            }
+            (Shape::Tiles(_, _), Format::Bits(bits)) => bits.kernel(form),
         }
     }
 
@@ -336,60 +362,130 @@ impl Product {
         rows * self.params.slices as usize * SLICE
     }
 
-    fn choose(&self, samples: usize) -> Choice {
-        let rows = self.rows(samples);
-        let channels = self.params.channels as usize;
-        if let Some(kernel) = self.row_kernel(rows) {
-            return Choice {
-                kernel,
-                tiles: [1, channels.div_ceil(ROW_CHANNELS), self.groups],
-                splits: 1,
-            };
-        }
-        let tiles = |side_m: usize, side_n: usize| {
-            [
-                rows.div_ceil(side_m),
-                channels.div_ceil(side_n),
-                self.groups,
-            ]
+    /// Tiles along pixels, channels and groups.
+    fn tiles(&self, samples: usize, shape: Shape) -> [usize; 3] {
+        let [side_m, side_n] = shape.sides();
+        [
+            self.rows(samples).div_ceil(side_m),
+            (self.params.channels as usize).div_ceil(side_n),
+            self.groups,
+        ]
+    }
+
+    /// The shapes in which its kernels compute `samples` samples: that for few rows, then the tiles, the
+    /// largest first. wgmma takes no second plane. Weights of 4 bits that units for 4 bits multiply are
+    /// multiplied as bytes just as well; single bits have one tile.
+    fn shapes(&self, samples: usize) -> Vec<Shape> {
+        let rows = self.row_kernel(self.rows(samples));
+        let mut shapes: Vec<Shape> = rows.map(Shape::Rows).into_iter().collect();
+        let mut tiles = |multiply, sides: &[usize]| {
+            shapes.extend(sides.iter().map(|&side| Shape::Tiles(multiply, side)));
         };
-        // Large tiles where they still give every multiprocessor one; those of wgmma also where there are
-        // few channels. It takes no second plane.
-        let fills = |tiles: [usize; 3]| tiles.iter().product::<usize>() >= self.multiprocessors;
-        let bits = matches!(self.format, Format::Bits(_));
-        let mut large = vec![(Multiply::Warp, 128)];
+        if self.input == Input::Any || matches!(self.format, Format::Bits(_)) {
+            tiles(Multiply::Warp, &[64]);
+            return shapes;
+        }
         if self.wgmma && self.params.planes == 1 {
-            large = vec![(Multiply::Group, 128), (Multiply::Group, 64)];
+            tiles(Multiply::Group, &[128, 64]);
         }
-        for (multiply, side) in large {
-            let tiles = tiles(128, side);
-            if !bits && self.input != Input::Any && channels > side / 2 && fills(tiles) {
-                return Choice {
-                    kernel: self.tile_kernel(multiply, side),
-                    tiles,
-                    splits: 1,
-                };
-            }
+        if self.format == (Format::Nibbles { native: true }) {
+            tiles(Multiply::Narrow, &[128, 64]);
         }
-        let tiles = tiles(64, 64);
-        let blocks: usize = tiles.iter().product();
+        tiles(Multiply::Warp, &[128, 64]);
+        shapes
+    }
+
+    /// Most blocks that may share a tile of a shape: the parts that planes of bytes have in a sum cannot be
+    /// told from one another.
+    fn most_splits(&self, shape: Shape) -> usize {
+        let sums_apart = self.params.planes > 1 && self.format == Format::Bytes;
+        if sums_apart || matches!(shape, Shape::Rows(_)) {
+            return 1;
+        }
         let slices = self.params.slices as usize;
-        // Parts of at least four slices, until there are two blocks a multiprocessor.
-        let wanted = (2 * self.multiprocessors) / blocks.max(1);
-        let splits = if self.params.planes == 1 || bits {
-            wanted
-                .min(slices / 4)
-                .min(32)
-                .min(MOST_BLOCKS / self.groups)
-                .max(1)
-        } else {
-            1
-        };
-        Choice {
-            kernel: self.tile_kernel(Multiply::Warp, 64),
-            tiles,
+        slices
+            .min(MOST_SPLITS)
+            .min(MOST_BLOCKS / self.groups)
+            .max(1)
+    }
+
+    fn way(&self, shape: Shape, splits: usize) -> Way {
+        Way {
+            kernel: self.kernel_of(shape),
             splits,
         }
+    }
+
+    /// The shape of a way, if it serves.
+    fn shape_of(&self, samples: usize, way: Way) -> Option<(Shape, usize)> {
+        let same = |shape: &Shape| self.kernel_of(*shape) == way.kernel;
+        let shape = self.shapes(samples).into_iter().find(same)?;
+        let splits = (1..=self.most_splits(shape)).contains(&way.splits);
+        splits.then_some((shape, way.splits))
+    }
+
+    /// Ways to compute `samples` samples, that of the rule first: every kernel, not split and split by
+    /// powers of two.
+    pub fn candidates(&self, samples: usize) -> Vec<Way> {
+        let (shape, splits) = self.rule(samples);
+        let usual = self.way(shape, splits);
+        let mut ways = vec![usual];
+        for shape in self.shapes(samples) {
+            let powers = (0..).map(|power| 1 << power);
+            let splits = powers.take_while(|&splits| splits <= self.most_splits(shape));
+            let all = splits.map(|splits| self.way(shape, splits));
+            ways.extend(all.filter(|way| *way != usual));
+        }
+        ways
+    }
+
+    fn choose(&self, samples: usize) -> Choice {
+        let preferred = self.preferred.get(samples);
+        let preferred = preferred.and_then(|way| self.shape_of(samples, way));
+        let (shape, splits) = preferred.unwrap_or_else(|| self.rule(samples));
+        Choice {
+            kernel: self.kernel_of(shape),
+            tiles: self.tiles(samples, shape),
+            tile_elements: shape.sides().iter().product(),
+            splits,
+        }
+    }
+
+    /// What is taken without measurements: a shape, and blocks that share a tile of it.
+    fn rule(&self, samples: usize) -> (Shape, usize) {
+        let channels = self.params.channels as usize;
+        let shapes = self.shapes(samples);
+        let fills =
+            |shape| self.tiles(samples, shape).iter().product::<usize>() >= self.multiprocessors;
+        // Whoever multiplies fastest: warpgroups where there are some, units for 4 bits where they serve.
+        let mut fastest = None;
+        for shape in shapes {
+            let Shape::Tiles(multiply, side) = shape else {
+                return (shape, 1);
+            };
+            if *fastest.get_or_insert(multiply) != multiply {
+                break;
+            }
+            // Large tiles where they still give every multiprocessor one; those of warpgroups also where
+            // there are few channels.
+            let large = multiply == Multiply::Group || side == 128;
+            if large && channels > side / 2 && fills(shape) {
+                return (shape, 1);
+            }
+        }
+        let narrow = fastest == Some(Multiply::Narrow);
+        let multiply = if narrow {
+            Multiply::Narrow
+        } else {
+            Multiply::Warp
+        };
+        let smallest = Shape::Tiles(multiply, 64);
+        let blocks: usize = self.tiles(samples, smallest).iter().product();
+        // Parts of at least four slices, until there are two blocks a multiprocessor.
+        let wanted = (2 * self.multiprocessors) / blocks.max(1);
+        let parts = self.params.slices as usize / 4;
+        let splits = wanted.min(parts).min(self.most_splits(smallest)).max(1);
+        (smallest, splits)
     }
 
     /// A launch.
@@ -451,6 +547,8 @@ struct Choice {
     kernel: Kernel,
     /// Along pixels, channels and groups.
     tiles: [usize; 3],
+    /// Accumulators of a tile.
+    tile_elements: usize,
     splits: usize,
 }
 
@@ -463,22 +561,44 @@ impl Choice {
         if self.splits == 1 {
             return 0;
         }
-        self.ticket_bytes() + self.tiles.iter().product::<usize>() * 64 * 64 * 4
+        self.ticket_bytes() + self.tiles.iter().product::<usize>() * self.tile_elements * 4
     }
 }
 
 /// Who multiplies together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Multiply {
-    /// A warp, by mma.sync.
+    /// A warp, bytes by bytes, by mma.sync.
     Warp,
+    /// A warp, 4 bits by 4 bits.
+    Narrow,
     /// A warpgroup, by wgmma.
     Group,
 }
 
+/// What a block computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// A few channels of all pixels, of which there are few, by this kernel.
+    Rows(Kernel),
+    /// A tile of pixels and of so many channels.
+    Tiles(Multiply, usize),
+}
+
+impl Shape {
+    /// Pixels and channels of a block.
+    fn sides(self) -> [usize; 2] {
+        match self {
+            Shape::Rows(_) => [FEW_ROWS, ROW_CHANNELS],
+            Shape::Tiles(Multiply::Group, side) => [128, side],
+            Shape::Tiles(_, side) => [side; 2],
+        }
+    }
+}
+
 fn kernel(input: Input, multiply: Multiply, side: usize, form: Form) -> Kernel {
     use Kernel as K;
-    let (warp, large) = (multiply == Multiply::Warp, side == 128);
+    let (warp, large) = (multiply != Multiply::Group, side == 128);
     let all = match (input, warp, large) {
         (Input::Any, _, _) => [
             K::ProductAnyx64Rhu,

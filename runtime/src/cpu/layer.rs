@@ -226,7 +226,7 @@ impl<'a> Layer<'a> {
 }
 
 /// What the speed of a layer with constant weights depends on, besides the machine and the way.
-pub(super) fn key(plan: &Plan, step: &Step) -> Option<String> {
+pub(crate) fn key(plan: &Plan, step: &Step) -> Option<String> {
     let StepOp::Conv(conv) = &step.op else {
         return None;
     };

@@ -20,6 +20,7 @@ use crate::plan::step::Operand;
 use crate::plan::{BufferId, Plan, Step};
 use crate::schedule::{Machine, Schedule};
 use crate::{Backend, BackendInfo, CompileError, ExecError, Executable, reference};
+pub(crate) use layer::key;
 use prepare::Kernel;
 use tuning::{Tuning, TuningError};
 

@@ -11,6 +11,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use requant_kernels_cpu::table;
+use requant_kernels_cuda::{CudaError, OpError};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -20,7 +22,7 @@ use crate::plan::{Plan, StepOp};
 use crate::{ExecError, profile};
 
 /// What a way's time must be of the usual one's to be preferred: measurements differ by less.
-const BETTER: f64 = 0.97;
+pub(crate) const BETTER: f64 = 0.97;
 
 /// Times that every way is measured, in turn with the others.
 const PASSES: usize = 3;
@@ -34,6 +36,12 @@ pub enum TuneError {
     /// It does not run.
     #[error(transparent)]
     Run(#[from] ExecError),
+    /// The device cannot be measured on.
+    #[error(transparent)]
+    Device(#[from] CudaError),
+    /// A launch that it has no room for.
+    #[error(transparent)]
+    Launch(#[from] OpError),
 }
 
 /// Why a table is not used.
@@ -81,10 +89,17 @@ pub(super) struct Machine {
 /// A way that was faster than the usual one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Choice {
-    way: String,
-    nanoseconds: u64,
-    usual_nanoseconds: u64,
+pub(crate) struct Choice {
+    pub(crate) way: String,
+    pub(crate) nanoseconds: u64,
+    pub(crate) usual_nanoseconds: u64,
+}
+
+impl Choice {
+    /// How many times as fast as the usual way it was.
+    pub(crate) fn gain(&self) -> f64 {
+        self.usual_nanoseconds as f64 / self.nanoseconds.max(1) as f64
+    }
 }
 
 /// Which ways are fastest on one machine.
@@ -101,11 +116,7 @@ impl Tuning {
     /// # Errors
     /// [`TuningError::File`] and [`TuningError::Format`].
     pub fn read(path: &Path) -> Result<Self, TuningError> {
-        let bytes = fs::read(path).map_err(|error| file(path, &error))?;
-        serde_json::from_slice(&bytes).map_err(|source| TuningError::Format {
-            path: path.to_owned(),
-            source,
-        })
+        read(path)
     }
 
     /// What a file of the table holds.
@@ -119,10 +130,9 @@ impl Tuning {
     /// Layers for which another way than the usual one is faster: the layer, the way, and how many times as
     /// fast it was.
     pub fn gains(&self) -> impl Iterator<Item = (&str, &str, f64)> {
-        self.layers.iter().map(|(layer, choice)| {
-            let ratio = choice.usual_nanoseconds as f64 / choice.nanoseconds.max(1) as f64;
-            (layer.as_str(), choice.way.as_str(), ratio)
-        })
+        self.layers
+            .iter()
+            .map(|(layer, choice)| (layer.as_str(), choice.way.as_str(), choice.gain()))
     }
 
     /// Takes over what another table of the same machine says.
@@ -252,11 +262,16 @@ impl CpuBackend {
     }
 }
 
-fn file(path: &Path, error: &std::io::Error) -> TuningError {
-    TuningError::File {
+/// Reads a file of JSON.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, TuningError> {
+    let bytes = fs::read(path).map_err(|error| TuningError::File {
         path: path.to_owned(),
         reason: error.kind(),
-    }
+    })?;
+    serde_json::from_slice(&bytes).map_err(|source| TuningError::Format {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The processor's name as Linux tells it; the architecture's elsewhere.

@@ -5,15 +5,17 @@
 //! was staged there before in the rows that nobody asked for. A graph runs as one: its time is shared out to
 //! the layers as a run told that timed each launch.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use requant_kernels_cpu::Serial;
 use requant_kernels_cuda::{Command, Session};
 
+use super::guards::{self, Guards};
 use super::place::Places;
 use super::prepare::launches;
-use super::{ALIGNMENT, Compiled};
+use super::{ALIGNMENT, Compiled, CudaOptions};
 use crate::arena::{Memory, Slice};
 use crate::plan::{BufferId, Storage};
 use crate::schedule::Segment;
@@ -31,6 +33,9 @@ struct Tail {
 #[derive(Debug)]
 pub(super) struct CudaInstance {
     session: Session,
+    /// Lists of commands by batch, where they are not recorded as graphs.
+    lists: HashMap<usize, Vec<Command>>,
+    guards: Option<Guards>,
     /// Where each of the schedule's wide buffers is staged.
     staged: Vec<usize>,
     tail: Option<Tail>,
@@ -78,8 +83,15 @@ impl CudaInstance {
         let precisions: Vec<_> = plan.steps.iter().map(|step| step.precision).collect();
         let arena = plan.layout.bytes(max_batch).next_multiple_of(ALIGNMENT);
         let bytes = arena + compiled.scratch_bytes(max_batch);
+        let guards = compiled.options.guarded.then(|| Guards {
+            mirror: staging..staging + bytes,
+            arena,
+        });
+        staging = guards.as_ref().map_or(staging, |guards| guards.mirror.end);
         let mut instance = CudaInstance {
             session: Session::new(&compiled.context, bytes, staging)?,
+            lists: HashMap::new(),
+            guards,
             staged,
             tail,
             shares: Vec::new(),
@@ -89,7 +101,11 @@ impl CudaInstance {
         };
         for batch in batches(max_batch) {
             let (commands, _) = instance.commands(batch)?;
-            instance.session.record(batch, &commands)?;
+            if instance.compiled.options.graphs {
+                instance.session.record(batch, &commands)?;
+            } else {
+                instance.lists.insert(batch, commands);
+            }
         }
         instance.profile()?;
         Ok(instance)
@@ -98,7 +114,7 @@ impl CudaInstance {
     /// Times each launch of the largest batch.
     fn profile(&mut self) -> Result<(), ExecError> {
         // The first run of a kernel may load it.
-        self.session.replay(self.max_batch)?;
+        self.run_batch(self.max_batch)?;
         let (commands, steps) = self.commands(self.max_batch)?;
         let times = self.session.time(&commands)?;
         let all = times.iter().sum::<Duration>().as_secs_f64();
@@ -113,15 +129,57 @@ impl CudaInstance {
         Ok(())
     }
 
-    /// Upload, launches and download of a run of `samples` samples, and the step that each belongs to.
+    /// Upload, launches and download of a run of `samples` samples, slice by slice, and the step that each
+    /// belongs to.
     fn commands(&self, samples: usize) -> Result<(Vec<Command>, Vec<Option<usize>>), ExecError> {
+        let slice = self.compiled.slice(samples).clamp(1, samples);
+        // Slices lie in as much of the arena as one takes, so that it stays in the device's cache.
+        let batch = if slice < samples {
+            slice
+        } else {
+            self.max_batch
+        };
+        let (mut commands, mut steps) = (Vec::new(), Vec::new());
+        if let Some(guards) = &self.guards {
+            commands.push(Command::Upload {
+                from: guards.mirror.clone(),
+                to: 0,
+            });
+        }
+        for first in (0..samples).step_by(slice) {
+            let each = slice.min(samples - first);
+            self.pass(first, each, batch, (&mut commands, &mut steps))?;
+        }
+        if let Some(guards) = &self.guards {
+            commands.push(Command::Download {
+                from: 0..guards.mirror.len(),
+                to: guards.mirror.start,
+            });
+        }
+        steps.resize(commands.len(), None);
+        Ok((commands, steps))
+    }
+
+    /// The commands of `samples` samples from the `first` on, in an arena laid out for `batch`.
+    fn pass(
+        &self,
+        first: usize,
+        samples: usize,
+        batch: usize,
+        (commands, steps): (&mut Vec<Command>, &mut Vec<Option<usize>>),
+    ) -> Result<(), ExecError> {
         let Compiled { plan, schedule, .. } = &*self.compiled;
-        let in_arena = |id: BufferId| plan.layout.range(id, samples, self.max_batch);
+        let in_arena = |id: BufferId| plan.layout.range(id, samples, batch);
+        // Where the first of the samples is staged.
+        let staged = |place: usize| {
+            let buffer = plan.buffer(schedule.wide[place]);
+            let each = if buffer.batched { buffer.bytes() } else { 0 };
+            self.staged[place] + first * each
+        };
         let arena = plan
             .layout
             .bytes(self.max_batch)
             .next_multiple_of(ALIGNMENT);
-        let (mut commands, mut steps) = (Vec::new(), Vec::new());
         let mut seen = Vec::new();
         for port in &plan.inputs {
             let root = plan.root(port.buffer);
@@ -129,7 +187,7 @@ impl CudaInstance {
                 && !seen.contains(&root)
             {
                 seen.push(root);
-                let (start, to) = (self.staged[place], in_arena(root));
+                let (start, to) = (staged(place), in_arena(root));
                 commands.push(Command::Upload {
                     from: start..start + to.len(),
                     to: to.start,
@@ -143,7 +201,7 @@ impl CudaInstance {
             scratch: self.session.address() + arena as u64,
             scratch_bytes: self.session.bytes() - arena,
             samples,
-            batch: self.max_batch,
+            batch,
         };
         steps.resize(commands.len(), None);
         for (index, (step, kernel)) in plan.steps.iter().zip(&self.compiled.kernels).enumerate() {
@@ -155,14 +213,64 @@ impl CudaInstance {
             steps.resize(commands.len(), Some(index));
         }
         for &place in self.device_segment().map_or(&[][..], |s| &s.leaving) {
-            let from = in_arena(schedule.wide[place]);
             commands.push(Command::Download {
-                from,
-                to: self.staged[place],
+                from: in_arena(schedule.wide[place]),
+                to: staged(place),
             });
         }
         steps.resize(commands.len(), None);
-        Ok((commands, steps))
+        Ok(())
+    }
+
+    /// Runs the device's part of a batch that has a graph; the time it took there, where that is asked for.
+    fn run_batch(&mut self, batch: usize) -> Result<Option<Duration>, ExecError> {
+        let CudaOptions {
+            graphs,
+            device_time,
+            ..
+        } = self.compiled.options;
+        let list = self.lists.get(&batch).map_or(&[][..], |list| list);
+        Ok(match (graphs, device_time) {
+            (true, true) => Some(self.session.time_replay(batch)?),
+            (true, false) => {
+                self.session.replay(batch)?;
+                None
+            }
+            (false, true) => Some(self.session.time_run(list)?),
+            (false, false) => {
+                self.session.run(list)?;
+                None
+            }
+        })
+    }
+
+    /// As [`CudaInstance::run_batch`], several times in poisoned memory, all of which is looked at.
+    fn run_guarded(
+        &mut self,
+        batch: usize,
+        guards: &Guards,
+    ) -> Result<Option<Duration>, ExecError> {
+        let mut first: Option<Vec<u8>> = None;
+        let mut time = None;
+        for _ in 0..guards::TURNS {
+            guards.poison(&mut self.session.staging_mut()[guards.mirror.clone()]);
+            time = self.run_batch(batch)?;
+            let mirror = &self.session.staging()[guards.mirror.clone()];
+            guards.check(&self.compiled.plan, (batch, self.max_batch), mirror)?;
+            match &first {
+                None => first = Some(mirror.to_vec()),
+                Some(first) => {
+                    let differs = first
+                        .iter()
+                        .zip(mirror)
+                        .position(|(one, other)| one != other);
+                    if let Some(at) = differs {
+                        return Err(ExecError::Unsteady { at });
+                    }
+                }
+            }
+        }
+        Ok(time)
     }
 
     fn device_segment(&self) -> Option<&Segment> {
@@ -278,11 +386,15 @@ impl Instance for CudaInstance {
         }
         self.stats.reset();
         let start = Instant::now();
-        self.session.replay(batch_of(samples, self.max_batch))?;
-        let device = start.elapsed();
+        let batch = batch_of(samples, self.max_batch);
+        let on_device = match self.guards.clone() {
+            Some(guards) => self.run_guarded(batch, &guards)?,
+            None => self.run_batch(batch)?,
+        };
+        let device = on_device.unwrap_or_else(|| start.elapsed());
         self.run_tail(samples);
         self.count(samples, device);
-        self.stats.total = start.elapsed();
+        self.stats.total = on_device.unwrap_or_else(|| start.elapsed());
         Ok(&self.stats)
     }
 

@@ -2,24 +2,55 @@
 //!
 //! Compiling packs the weights into device memory and resolves each step to a kernel of
 //! `requant-kernels-cuda`. An instance has its own stream and arena; when it is made, it records upload,
-//! launches and download as one CUDA graph for each of a few batches. The float
+//! launches and download as one CUDA graph for each of a few batches; a batch that measures faster so
+//! passes in slices whose activations stay in the device's cache. The float
 //! edges of the ports run on the host, so integers travel; so does a float softmax at a network's end,
 //! with all that follows it.
 
+mod guards;
 mod instance;
 mod place;
 mod prepare;
+pub(crate) mod tuning;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use requant_kernels_cpu::Isa;
-use requant_kernels_cuda::{Context, CudaError, DeviceMemory};
+use requant_kernels_cuda::ops::bucket;
+use requant_kernels_cuda::{Context, CudaError, DeviceMemory, driver};
 
 use crate::edges::Edges;
 use crate::plan::{Plan, Step, StepOp, Storage};
 use crate::schedule::Schedule;
-use crate::{Backend, BackendInfo, CompileError, ExecError, Executable, Footprint, Instance};
+use crate::{
+    Backend, BackendInfo, CompileError, ExecError, Executable, Footprint, Instance, TuningError,
+};
 use prepare::Kernel;
+use tuning::CudaTuning;
+
+/// How instances of the CUDA backend run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// Whether a run is recorded and replayed as one graph, or submitted launch by launch.
+    pub graphs: bool,
+    /// Whether [`crate::RunStats::total`] is the time from the device's first copy to its last, on the
+    /// device's clock, instead of the host's time for everything.
+    pub device_time: bool,
+    /// Whether every run is made three times in poisoned memory with guards between all buffers, and fails
+    /// where a kernel wrote outside of them or answered otherwise the next time. Takes more memory.
+    pub guarded: bool,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        CudaOptions {
+            graphs: true,
+            device_time: false,
+            guarded: false,
+        }
+    }
+}
 
 /// Alignment of staged buffers and of the zeroed memory behind the arena.
 const ALIGNMENT: usize = 256;
@@ -28,6 +59,8 @@ const ALIGNMENT: usize = 256;
 #[derive(Clone, Debug)]
 pub struct CudaBackend {
     context: Arc<Context>,
+    options: CudaOptions,
+    tuning: Option<Arc<CudaTuning>>,
 }
 
 impl CudaBackend {
@@ -38,7 +71,35 @@ impl CudaBackend {
     pub fn new(ordinal: usize) -> Result<Self, CudaError> {
         Ok(CudaBackend {
             context: Context::open(ordinal)?,
+            options: CudaOptions::default(),
+            tuning: None,
         })
+    }
+
+    /// How many devices there are.
+    ///
+    /// # Errors
+    /// Why there are none: no driver, one too old, or one that refuses to start.
+    pub fn devices() -> Result<usize, CudaError> {
+        driver::devices()
+    }
+
+    /// Makes instances run otherwise from now on.
+    #[must_use]
+    pub fn with_options(mut self, options: CudaOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Computes layers and slices batches as a table of measurements says, where it knows them.
+    ///
+    /// # Errors
+    /// [`TuningError::Foreign`] where they were made on another kind of device, with another driver or with
+    /// other kernels.
+    pub fn with_tuning(mut self, tuning: CudaTuning) -> Result<Self, TuningError> {
+        tuning.check(&self.here())?;
+        self.tuning = Some(Arc::new(tuning));
+        Ok(self)
     }
 
     /// Resets the device after a fault and opens it anew; what the old backend made fails from then on.
@@ -48,6 +109,8 @@ impl CudaBackend {
     pub fn reopen(&self) -> Result<Self, CudaError> {
         Ok(CudaBackend {
             context: self.context.reopen()?,
+            options: self.options,
+            tuning: self.tuning.clone(),
         })
     }
 
@@ -75,7 +138,21 @@ impl Backend for CudaBackend {
     }
 
     fn compile(&self, plan: Arc<Plan>) -> Result<Arc<dyn Executable>, CompileError> {
-        let (plan, planes) = plan.interleaved();
+        let mut compiled = self.compiled(&plan)?;
+        if let Some(tuning) = &self.tuning {
+            tuning.apply(&mut compiled);
+        }
+        Ok(Arc::new(CudaExecutable(Arc::new(compiled))))
+    }
+}
+
+impl CudaBackend {
+    /// Compiles a plan by the fixed rules.
+    fn compiled(&self, plan: &Plan) -> Result<Compiled, CompileError> {
+        let (mut plan, planes) = plan.interleaved();
+        if self.options.guarded {
+            plan.layout = plan.layout.apart(guards::GUARD);
+        }
         let device = device_steps(&plan)?;
         // Refused as a whole before anything is packed: a weight takes a byte at least.
         let weights = plan.steps[..device].iter().map(weights_of).sum();
@@ -84,10 +161,10 @@ impl Backend for CudaBackend {
             step: "weights".to_owned(),
             source: source.into(),
         })?;
-        let kernels: Result<Vec<Kernel>, CompileError> = plan.steps[..device]
-            .iter()
-            .map(|step| self.prepare(&plan, step))
-            .collect();
+        let kernels = plan.steps[..device].iter();
+        let kernels: Result<Vec<Kernel>, CompileError> =
+            kernels.map(|step| self.prepare(&plan, step)).collect();
+        let kernels = kernels?;
         let constants = constants(&self.context, &plan).map_err(|source| CompileError::Device {
             step: "constants".to_owned(),
             source: source.into(),
@@ -97,15 +174,18 @@ impl Backend for CudaBackend {
         let cuts: Vec<usize> = (0..plan.steps.len())
             .map(|index| if index < device { 1 } else { usize::MAX })
             .collect();
-        Ok(Arc::new(CudaExecutable(Arc::new(Compiled {
+        Ok(Compiled {
             schedule: Schedule::new(&plan, &cuts, 1),
+            keys: tuning::keys(&plan, &kernels),
             plan: Arc::new(plan.without_weights()),
             device,
-            kernels: kernels?,
+            kernels,
             constants,
             edges,
+            options: self.options,
+            slices: BTreeMap::new(),
             context: Arc::clone(&self.context),
-        }))))
+        })
     }
 }
 
@@ -120,6 +200,11 @@ struct Compiled {
     /// Constant buffers, by their index.
     constants: Vec<Option<DeviceMemory>>,
     edges: Edges,
+    /// What the speed of each step depends on, for those among whose ways a table may choose.
+    keys: Vec<Option<String>>,
+    options: CudaOptions,
+    /// Samples that pass the device together, by the bucket of a batch; the whole batch where it has none.
+    slices: BTreeMap<usize, usize>,
     context: Arc<Context>,
 }
 
@@ -131,6 +216,13 @@ impl Compiled {
     fn scratch_bytes(&self, max_batch: usize) -> usize {
         let each = self.kernels.iter().map(|k| k.scratch_bytes(max_batch));
         each.max().unwrap_or(0)
+    }
+
+    /// Samples of a batch of `samples` that pass the device together.
+    fn slice(&self, samples: usize) -> usize {
+        let slice = self.slices.get(&bucket(samples)).copied();
+        // Guards are where the whole batch has them.
+        slice.filter(|_| !self.options.guarded).unwrap_or(samples)
     }
 
     fn device_bytes(&self, max_batch: usize) -> usize {

@@ -46,6 +46,24 @@ impl ArenaLayout {
         self.places[id.0].bytes > 0
     }
 
+    /// The same buffers each in a place of its own, with at least `guard` bytes before and behind it that
+    /// no buffer has.
+    pub(crate) fn apart(&self, guard: usize) -> ArenaLayout {
+        let mut places = self.places.clone();
+        // Batched buffers begin where fixed ones end, and their gaps grow with the batch.
+        let mut ends = [round_up(guard); 2];
+        for place in places.iter_mut().filter(|place| place.bytes > 0) {
+            let end = &mut ends[usize::from(place.batched)];
+            place.offset = *end;
+            *end += round_up(place.bytes + guard);
+        }
+        ArenaLayout {
+            places,
+            fixed_bytes: ends[0],
+            sample_bytes: ends[1],
+        }
+    }
+
     /// The byte range of a buffer that holds `samples` samples, in an arena laid out for `batch`.
     pub fn range(&self, id: BufferId, samples: usize, batch: usize) -> core::ops::Range<usize> {
         let place = self.places[id.0];
@@ -148,6 +166,39 @@ fn round_up(bytes: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn buffers_apart_have_guards() {
+        let buffer = |elements: usize, batched: bool| Buffer {
+            name: String::new(),
+            dtype: requant_numerics::DType::U8,
+            dims: vec![elements],
+            batched,
+            storage: Storage::Arena,
+        };
+        let buffers = [
+            buffer(70, true),
+            buffer(1, false),
+            buffer(64, true),
+            buffer(300, false),
+        ];
+        let touches = (0..4).map(|index| (BufferId(index), index));
+        let layout = arrange(&buffers, touches).apart(100);
+        for (samples, batch) in [(1, 1), (2, 5)] {
+            let mut ranges: Vec<_> = (0..4)
+                .map(|i| layout.range(BufferId(i), samples, batch))
+                .collect();
+            ranges.sort_by_key(|range| range.start);
+            let lengths: Vec<usize> = ranges.iter().map(|range| range.len()).collect();
+            assert_eq!(lengths, [1, 300, 70 * samples, 64 * samples]);
+            let mut end = 0;
+            for range in ranges {
+                assert!(range.start >= end + 100 && range.start % ALIGNMENT == 0);
+                end = range.end;
+            }
+            assert!(layout.bytes(batch) >= end + 100);
+        }
+    }
 
     #[test]
     fn smallest_gap_is_taken() {
