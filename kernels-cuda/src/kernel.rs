@@ -186,6 +186,16 @@ impl Kernel {
         self.name().starts_with("group_")
     }
 
+    /// Whether it computes products with packed weights.
+    pub fn is_product(self) -> bool {
+        self.name().contains("product_")
+    }
+
+    /// Whether blocks may share a tile of it, each a part of its depth.
+    pub fn splits(self) -> bool {
+        self.is_product() && !self.name().starts_with("row_")
+    }
+
     /// Whether it reads 4-bit weights and multiplies bytes.
     fn widens_nibbles(self) -> bool {
         self.name().contains("product_w4_")

@@ -4,24 +4,21 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use requant_conformance::{Rng, emulator};
 use requant_kernels_cuda::epilogue::{Finish, Join};
-use requant_kernels_cuda::ops::Window;
 use requant_kernels_cuda::ops::conv::{Conv, ConvIo, ConvSpec, ZeroPoint};
-use requant_kernels_cuda::{Context, Kernel, OpError};
+use requant_kernels_cuda::ops::{Way, Window};
+use requant_kernels_cuda::{Context, Kernel, Launch, OpError};
 use requant_numerics::DType;
-use support::{Numbers, SHAPES, Shape, run, run_with};
-
-/// Roundings, sums and tables that `run` knows.
-const FINISHES: usize = 11;
+use support::{FINISHES, NUMBERS, Numbers, SHAPES, Shape, Ways, run};
 
 #[test]
 fn every_product_equals_plain_loops() {
     let name = "every_product_equals_plain_loops";
     if emulator::is_emulated(name, "major=8") {
-        compare_all(|kernel| kernel.is_in("sm_80"));
+        compare_all("sm_80");
     }
 }
 
@@ -29,10 +26,7 @@ fn every_product_equals_plain_loops() {
 fn every_product_by_wgmma_equals_plain_loops() {
     let name = "every_product_by_wgmma_equals_plain_loops";
     if emulator::is_emulated(name, "major=9") {
-        // Where warpgroups have the large tiles, warps have none.
-        compare_all(|kernel| {
-            kernel.is_in("sm_90a") && (kernel.needs_wgmma() || !kernel.name().contains("_128_"))
-        });
+        compare_all("sm_90a");
     }
 }
 
@@ -40,7 +34,7 @@ fn every_product_by_wgmma_equals_plain_loops() {
 fn products_without_narrow_units_equal_plain_loops() {
     let name = "products_without_narrow_units_equal_plain_loops";
     if emulator::is_emulated(name, "major=10") {
-        compare_all(|kernel| kernel.is_in("sm_100a"));
+        compare_all("sm_100a");
     }
 }
 
@@ -85,9 +79,13 @@ fn at_their_limits() {
                     dtype,
                     extreme: true,
                 };
-                for kind in [0, 6, 10] {
-                    run_with(&context, (shape, numbers), kind, &mut rng);
+                for kind in [0, 10] {
+                    let usual = (Ways::Usual, 3);
+                    run(&context, (shape, numbers), kind, usual, &mut rng);
                 }
+                // Parts of the sums by every kernel.
+                let all = (Ways::All(&|_| true), 1);
+                run(&context, (shape, numbers), 6, all, &mut rng);
             }
         }
     }
@@ -99,17 +97,27 @@ fn at_their_limits() {
             dtype: DType::U8,
             extreme: true,
         };
-        let (name, _) = run_with(&context, (shape, numbers), 6, &mut rng);
-        assert_eq!(name.contains("_w4_"), narrow, "{name}");
+        let all = Ways::All(&|_| true);
+        let met = run(&context, (shape, numbers), 6, (all, 1), &mut rng);
+        assert!(!met.is_empty());
+        for (name, _) in met {
+            assert_eq!(name.contains("_w4_"), narrow, "{name}");
+        }
     }
 }
 
-/// Sums of a tile of 64 by 64, and its ticket, for as many tiles as the launch has.
-fn bytes_of_splits([x, y, z]: [u32; 3]) -> usize {
+/// Sums of a tile, and its ticket, for as many tiles as the launch has.
+fn bytes_of_splits(launch: &Launch) -> usize {
+    let [x, y, z] = launch.grid;
     let tiles = (x * y) as usize;
     let tickets = (tiles * 4).next_multiple_of(256);
+    let side = if launch.kernel.name().contains("_128_") {
+        128
+    } else {
+        64
+    };
     if z > 1 {
-        tickets + tiles * 64 * 64 * 4
+        tickets + tiles * side * side * 4
     } else {
         0
     }
@@ -147,49 +155,181 @@ fn every_batch_has_room_for_its_splits() {
             dtype: DType::I32,
         },
     };
-    let conv = Conv::new(&context, &spec).unwrap();
-    let mut needed = Vec::new();
-    for most in 1..=9 {
-        let io = |samples, scratch_bytes| ConvIo {
-            samples,
-            scratch_bytes,
-            ..ConvIo::default()
-        };
-        let there = conv.scratch_bytes(most);
-        for samples in 1..=most {
-            let grid = conv.launch(&io(samples, there)).unwrap().grid;
-            let bytes = bytes_of_splits(grid);
-            assert!(bytes <= there, "{samples} of {most}: {bytes} of {there}");
-            if bytes > 0 {
-                let refused = conv.launch(&io(samples, bytes - 1)).unwrap_err();
-                let scratch = OpError::Scratch {
-                    needed: bytes,
-                    there: bytes - 1,
-                };
-                assert_eq!(refused, scratch);
+    let mut conv = Conv::new(&context, &spec).unwrap();
+    let io = |samples, scratch_bytes| ConvIo {
+        samples,
+        scratch_bytes,
+        ..ConvIo::default()
+    };
+    let needed = |conv: &Conv| {
+        let mut needed = Vec::new();
+        for most in 1..=9 {
+            let there = conv.scratch_bytes(most);
+            for samples in 1..=most {
+                let bytes = bytes_of_splits(&conv.launch(&io(samples, there)).unwrap());
+                assert!(bytes <= there, "{samples} of {most}: {bytes} of {there}");
+                if bytes > 0 {
+                    let refused = conv.launch(&io(samples, bytes - 1)).unwrap_err();
+                    let scratch = OpError::Scratch {
+                        needed: bytes,
+                        there: bytes - 1,
+                    };
+                    assert_eq!(refused, scratch);
+                }
+                needed.push(bytes);
             }
-            needed.push(bytes);
         }
+        needed.into_iter().max().unwrap()
+    };
+    assert_eq!(needed(&conv), 2_032_128);
+    // Whatever a table asks for, the large tiles that are split included.
+    let mut most = 0;
+    for way in conv.candidates(4) {
+        for samples in [1, 4, 8] {
+            conv.prefer(samples, way);
+        }
+        most = most.max(needed(&conv));
     }
-    assert_eq!(needed.iter().max(), Some(&2_032_128));
+    // Small tiles of eight images; nine are in a bucket of their own.
+    assert_eq!(most, 196 * 64 * 64 * 4 + 1024);
 }
 
-/// Runs every shape with every finish, and demands that it met the kernels that it should.
-fn compare_all(expected: impl Fn(&Kernel) -> bool) {
+/// What a table may ask for: names of kernels that compute some rows of a layer.
+#[test]
+fn a_table_chooses_among_the_kernels_that_serve() {
+    for settings in ["major=8", "major=9"] {
+        if emulator::is_child() && std::env::var("REQUANT_EMULATED").as_deref() != Ok(settings) {
+            continue;
+        }
+        if emulator::is_emulated("a_table_chooses_among_the_kernels_that_serve", settings) {
+            choose_all(settings == "major=8");
+        }
+    }
+}
+
+fn choose_all(ampere: bool) {
+    let context = Context::open(0).unwrap();
+    // A layer of 64 channels over one pixel a sample, of 512 values.
+    let offered = |(lo, hi): (i16, i16), dtype, samples| {
+        let weights: Vec<i16> = (0..512 * 64)
+            .map(|i| if i % 3 == 0 { lo } else { hi })
+            .collect();
+        let finish = Finish {
+            requantize: None,
+            join: Join::None,
+            table: None,
+            dtype: DType::I32,
+        };
+        let spec = ConvSpec {
+            input: [1, 1, 1, 512],
+            output: [1, 1, 1, 64],
+            window: Window {
+                kernel: [1; 2],
+                strides: [1; 2],
+                pads: [0; 4],
+                dilations: [1; 2],
+            },
+            groups: 1,
+            weights: &weights,
+            computed: None,
+            dtype,
+            zero_point: ZeroPoint::Static(0),
+            outside: 0,
+            bias: &[],
+            finish,
+        };
+        let mut conv = Conv::new(&context, &spec).unwrap();
+        let ways = conv.candidates(samples);
+        let usual = conv.kernel(samples);
+        assert_eq!(usual, ways[0].kernel.label());
+        // What is offered is taken, and nothing else is.
+        for &kernel in Kernel::ALL {
+            for splits in [1, 2, 3, 33] {
+                let way = Way { kernel, splits };
+                // As many parts as there are slices, of 64 elements or of 256.
+                let most = match kernel.name() {
+                    name if name.starts_with("row_") => 1,
+                    name if name.starts_with("bit_") => 2,
+                    _ => 8,
+                };
+                let serves = splits <= most && ways.iter().any(|way| way.kernel == kernel);
+                conv.prefer(samples, way);
+                let scratch_bytes = conv.scratch_bytes(samples);
+                let io = ConvIo {
+                    samples,
+                    scratch_bytes,
+                    ..ConvIo::default()
+                };
+                let launch = conv.launch(&io).unwrap();
+                let taken = (launch.kernel, launch.grid[2] as usize) == (kernel, splits);
+                assert_eq!(taken, serves, "{way}");
+            }
+        }
+        let names: BTreeSet<&str> = ways.iter().map(|way| way.kernel.name()).collect();
+        names.into_iter().collect::<Vec<_>>().join(" ")
+    };
+    let bytes = offered((-100, 100), DType::U8, 5);
+    let few = offered((-100, 100), DType::U8, 1);
+    let four = offered((-8, 7), DType::I4, 3);
+    let counted = offered((-1, 1), DType::Binary, 1);
+    if ampere {
+        assert_eq!(bytes, "product_u8_128_any product_u8_64_any");
+        assert_eq!(few, "product_u8_128_any product_u8_64_any row_product_u8_1");
+        assert_eq!(
+            four,
+            "product_w4_i8_128_any product_w4_i8_64_any product_w4a4_i4_128_any \
+             product_w4a4_i4_64_any row_product_w4_i8_4"
+        );
+        assert_eq!(counted, "bit_product_xor_1_any");
+    } else {
+        assert_eq!(
+            bytes,
+            "group_product_u8_128_any group_product_u8_64_any product_u8_128_any product_u8_64_any"
+        );
+        assert!(few.ends_with(" row_product_u8_1"), "{few}");
+        assert_eq!(
+            four,
+            "group_product_w4_i8_128_any group_product_w4_i8_64_any product_w4_i8_128_any \
+             product_w4_i8_64_any row_product_w4_i8_4"
+        );
+        assert_eq!(counted, "bit_product_and_1_any");
+    }
+}
+
+/// Runs every shape with every finish, and demands that it met every product of an image, whole and split.
+fn compare_all(image: &str) {
     let context = Context::open(0).unwrap();
     let mut rng = Rng::new(21);
     let mut met: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
+    let count = |met: &mut BTreeMap<&str, [usize; 2]>, runs: Vec<(&'static str, bool)>| {
+        for (name, split) in runs {
+            met.entry(name).or_default()[usize::from(split)] += 1;
+        }
+    };
     for &shape in SHAPES {
         for kind in 0..FINISHES {
-            let (name, split) = run(&context, shape, kind, &mut rng);
-            met.entry(name).or_default()[usize::from(split)] += 1;
+            let case = (shape, any_numbers(kind, &mut rng));
+            let runs = run(&context, case, kind, (Ways::Usual, 3), &mut rng);
+            count(&mut met, runs);
+        }
+        // Every kernel and split that a table may ask for.
+        for kind in [0, 1, 3] {
+            let all = Ways::All(&|_| true);
+            let case = (shape, any_numbers(kind, &mut rng));
+            let runs = run(&context, case, kind, (all, 1), &mut rng);
+            count(&mut met, runs);
         }
     }
     // What chance has not met yet, looked for with the shapes and numbers that lead there.
-    let products = || Kernel::ALL.iter().filter(|k| k.name().contains("product_"));
     let missing = |met: &BTreeMap<&str, [usize; 2]>| {
-        let missing = products().find(|k| expected(k) && !met.contains_key(k.name()));
-        missing.map(|k| k.name())
+        let is_missing = |kernel: &&Kernel| {
+            let [whole, split] = met.get(kernel.name()).copied().unwrap_or_default();
+            whole == 0 || (split == 0 && kernel.splits())
+        };
+        let products = Kernel::ALL
+            .iter()
+            .filter(|k| k.is_product() && k.is_in(image));
+        products.filter(is_missing).map(|k| k.name()).next()
     };
     for turn in 0..4000 {
         let Some(name) = missing(&met) else { break };
@@ -200,15 +340,20 @@ fn compare_all(expected: impl Fn(&Kernel) -> bool) {
         };
         let numbers = numbers_of(name, &mut rng);
         let shape = SHAPES[turn % SHAPES.len()];
-        let (name, split) = run_with(&context, (shape, numbers), kind, &mut rng);
-        met.entry(name).or_default()[usize::from(split)] += 1;
+        let wanted = |other: &str| other == name;
+        let only = (Ways::All(&wanted), 3);
+        let runs = run(&context, (shape, numbers), kind, only, &mut rng);
+        count(&mut met, runs);
     }
     println!("{met:#?}");
     assert_eq!(missing(&met), None, "was not met");
-    for finish in ["_rhu", "_f32", "_any"] {
-        let split = |(name, [_, split]): (&&str, &[usize; 2])| name.ends_with(finish) && *split > 0;
-        assert!(met.iter().any(split), "no {finish} was split");
-    }
+}
+
+/// Weights of one kind and inputs of any, for a finish.
+fn any_numbers(kind: usize, rng: &mut Rng) -> Numbers {
+    let (weights, input) = (rng.pick(NUMBERS), rng.pick(NUMBERS));
+    let any = Numbers::of(weights.weights, input.dtype);
+    if any.suits(kind) { any } else { NUMBERS[0] }
 }
 
 /// Numbers that kernel `name` multiplies.
@@ -235,9 +380,5 @@ fn numbers_of(name: &str, rng: &mut Rng) -> Numbers {
         name if name.contains("_u8_") => ((-127, 127), DType::U8),
         _ => ((-127, 127), DType::I8),
     };
-    Numbers {
-        weights,
-        dtype,
-        extreme: false,
-    }
+    Numbers::of(weights, dtype)
 }

@@ -528,10 +528,10 @@ impl Product {
             },
             ..self.params
         };
-        let shared = if choice.kernel.name().starts_with("row_") {
-            self.row_bytes(choice.kernel)
-        } else {
+        let shared = if choice.kernel.splits() {
             shared_bytes(choice.kernel, self.stages)
+        } else {
+            self.row_bytes(choice.kernel)
         };
         Ok(Launch {
             kernel: choice.kernel,
@@ -633,7 +633,7 @@ fn kernel(input: Input, multiply: Multiply, side: usize, form: Form) -> Kernel {
 /// the depth.
 pub(crate) fn shared_bytes(kernel: Kernel, stages: usize) -> usize {
     let name = kernel.name();
-    if !name.contains("product_") || name.starts_with("row_") {
+    if !kernel.splits() {
         return if kernel == Kernel::DynamicQuantize {
             1024
         } else {

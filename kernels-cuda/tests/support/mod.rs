@@ -26,15 +26,20 @@ pub(crate) struct Shape(
     pub(crate) usize,
 );
 
+/// Bytes between and behind the operands that nobody may write to.
+const GUARD: usize = 512;
+
 /// Shapes with tails on every side, whole tiles, and little to do but depth.
 pub(crate) const SHAPES: &[Shape] = &[
     // Tails on every side; the smallest.
     Shape(1, 1, 1, 1, 1, 1, 1, 1, 0, 1),
+    Shape(1, 1, 1, 16, 1, 1, 1, 1, 0, 1),
     Shape(1, 5, 7, 3, 10, 1, 3, 2, 1, 1),
     Shape(2, 9, 9, 16, 40, 1, 3, 1, 1, 1),
     Shape(1, 8, 8, 32, 33, 2, 3, 1, 1, 2),
     Shape(3, 6, 5, 48, 70, 1, 1, 1, 0, 1),
     Shape(1, 7, 7, 17, 9, 3, 2, 1, 1, 1),
+    Shape(1, 11, 6, 16, 65, 2, 5, 3, 4, 2),
     // Whole tiles of 128.
     Shape(2, 16, 16, 64, 128, 1, 1, 1, 0, 1),
     Shape(3, 13, 13, 80, 200, 1, 1, 1, 0, 1),
@@ -63,33 +68,37 @@ pub(crate) struct Numbers {
     pub(crate) extreme: bool,
 }
 
+/// Numbers of every kind for which there are kernels.
+pub(crate) const NUMBERS: &[Numbers] = &[
+    Numbers::of((-127, 127), DType::U8),
+    Numbers::of((-127, 127), DType::I8),
+    Numbers::of((-3000, 3000), DType::U8),
+    Numbers::of((-3000, 3000), DType::I8),
+    Numbers::of((-8, 7), DType::U8),
+    Numbers::of((-8, 7), DType::I8),
+    Numbers::of((-8, 7), DType::U4),
+    Numbers::of((-8, 7), DType::I4),
+    Numbers::of((-1, 1), DType::Ternary),
+    Numbers::of((-1, 1), DType::Binary),
+    Numbers::of((-1, 2), DType::Ternary),
+    Numbers::of((-1, 2), DType::Binary),
+];
+
+/// Roundings, sums and tables that [`run`] knows.
+pub(crate) const FINISHES: usize = 11;
+
 impl Numbers {
-    /// Any; weights past 8 bits where `wide`.
-    fn any(rng: &mut Rng, wide: bool) -> Self {
-        let types = [
-            DType::U8,
-            DType::I8,
-            DType::U8,
-            DType::I8,
-            DType::U4,
-            DType::I4,
-            DType::Binary,
-            DType::Ternary,
-        ];
-        let most = if wide { 3000 } else { 127 };
-        let weights = [
-            (-127, 127),
-            (-most, most),
-            (-8, 7),
-            (-8, 7),
-            (-1, 1),
-            (-1, 2),
-        ];
+    pub(crate) const fn of(weights: (i64, i64), dtype: DType) -> Self {
         Numbers {
-            weights: rng.pick(&weights),
-            dtype: rng.pick(&types),
+            weights,
+            dtype,
             extreme: false,
         }
+    }
+
+    /// Whether sums of them fit 32 bits where no rounding hides that they do not.
+    pub(crate) fn suits(self, kind: usize) -> bool {
+        self.weights.1 < 128 || ![6, 7, 10].contains(&kind)
     }
 
     /// A number of a range. What ends beyond 1 where it begins at -1 has no zeros, and nothing else.
@@ -283,25 +292,25 @@ fn expected(spec: &ConvSpec<'_>, samples: usize, x: &[i32], other: &[u8]) -> Vec
     out
 }
 
-/// Runs a case of any numbers; see [`run_with`].
-pub(crate) fn run(
-    context: &Arc<Context>,
-    shape: Shape,
-    kind: usize,
-    rng: &mut Rng,
-) -> (&'static str, bool) {
-    // Sums of wide weights may leave the 32 bits that no rounding hides.
-    let numbers = Numbers::any(rng, ![6, 7, 10].contains(&kind));
-    run_with(context, (shape, numbers), kind, rng)
+/// Which of the ways to compute a case are run.
+#[derive(Clone, Copy)]
+#[allow(dead_code)]
+pub(crate) enum Ways<'a> {
+    /// The one that the rule takes.
+    Usual,
+    /// All of kernels that are wanted, by name.
+    All(&'a dyn Fn(&str) -> bool),
 }
 
-/// Runs a case three times in one session and gives the kernel's name and whether it was split.
-pub(crate) fn run_with(
+/// Runs a case by each way, `turns` times in one session, and gives the kernels' names and whether they were
+/// split. All memory but the output must be as it was before, and as zero as it was.
+pub(crate) fn run(
     context: &Arc<Context>,
     (shape, numbers): (Shape, Numbers),
     kind: usize,
+    (ways, turns): (Ways<'_>, usize),
     rng: &mut Rng,
-) -> (&'static str, bool) {
+) -> Vec<(&'static str, bool)> {
     let Shape(images, h, w, group_in, group_out, groups, kernel, stride, pad, dilation) = shape;
     let window = Window {
         kernel: [kernel; 2],
@@ -340,8 +349,16 @@ pub(crate) fn run_with(
         bias: &bias,
         finish: finish(rng, kind, out_c, out_type),
     };
-    let conv = Conv::new(context, &spec).unwrap();
+    let mut conv = Conv::new(context, &spec).unwrap();
     let samples = rng.size(1, 2);
+    let mut all = conv.candidates(samples);
+    match ways {
+        Ways::Usual => all.truncate(1),
+        Ways::All(wanted) => all.retain(|way| wanted(way.kernel.name())),
+    }
+    if all.is_empty() {
+        return Vec::new();
+    }
     let x: Vec<i32> = (0..samples * images * h * w * in_c)
         .map(|_| {
             let range = if dtype == DType::Binary {
@@ -355,60 +372,63 @@ pub(crate) fn run_with(
     let elements = samples * spec.output.iter().product::<usize>();
     let other: Vec<u8> = (0..elements).map(|_| rng.range(0, 255) as u8).collect();
     let want = expected(&spec, samples, &x, &other);
-
-    // Input, second operand and output one after the other, guards behind the output, then scratch.
-    let guard = 64;
-    let size = spec.finish.dtype.size_in_memory();
-    let other_at = x.len().next_multiple_of(256);
-    let y_at = (other_at + other.len()).next_multiple_of(256);
-    let y_bytes = elements * size;
-    let end = (y_at + y_bytes + guard).next_multiple_of(256);
-    let mut session = Session::new(context, end + conv.scratch_bytes(samples), end).unwrap();
-    let at = |offset: usize| session.address() + offset as u64;
-    let io = ConvIo {
-        samples,
-        x: at(0),
-        y: at(y_at),
-        other: at(other_at),
-        scratch: at(end),
-        scratch_bytes: conv.scratch_bytes(samples),
-        ..ConvIo::default()
-    };
-    let launch = conv.launch(&io).unwrap();
-    let split = launch.grid[2] as usize > groups;
-    let name = launch.kernel.name();
-    let commands = [
-        Command::Upload {
+    let want = |index: usize| want[index].to_le_bytes();
+    let mut met = Vec::new();
+    for way in all {
+        conv.prefer(samples, way);
+        assert_eq!(conv.kernel(samples), way.kernel.label());
+        // Input, second operand and output with guards between them and behind, then scratch.
+        let size = spec.finish.dtype.size_in_memory();
+        let other_at = (x.len() + GUARD).next_multiple_of(256);
+        let y_at = (other_at + other.len() + GUARD).next_multiple_of(256);
+        let y_bytes = elements * size;
+        let scratch_at = (y_at + y_bytes + GUARD).next_multiple_of(256);
+        let scratch_bytes = conv.scratch_bytes(samples);
+        let end = scratch_at + scratch_bytes;
+        let mut session = Session::new(context, end, end).unwrap();
+        let at = |offset: usize| session.address() + offset as u64;
+        let io = ConvIo {
+            samples,
+            x: at(0),
+            y: at(y_at),
+            other: at(other_at),
+            scratch: at(scratch_at),
+            scratch_bytes,
+            ..ConvIo::default()
+        };
+        let launch = conv.launch(&io).unwrap();
+        let split = launch.grid[2] as usize > groups;
+        assert_eq!(launch.grid[2] as usize, groups * way.splits);
+        let mut before = vec![0xA5; end];
+        before.iter_mut().zip(&x).for_each(|(to, &x)| *to = x as u8);
+        before[other_at..][..other.len()].copy_from_slice(&other);
+        before[scratch_at..].fill(0);
+        let upload = Command::Upload {
+            from: 0..scratch_at,
+            to: 0,
+        };
+        let download = Command::Download {
             from: 0..end,
             to: 0,
-        },
-        Command::Launch(launch),
-        Command::Download {
-            from: y_at..y_at + y_bytes + guard,
-            to: y_at,
-        },
-    ];
-    for turn in 0..3 {
-        let staging = session.staging_mut();
-        staging.fill(0xA5);
-        staging
-            .iter_mut()
-            .zip(&x)
-            .for_each(|(to, &x)| *to = x as u8);
-        staging[other_at..][..other.len()].copy_from_slice(&other);
-        session.run(&commands).unwrap();
-        let got = &session.staging()[y_at..];
-        for (index, (bytes, want)) in got.chunks_exact(size).zip(&want).enumerate() {
+        };
+        let commands = [upload, Command::Launch(launch), download];
+        for turn in 0..turns {
+            session.staging_mut().copy_from_slice(&before);
+            session.run(&commands).unwrap();
+            let what = format!("{way}, {shape:?}, {numbers:?}, finish {kind}, turn {turn}");
+            let got = session.staging();
+            let output = y_at..y_at + y_bytes;
+            for (index, bytes) in got[output.clone()].chunks_exact(size).enumerate() {
+                assert_eq!(bytes, &want(index)[..size], "{what}: element {index}");
+            }
+            let changed = (0..end).find(|at| !output.contains(at) && got[*at] != before[*at]);
+            let places = (y_at, scratch_at);
             assert_eq!(
-                bytes,
-                &want.to_le_bytes()[..size],
-                "{name}, {shape:?}, {numbers:?}, finish {kind}, turn {turn}, split {split}: element {index}"
+                changed, None,
+                "{what}: written outside {output:?}, {places:?}"
             );
         }
-        assert!(
-            got[y_bytes..][..guard].iter().all(|&b| b == 0xA5),
-            "{name}: past the end"
-        );
+        met.push((way.kernel.name(), split));
     }
-    (name, split)
+    met
 }

@@ -58,15 +58,18 @@ fn compare(
         values.iter().flat_map(element).collect()
     };
     let (x, want) = (bytes(x, x_type), bytes(want, y_type));
-    // Input, output, and guards behind it.
-    let guard = 64;
-    let y_at = x.len().next_multiple_of(256);
-    let end = y_at + want.len() + guard;
+    // Input and output, with guards between them and behind.
+    let guard = 512;
+    let y_at = (x.len() + guard).next_multiple_of(256);
+    let output = y_at..y_at + want.len();
+    let end = output.end + guard;
     let mut session = Session::new(context, end, end).unwrap();
     let address = session.address();
     let launch = launch(address, address + y_at as u64).unwrap();
-    session.staging_mut().fill(0xA5);
-    session.staging_mut()[..x.len()].copy_from_slice(&x);
+    let mut before = vec![0xA5; end];
+    before[..x.len()].copy_from_slice(&x);
+    let mut after = before.clone();
+    after[output].copy_from_slice(&want);
     let commands = [
         Command::Upload {
             from: 0..end,
@@ -78,11 +81,16 @@ fn compare(
             to: 0,
         },
     ];
-    session.run(&commands).unwrap();
-    let (got, past) = session.staging()[y_at..].split_at(want.len());
-    let differs = got.iter().zip(&want).position(|(got, want)| got != want);
-    assert_eq!(differs, None, "{what}: the first byte that differs");
-    assert!(past.iter().all(|&b| b == 0xA5), "{what}: past the end");
+    for turn in 0..3 {
+        session.staging_mut().copy_from_slice(&before);
+        session.run(&commands).unwrap();
+        let mut both = session.staging().iter().zip(&after);
+        let differs = both.position(|(got, want)| got != want);
+        assert_eq!(
+            differs, None,
+            "{what}, turn {turn}: the first byte that differs, output from {y_at}"
+        );
+    }
 }
 
 /// The rows of `x`, and where each has its elements.
