@@ -4,11 +4,12 @@
 //
 // REQUANT_EMULATED shapes the machine, as NAME=VALUE[,NAME=VALUE]...: `init` (what cuInit answers),
 // `driver` (version), `devices`, `major` and `minor` (compute capability), `multiprocessors`, `memory` (bytes),
-// `fault` (number of the launch from which on everything fails), `recover` (whether a reset of the
-// context ends that), `faults` (how often that happens, each after so many launches; once), `reset`
-// (milliseconds that a reset takes), `pause` (milliseconds between a context's being made current and the
-// next call), `wrong` (1: the first bit of everything copied to the host is; 2: one in the middle of every
-// third copy), `even` (1: every launch takes as long as any other).
+// `fault` (number of a device's launch from which on everything fails), `faulty` (the one device that this
+// befalls, all without it), `recover` (whether a reset of the context ends that), `faults` (how often that
+// happens, each after so many launches; once), `reset` (milliseconds that a reset takes), `pause`
+// (milliseconds between a context's being made current and the next call), `wrong` (1: the first bit of
+// everything copied to the host is; 2: one in the middle of every third copy), `even` (1: every launch takes
+// as long as any other).
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -73,54 +74,70 @@ struct Stream {
 
 constexpr size_t kPage = 4096;
 
-struct Machine {
-  std::recursive_mutex lock;
-  bool initialized = false;
+struct Allocation {
+  size_t bytes;
+  int device;
+};
+
+struct Device {
   bool broken = false;
   long long launches = 0;
   long long faults = 0;
-  long long copies = 0;
   size_t used = 0;
-  std::map<uintptr_t, size_t> allocations;
   std::set<const void*> pinned;
   // The primary context is the number of those before it, and lives while somebody retains it.
   uintptr_t context = 1;
   int retained = 0;
+};
+
+constexpr int kDevices = 8;
+
+struct Machine {
+  std::recursive_mutex lock;
+  bool initialized = false;
+  long long copies = 0;
   size_t graphs = 0;
   // Microseconds. Every block takes one, and nothing else takes time: what a launch takes says what ran.
   long long clock = 0;
+  Device devices[kDevices];
+  std::map<uintptr_t, Allocation> allocations;
 };
 
 Machine machine;
+// The context that is current, of whichever device: a multiple of their number, and the device's ordinal.
 thread_local uintptr_t current = 0;
+
+int ordinal() { return static_cast<int>(current % kDevices); }
+Device& device() { return machine.devices[ordinal()]; }
 
 using Guard = std::lock_guard<std::recursive_mutex>;
 
 Result check() {
   if (!machine.initialized) return kNotInitialized;
   if (!current) return kInvalidContext;
-  if (current != machine.context || !machine.retained) return kContextIsDestroyed;
-  return machine.broken ? kLaunchFailed : kSuccess;
+  if (current / kDevices != device().context || !device().retained) return kContextIsDestroyed;
+  return device().broken ? kLaunchFailed : kSuccess;
 }
 
-// Whether a range lies in one allocation.
+// Whether a range lies in one allocation of the current context's device.
 bool allocated(const void* at, size_t bytes) {
   auto it = machine.allocations.upper_bound(reinterpret_cast<uintptr_t>(at));
   if (it == machine.allocations.begin()) return false;
   --it;
-  return reinterpret_cast<uintptr_t>(at) + bytes <= it->first + it->second;
+  return it->second.device == ordinal() && reinterpret_cast<uintptr_t>(at) + bytes <= it->first + it->second.bytes;
 }
 
 Result perform(const Work& work) {
-  if (machine.broken) return kLaunchFailed;
+  if (device().broken) return kLaunchFailed;
   if (work.kernel) {
     const long long fault = setting("fault", -1);
-    const bool faulty = fault >= 0 && machine.launches >= fault && machine.faults < setting("faults", 1);
-    machine.launches++;
+    const bool befallen = setting("faulty", ordinal()) == ordinal() && device().faults < setting("faults", 1);
+    const bool faulty = fault >= 0 && befallen && device().launches >= fault;
+    device().launches++;
     machine.clock += setting("even", 0) ? 1000 : static_cast<long long>(work.grid.x) * work.grid.y * work.grid.z;
-    machine.faults += faulty;
+    device().faults += faulty;
     if (faulty || !emulated::run_grid(*work.kernel, work.grid, work.threads, work.shared_bytes, work.params.data())) {
-      machine.broken = true;
+      device().broken = true;
       return kLaunchFailed;
     }
   } else if (work.from) {
@@ -173,6 +190,7 @@ API Result cuDriverGetVersion(int* version) {
 
 API Result cuDeviceGetCount(int* count) {
   *count = static_cast<int>(setting("devices", 1));
+  if (*count > kDevices) return kInvalidValue;
   return machine.initialized ? kSuccess : kNotInitialized;
 }
 
@@ -203,41 +221,51 @@ API Result cuDeviceTotalMem_v2(size_t* bytes, int) {
   return kSuccess;
 }
 
-// Destroys the primary context with all that is in it.
-static void destroy_context() {
-  for (auto& [start, bytes] : machine.allocations) {
-    munmap(reinterpret_cast<void*>(start / kPage * kPage), (bytes + start % kPage + kPage - 1) / kPage * kPage);
+// Destroys a device's primary context with all that is in it.
+static void destroy_context(int ordinal) {
+  for (auto it = machine.allocations.begin(); it != machine.allocations.end();) {
+    const auto [start, allocation] = *it;
+    if (allocation.device != ordinal) {
+      ++it;
+      continue;
+    }
+    const size_t bytes = (allocation.bytes + start % kPage + kPage - 1) / kPage * kPage;
+    munmap(reinterpret_cast<void*>(start / kPage * kPage), bytes);
+    it = machine.allocations.erase(it);
   }
-  machine.allocations.clear();
-  machine.pinned.clear();
-  machine.used = 0;
-  machine.context++;
-  machine.retained = 0;
+  Device& device = machine.devices[ordinal];
+  device.pinned.clear();
+  device.used = 0;
+  device.context++;
+  device.retained = 0;
 }
 
-API Result cuDevicePrimaryCtxRetain(void** context, int) {
+API Result cuDevicePrimaryCtxRetain(void** context, int ordinal) {
   Guard guard(machine.lock);
   if (!machine.initialized) return kNotInitialized;
-  machine.retained++;
-  *context = reinterpret_cast<void*>(machine.context);
+  Device& device = machine.devices[ordinal];
+  device.retained++;
+  *context = reinterpret_cast<void*>(device.context * kDevices + static_cast<uintptr_t>(ordinal));
   return kSuccess;
 }
 
-API Result cuDevicePrimaryCtxRelease_v2(int) {
+API Result cuDevicePrimaryCtxRelease_v2(int ordinal) {
   Guard guard(machine.lock);
-  if (!machine.retained) return kInvalidContext;
-  if (--machine.retained == 0) destroy_context();
+  Device& device = machine.devices[ordinal];
+  if (!device.retained) return kInvalidContext;
+  if (--device.retained == 0) destroy_context(ordinal);
   return kSuccess;
 }
 
-API Result cuDevicePrimaryCtxReset_v2(int) {
+API Result cuDevicePrimaryCtxReset_v2(int ordinal) {
   usleep(static_cast<useconds_t>(setting("reset", 0)) * 1000);
   Guard guard(machine.lock);
-  if (machine.broken && setting("recover", 0)) {
-    machine.broken = false;
-    machine.launches = 0;
+  Device& device = machine.devices[ordinal];
+  if (device.broken && setting("recover", 0)) {
+    device.broken = false;
+    device.launches = 0;
   }
-  destroy_context();
+  destroy_context(ordinal);
   return kSuccess;
 }
 
@@ -251,7 +279,7 @@ API Result cuMemGetInfo_v2(size_t* free, size_t* total) {
   Guard guard(machine.lock);
   if (Result error = check()) return error;
   *total = static_cast<size_t>(setting("memory", 4LL << 30));
-  *free = *total - machine.used;
+  *free = *total - device().used;
   return kSuccess;
 }
 
@@ -261,7 +289,7 @@ API Result cuMemAlloc_v2(uint64_t* pointer, size_t bytes) {
   if (Result error = check()) return error;
   if (bytes == 0) return kInvalidValue;
   const size_t rounded = (bytes + 255) / 256 * 256;
-  if (rounded > static_cast<size_t>(setting("memory", 4LL << 30)) - machine.used) return kOutOfMemory;
+  if (rounded > static_cast<size_t>(setting("memory", 4LL << 30)) - device().used) return kOutOfMemory;
   const size_t pages = (rounded + kPage - 1) / kPage * kPage;
   void* at = mmap(nullptr, pages + 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) return kOutOfMemory;
@@ -269,8 +297,8 @@ API Result cuMemAlloc_v2(uint64_t* pointer, size_t bytes) {
   mprotect(start, pages, PROT_READ | PROT_WRITE);
   memset(start, 0xA5, pages);
   const uintptr_t first = reinterpret_cast<uintptr_t>(start) + pages - rounded;
-  machine.allocations[first] = rounded;
-  machine.used += rounded;
+  machine.allocations[first] = Allocation{rounded, ordinal()};
+  device().used += rounded;
   *pointer = first;
   return kSuccess;
 }
@@ -280,8 +308,8 @@ API Result cuMemFree_v2(uint64_t pointer) {
   auto it = machine.allocations.find(pointer);
   if (it == machine.allocations.end()) return kInvalidValue;
   const uintptr_t start = pointer / kPage * kPage - kPage;
-  munmap(reinterpret_cast<void*>(start), (it->second + kPage - 1) / kPage * kPage + 2 * kPage);
-  machine.used -= it->second;
+  munmap(reinterpret_cast<void*>(start), (it->second.bytes + kPage - 1) / kPage * kPage + 2 * kPage);
+  machine.devices[it->second.device].used -= it->second.bytes;
   machine.allocations.erase(it);
   return kSuccess;
 }
@@ -290,13 +318,13 @@ API Result cuMemHostRegister_v2(void* pointer, size_t bytes, unsigned) {
   Guard guard(machine.lock);
   if (Result error = check()) return error;
   if (reinterpret_cast<uintptr_t>(pointer) % kPage || bytes % kPage || bytes == 0) return kInvalidValue;
-  machine.pinned.insert(pointer);
+  device().pinned.insert(pointer);
   return kSuccess;
 }
 
 API Result cuMemHostUnregister(void* pointer) {
   Guard guard(machine.lock);
-  return machine.pinned.erase(pointer) ? kSuccess : kHostMemoryNotRegistered;
+  return device().pinned.erase(pointer) ? kSuccess : kHostMemoryNotRegistered;
 }
 
 API Result cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {

@@ -145,6 +145,9 @@ pub enum ExecError {
     /// A model that cannot be compiled again after its device was lost.
     #[error("after the loss of the device: {0}")]
     Restore(Box<CompileError>),
+    /// A place that computes nothing for the model.
+    #[error("the instance has no place: {0}")]
+    Place(String),
     /// A launch that the device has no room for.
     #[error("step '{step}': {source}")]
     Launch {
@@ -182,9 +185,17 @@ impl ExecError {
             | ExecError::Bytes { .. }
             | ExecError::Range { .. }
             | ExecError::Kernel { .. }
+            | ExecError::Place(_)
             | ExecError::Stray { .. }
             | ExecError::Unsteady { .. } => false,
         }
+    }
+}
+
+impl ExecError {
+    /// Whether the device was lost before the run began: nothing of it was computed.
+    pub fn is_abandoned(&self) -> bool {
+        matches!(self, ExecError::Device(CudaError::Abandoned))
     }
 }
 
@@ -198,6 +209,12 @@ impl CompileError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_loss_before_the_run_is_told_apart() {
+        let abandoned = ExecError::Device(CudaError::Abandoned);
+        assert!(abandoned.is_abandoned() && abandoned.is_device_lost());
+    }
 
     #[test]
     fn a_lost_device_is_seen_through_every_wrapping() {
@@ -222,6 +239,7 @@ mod tests {
                 ExecError::Restore(Box::new(refused)),
             ] {
                 assert_eq!(error.is_device_lost(), lost, "{error}");
+                assert!(!error.is_abandoned());
             }
         }
     }

@@ -24,6 +24,7 @@ pub mod profile;
 mod reference;
 mod schedule;
 mod stats;
+mod table;
 pub mod verify;
 
 pub use backend::{Backend, BackendInfo, Executable, Footprint, Form, Instance};
@@ -42,3 +43,4 @@ pub use requant_kernels_cpu::isa::UnknownIsa;
 pub use requant_kernels_cpu::probe;
 pub use requant_kernels_cuda::{CudaError, memory_held};
 pub use stats::{PrecisionStats, RunStats, StepStats};
+pub use table::Table;

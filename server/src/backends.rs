@@ -14,7 +14,7 @@ use requant_runtime::{
     Plan, Signature, verify,
 };
 
-use crate::engine::{EngineError, Network};
+use crate::engine::{EngineError, Network, Place};
 use crate::metrics;
 
 /// A device that is lost again within this time of being opened anew is given up.
@@ -37,8 +37,8 @@ pub(crate) struct Backends {
     yields: bool,
 }
 
-/// A compiled model, and the losses of the device when it was.
-type Made = (Arc<dyn Executable>, u64);
+/// A compiled model, the losses of the device when it was, and whether it is on the device.
+type Made = (Arc<dyn Executable>, u64, bool);
 
 impl Backends {
     /// No device.
@@ -77,8 +77,10 @@ impl Backends {
     }
 
     /// Compiles a plan for whatever computes now.
-    pub(crate) fn network(self: &Arc<Self>, plan: Plan) -> Result<Arc<dyn Network>, EngineError> {
-        let plan = Arc::new(plan);
+    pub(crate) fn network(
+        self: &Arc<Self>,
+        plan: Arc<Plan>,
+    ) -> Result<Arc<dyn Network>, EngineError> {
         let made = self.compile(&plan).map_err(EngineError::refused)?;
         Ok(Arc::new(Compiled {
             // Compiled plans keep no weights; only a device that may be lost makes them necessary.
@@ -104,13 +106,17 @@ impl Backends {
         let refused = match &cuda {
             None => None,
             Some(cuda) => match cuda.compile(Arc::clone(plan)) {
-                Ok(executable) => return Ok((self.trusted(executable, plan)?, losses)),
+                Ok(executable) => {
+                    let (executable, on_device) = self.trusted(executable, plan)?;
+                    return Ok((executable, losses, on_device));
+                }
                 Err(error) if error.is_device_lost() => {
                     self.restore(losses);
                     let again = self.lock().cuda.clone();
                     let again = again.map(|cuda| cuda.compile(Arc::clone(plan)));
                     if let Some(Ok(executable)) = again {
-                        return Ok((self.trusted(executable, plan)?, self.lock().losses));
+                        let (executable, on_device) = self.trusted(executable, plan)?;
+                        return Ok((executable, self.lock().losses, on_device));
                     }
                     None
                 }
@@ -124,22 +130,23 @@ impl Backends {
             }
             None => {}
         }
-        Ok((self.behind.compile(Arc::clone(plan))?, self.lock().losses))
+        let executable = self.behind.compile(Arc::clone(plan))?;
+        Ok((executable, self.lock().losses, false))
     }
 
     /// What the device has compiled, unless nobody asked for it by name and it answers otherwise than the
-    /// backend behind it: then that one's.
+    /// backend behind it: then that one's. Also whether it is the device's.
     fn trusted(
         &self,
         executable: Arc<dyn Executable>,
         plan: &Arc<Plan>,
-    ) -> Result<Arc<dyn Executable>, CompileError> {
+    ) -> Result<(Arc<dyn Executable>, bool), CompileError> {
         if !self.yields {
-            return Ok(executable);
+            return Ok((executable, true));
         }
         let behind = self.behind.compile(Arc::clone(plan))?;
         match verify::same_bytes(&*executable, &*behind) {
-            Ok(true) => return Ok(executable),
+            Ok(true) => return Ok((executable, true)),
             Ok(false) => tracing::error!(
                 model = plan.name(),
                 "the device answers with other bytes than the CPU: the CPU computes"
@@ -150,7 +157,7 @@ impl Backends {
                 "the device fails a first run: the CPU computes"
             ),
         }
-        Ok(behind)
+        Ok((behind, false))
     }
 
     /// Opens the device anew, unless somebody has since the loss number `seen`.
@@ -207,7 +214,7 @@ impl std::fmt::Debug for Compiled {
 impl Compiled {
     fn made(&self) -> Made {
         let made = self.made.read().unwrap_or_else(PoisonError::into_inner);
-        (Arc::clone(&made.0), made.1)
+        (Arc::clone(&made.0), made.1, made.2)
     }
 
     /// Compiles again after the loss of what `seen` was compiled for; one of many instances does.
@@ -231,14 +238,18 @@ impl Network for Compiled {
         self.plan.precision()
     }
 
+    fn prepare(&self, place: Place) -> Result<Place, EngineError> {
+        Ok(if self.made().2 { place } else { Place::Host })
+    }
+
     fn footprint(&self, max_batch: usize) -> Footprint {
         self.made().0.footprint(max_batch)
     }
 
-    fn instance(&self, max_batch: usize) -> Result<Box<dyn Instance>, ExecError> {
+    fn instance(&self, _place: Place, max_batch: usize) -> Result<Box<dyn Instance>, ExecError> {
         // Ends: a device that does not last is given up.
         loop {
-            let (executable, losses) = self.made();
+            let (executable, losses, _) = self.made();
             match executable.instance(max_batch) {
                 Err(error) if error.is_device_lost() => self.recompile(losses)?,
                 other => return other,

@@ -2,14 +2,20 @@
 //! and the model's artefact. Everything above it (repository, batcher, protocol) is written, and tested,
 //! against two small traits and the runtime's plain data.
 
-use std::{collections::BTreeMap, error::Error, fmt, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use requant_import::{onnx, tflite};
 use requant_model::{Graph, artifact, builtin};
 use requant_numerics::ModelPrecision;
 use requant_runtime::{
-    Backend, CpuBackend, CpuOptions, CudaBackend, CudaError, Plan, PlanOptions, ReferenceBackend,
-    Tuning, TuningError,
+    CpuBackend, CpuOptions, CudaBackend, CudaError, Plan, PlanOptions, ReferenceBackend, Table,
+    TuningError,
 };
 
 pub use requant_import::tflite::Kernels as TfliteKernels;
@@ -19,6 +25,7 @@ pub use requant_runtime::{
 };
 
 use crate::backends::Backends;
+use crate::fleet::Fleet;
 use crate::options::BackendChoice;
 
 /// Loads networks for one backend.
@@ -31,13 +38,23 @@ pub trait Engine: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Reads and compiles a model file.
+    /// Everything that computes, where there are several GPUs.
+    fn infos(&self) -> Vec<BackendInfo> {
+        vec![self.info()]
+    }
+
+    /// Ordinals of the GPUs that compute.
+    fn gpus(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// Reads a model file, and compiles it where there is one place for it.
     ///
     /// # Errors
     /// Whatever the reader, the planner or the backend refuse.
     fn load(&self, file: &Path, reading: &Reading) -> Result<Arc<dyn Network>, EngineError>;
 
-    /// Compiles the model that is built into the server.
+    /// The model that is built into the server.
     ///
     /// # Errors
     /// As [`Engine::load`].
@@ -54,7 +71,16 @@ pub struct Reading {
     pub input_dims: BTreeMap<String, Vec<i64>>,
 }
 
-/// A compiled network, shared by its instances.
+/// Where an instance computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// The CPU, or whatever stands for it.
+    Host,
+    /// The GPU of this ordinal.
+    Device(usize),
+}
+
+/// A network, shared by its instances.
 pub trait Network: Send + Sync + fmt::Debug {
     /// Names, types and shapes of the edges.
     fn signature(&self) -> &Signature;
@@ -62,14 +88,23 @@ pub trait Network: Send + Sync + fmt::Debug {
     /// The precision label of the whole model.
     fn precision(&self) -> ModelPrecision;
 
+    /// Compiles it for a place, if it is not yet; gives the place that computes it in truth, since a device
+    /// may refuse a model.
+    ///
+    /// # Errors
+    /// A place that is not there; whatever the backend refuses.
+    fn prepare(&self, place: Place) -> Result<Place, EngineError> {
+        Ok(place)
+    }
+
     /// Memory needed with batches up to `max_batch` samples.
     fn footprint(&self, max_batch: usize) -> Footprint;
 
-    /// The state that one compute thread owns.
+    /// The state that one compute thread owns, at a place.
     ///
     /// # Errors
-    /// When the arena cannot be made.
-    fn instance(&self, max_batch: usize) -> Result<Box<dyn Instance>, ExecError>;
+    /// When the arena cannot be made, or the place computes nothing for it.
+    fn instance(&self, place: Place, max_batch: usize) -> Result<Box<dyn Instance>, ExecError>;
 }
 
 /// Why the engine refused a model: the error of the stage that did.
@@ -87,6 +122,12 @@ pub enum EngineError {
     /// The CUDA backend was asked for, and there is no device for it.
     #[error("the CUDA backend cannot run: {0}")]
     NoDevice(CudaError),
+    /// A place that is not there.
+    #[error("there is no GPU {ordinal}")]
+    NoPlace {
+        /// The ordinal asked for.
+        ordinal: usize,
+    },
     /// A table of the fastest kernels is not there, or none.
     #[error("--tuning: {0}")]
     Tuning(#[from] TuningError),
@@ -102,64 +143,135 @@ impl EngineError {
     }
 }
 
-/// Opens the engine on a backend; `cpu` says how the CPU backend runs, `tuning` is a table of its fastest
-/// kernels.
+/// Opens the engine on a backend; `cpu` says how the CPU backend runs, `tuning` are tables of the fastest
+/// kernels of this machine's CPU and GPUs.
 ///
 /// # Errors
-/// When the backend cannot run on this machine, or the table cannot be read.
+/// When the backend cannot run on this machine, or a table cannot be read.
 pub fn open(
     choice: BackendChoice,
     cpu: CpuOptions,
-    tuning: Option<&Path>,
+    tuning: &[PathBuf],
 ) -> Result<Arc<dyn Engine>, EngineError> {
-    let tuning = tuning.map(Tuning::read).transpose()?;
-    let on_cpu = || -> Result<Box<dyn Backend>, EngineError> {
-        let backend = CpuBackend::new(cpu).map_err(EngineError::refused)?;
-        Ok(Box::new(match tuning {
-            Some(tuning) => tuned(backend, tuning),
-            None => backend,
-        }))
-    };
-    let mut missing = None;
-    let backends = match choice {
-        BackendChoice::Auto => match CudaBackend::new(0) {
-            Ok(cuda) => Backends::device(cuda, on_cpu()?, true),
-            Err(reason) => {
-                missing = Some(reason);
-                Backends::host(on_cpu()?)
+    let tables: Result<Vec<Table>, _> = tuning.iter().map(|path| Table::read(path)).collect();
+    let mut tables = Tables::new(tables?);
+    if choice == BackendChoice::Reference {
+        let host = Backends::host(Box::new(ReferenceBackend));
+        return Ok(RuntimeEngine::new(host, BTreeMap::new(), None));
+    }
+    let host = tables.cpu(CpuBackend::new(cpu).map_err(EngineError::refused)?);
+    let (mut devices, mut missing) = (BTreeMap::new(), None);
+    if choice != BackendChoice::Cpu {
+        match every_device() {
+            Err(reason) if choice == BackendChoice::Cuda => {
+                return Err(EngineError::NoDevice(reason));
             }
-        },
-        BackendChoice::Cpu => Backends::host(on_cpu()?),
-        BackendChoice::Cuda => {
-            let cuda = CudaBackend::new(0).map_err(EngineError::NoDevice)?;
-            Backends::device(cuda, on_cpu()?, false)
+            Err(reason) => missing = Some(reason),
+            Ok(found) => {
+                let yields = choice == BackendChoice::Auto;
+                for (ordinal, cuda) in found {
+                    let behind = Box::new(host.clone());
+                    devices.insert(ordinal, Backends::device(tables.cuda(cuda), behind, yields));
+                }
+            }
         }
-        BackendChoice::Reference => Backends::host(Box::new(ReferenceBackend)),
-    };
-    let backends = Arc::new(backends);
-    Ok(Arc::new(RuntimeEngine { backends, missing }))
+    }
+    tables.warn();
+    Ok(RuntimeEngine::new(
+        Backends::host(Box::new(host)),
+        devices,
+        missing,
+    ))
 }
 
-/// The backend with a table, where that was made on this machine.
-fn tuned(backend: CpuBackend, tuning: Tuning) -> CpuBackend {
-    match backend.clone().with_tuning(tuning) {
-        Ok(tuned) => tuned,
-        Err(reason) => {
-            tracing::warn!(%reason, "the table of --tuning is not used");
-            backend
+/// The GPUs that can be used, at least one; the first one's fault where none can.
+fn every_device() -> Result<Vec<(usize, CudaBackend)>, CudaError> {
+    let count = CudaBackend::devices()?;
+    let mut usable = Vec::new();
+    let mut fault = None;
+    for ordinal in 0..count.max(1) {
+        match CudaBackend::new(ordinal) {
+            Ok(device) => usable.push((ordinal, device)),
+            Err(reason) => {
+                if count > 1 {
+                    tracing::warn!(ordinal, %reason, "a GPU cannot be used");
+                }
+                fault = fault.or(Some(reason));
+            }
+        }
+    }
+    match fault {
+        Some(reason) if usable.is_empty() => Err(reason),
+        Some(_) | None => Ok(usable),
+    }
+}
+
+/// The tables of `--tuning`, each with why it was not used, until it was.
+struct Tables(Vec<(Table, Option<String>)>);
+
+impl Tables {
+    fn new(tables: Vec<Table>) -> Self {
+        let unused = "there is no GPU that computes".to_owned();
+        Tables(
+            tables
+                .into_iter()
+                .map(|table| (table, Some(unused.clone())))
+                .collect(),
+        )
+    }
+
+    /// The backend with the last table that was made for it.
+    fn cpu(&mut self, mut backend: CpuBackend) -> CpuBackend {
+        for (table, reason) in &mut self.0 {
+            if let Table::Cpu(table) = table {
+                match backend.clone().with_tuning(table.clone()) {
+                    Ok(tuned) => (backend, *reason) = (tuned, None),
+                    Err(error) => *reason = Some(error.to_string()),
+                }
+            }
+        }
+        backend
+    }
+
+    /// As [`Tables::cpu`], for one of several devices.
+    fn cuda(&mut self, mut backend: CudaBackend) -> CudaBackend {
+        for (table, reason) in &mut self.0 {
+            if let Table::Cuda(table) = table {
+                match backend.clone().with_tuning(table.clone()) {
+                    Ok(tuned) => (backend, *reason) = (tuned, None),
+                    // It may be another device's.
+                    Err(error) => *reason = reason.take().map(|_| error.to_string()),
+                }
+            }
+        }
+        backend
+    }
+
+    fn warn(&self) {
+        for reason in self.0.iter().filter_map(|(_, reason)| reason.as_ref()) {
+            tracing::warn!(reason, "the table of --tuning is not used");
         }
     }
 }
 
 struct RuntimeEngine {
-    backends: Arc<Backends>,
+    fleet: Arc<Fleet>,
     missing: Option<CudaError>,
 }
 
 impl RuntimeEngine {
+    fn new(
+        host: Backends,
+        devices: BTreeMap<usize, Backends>,
+        missing: Option<CudaError>,
+    ) -> Arc<dyn Engine> {
+        let fleet = Arc::new(Fleet::new(host, devices));
+        Arc::new(RuntimeEngine { fleet, missing })
+    }
+
     fn compile(&self, graph: Graph) -> Result<Arc<dyn Network>, EngineError> {
         let plan = Plan::new(graph, &PlanOptions::default()).map_err(EngineError::refused)?;
-        self.backends.network(plan)
+        self.fleet.network(plan)
     }
 }
 
@@ -173,11 +285,19 @@ impl fmt::Debug for RuntimeEngine {
 
 impl Engine for RuntimeEngine {
     fn info(&self) -> BackendInfo {
-        self.backends.info()
+        self.fleet.info()
+    }
+
+    fn infos(&self) -> Vec<BackendInfo> {
+        self.fleet.infos()
     }
 
     fn missing_device(&self) -> Option<&CudaError> {
         self.missing.as_ref()
+    }
+
+    fn gpus(&self) -> Vec<usize> {
+        self.fleet.gpus()
     }
 
     fn load(&self, file: &Path, reading: &Reading) -> Result<Arc<dyn Network>, EngineError> {

@@ -49,7 +49,7 @@ pub fn config(data: &[u8]) {
     for parsed in [text, json].into_iter().flatten() {
         for batched in [false, true] {
             // Refusing is fine; panicking is what a fuzzer looks for.
-            let _ = complete("m", parsed.clone(), &signature(batched), true);
+            let _ = complete("m", parsed.clone(), &signature(batched), true, &[]);
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod batcher;
 mod datatype;
 pub mod engine;
 pub mod error;
+mod fleet;
 pub mod fuzzing;
 mod grpc;
 pub mod infer;

@@ -74,7 +74,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
 async fn serve(options: &Options) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let engine = engine::open(options.backend, options.cpu(), options.tuning.as_deref())?;
+    let engine = engine::open(options.backend, options.cpu(), &options.tuning)?;
     let mut server = Server::start(options, Arc::clone(&engine)).await?;
     if let Some(reason) = engine.missing_device() {
         tracing::info!(%reason, "no GPU: the CPU computes");

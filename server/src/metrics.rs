@@ -132,14 +132,14 @@ fn describe() {
         DEVICE_MEMORY,
         "Bytes of a device's memory that models and their instances hold"
     );
-    describe_gauge!(BACKEND_INFO, "1 for the backend in use");
+    describe_gauge!(BACKEND_INFO, "1 for each backend in use");
     describe_gauge!(
         MODEL_READY,
         "1 while a model's version is served with all its instances, 0 otherwise"
     );
 }
 
-/// Announces the backend.
+/// Announces a backend.
 pub fn backend(info: &BackendInfo) {
     gauge!(
         BACKEND_INFO,

@@ -77,10 +77,16 @@ pub struct Options {
     #[arg(long, env = "REQUANT_ISA", value_name = "NAME", value_parser = available_isa)]
     pub isa: Option<Isa>,
 
-    /// Table of the fastest way to compute each layer on the CPU, measured by `requant-quantize tune`; one that
-    /// was made on another machine is not used. Answers are the same bytes with and without.
-    #[arg(long, env = "REQUANT_TUNING", value_name = "FILE")]
-    pub tuning: Option<PathBuf>,
+    /// Table of the fastest way to compute each layer on the CPU or a GPU, measured by `requant-quantize tune`;
+    /// may be repeated. One that was made on another machine is not used. Answers are the same bytes with and
+    /// without.
+    #[arg(
+        long,
+        env = "REQUANT_TUNING",
+        value_name = "FILE",
+        value_delimiter = ','
+    )]
+    pub tuning: Vec<PathBuf>,
 
     /// Largest request message in MiB.
     #[arg(
@@ -178,9 +184,9 @@ impl Options {
                 "--isa needs --backend cpu: it chooses among the CPU's kernels".to_owned(),
             ));
         }
-        if options.tuning.is_some() && options.backend == BackendChoice::Reference {
+        if !options.tuning.is_empty() && options.backend == BackendChoice::Reference {
             return Err(Refusal::Wrong(
-                "--tuning needs another backend than reference: it chooses among the CPU's kernels"
+                "--tuning needs another backend than reference, which has one way to compute each layer"
                     .to_owned(),
             ));
         }

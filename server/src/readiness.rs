@@ -1,6 +1,7 @@
-//! Whether a version of a model can be asked now: every instance of it is there. A compute thread that lost
-//! its instance says so before it answers anybody, so that who hears of the loss and asks finds the version
-//! not ready, until the instance is made anew. The metric and the health watches follow.
+//! Whether a version of a model can be asked now: every instance of it is there, on whichever device. A compute
+//! thread that lost its instance says so before it answers anybody, of all instances on the same device, so
+//! that who hears of the loss and asks finds the version not ready, until they are made anew. The metric and
+//! the health watches follow.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,7 +18,7 @@ pub struct Readiness {
 
 #[derive(Debug)]
 struct State {
-    /// Instances that are being made anew, or cannot be.
+    /// Instances that are being made anew, or cannot be, each as often as it was lost meanwhile.
     missing: usize,
     /// Who is told of changes; nobody before and after the version is served, when its metric may be
     /// another's that took its place.
@@ -56,17 +57,17 @@ impl Readiness {
         }
     }
 
-    /// An instance is gone.
-    pub(crate) fn lost(&self) {
+    /// So many instances are gone.
+    pub(crate) fn lost(&self, instances: usize) {
         let mut state = self.lock();
-        state.missing += 1;
+        state.missing += instances;
         self.announce(&state);
     }
 
-    /// An instance that was gone was made anew.
-    pub(crate) fn restored(&self) {
+    /// An instance that was gone, so many times, was made anew.
+    pub(crate) fn restored(&self, losses: usize) {
         let mut state = self.lock();
-        state.missing = state.missing.saturating_sub(1);
+        state.missing = state.missing.saturating_sub(losses);
         self.announce(&state);
     }
 
@@ -90,18 +91,18 @@ mod tests {
     fn ready_with_every_instance_and_quiet_when_not_served() {
         let readiness = Readiness::new(ModelMeters::new("m", "1", "int8"));
         let (changes, seen) = watch::channel(0);
-        readiness.lost();
+        readiness.lost(1);
         assert!(!readiness.is_ready());
         assert_eq!(*seen.borrow(), 0);
         readiness.begin(changes);
-        readiness.lost();
-        readiness.restored();
+        readiness.lost(1);
+        readiness.restored(1);
         assert!(!readiness.is_ready(), "the other one is missing still");
-        readiness.restored();
+        readiness.restored(1);
         assert!(readiness.is_ready());
         assert_eq!(*seen.borrow(), 4);
         readiness.end(true);
-        readiness.lost();
+        readiness.lost(1);
         assert_eq!(*seen.borrow(), 4);
     }
 }

@@ -87,7 +87,7 @@ impl Server {
     /// [`StartError`].
     pub async fn start(options: &Options, engine: Arc<dyn Engine>) -> Result<Server, StartError> {
         let recorder = Recorder::install()?;
-        metrics::backend(&engine.info());
+        engine.infos().iter().for_each(metrics::backend);
         let incoming = TcpIncoming::bind(options.grpc_address)
             .and_then(|incoming| incoming.local_addr().map(|address| (incoming, address)));
         let (incoming, grpc_address) = incoming.map_err(|source| StartError::Listen {

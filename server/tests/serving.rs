@@ -352,6 +352,31 @@ async fn a_bad_request_and_a_panic_leave_the_others_alone() {
 }
 
 #[tokio::test]
+async fn instances_whose_device_was_reset_are_made_anew_and_answer() {
+    let config = "max_batch_size: 4 instance_group { count: 2 }";
+    let folder = repository(&[("m", config, &[(1, "batched")])]);
+    let mut running = serve(&folder, &[]).await;
+    let made = || {
+        let instances = &running.controls.instances;
+        instances.load(std::sync::atomic::Ordering::SeqCst)
+    };
+    assert_eq!(made(), 2);
+    running
+        .controls
+        .abandon
+        .store(true, std::sync::atomic::Ordering::SeqCst);
+    // Nothing was computed, so the request is; the other instance is made anew unasked.
+    running.client.model_infer(good("m", 1, 0.0)).await.unwrap();
+    let registry = running.server.registry();
+    while !registry.model_ready("m", "") {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(made(), 4);
+    running.client.model_infer(good("m", 1, 0.0)).await.unwrap();
+    assert_eq!(made(), 4);
+}
+
+#[tokio::test]
 async fn a_full_line_and_timeouts_on_time() {
     let config = "max_batch_size: 4 dynamic_batching { default_queue_policy { \
                   max_queue_size: 2 allow_timeout_override: true } }";

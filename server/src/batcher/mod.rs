@@ -10,6 +10,7 @@ mod queue;
 mod worker;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -21,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use queue::{Decision, Entry, Full, Policy, Queue};
 
 use crate::{
-    engine::{Form, Instance, Network},
+    engine::{Form, Instance, Network, Place},
     metrics::ModelMeters,
     readiness::Readiness,
     statistics::Statistics,
@@ -98,6 +99,8 @@ struct State {
     closed: bool,
     /// Batches taken so far.
     taken: u64,
+    /// How often the instances at a place were lost together, with their device.
+    losses: BTreeMap<Place, u64>,
 }
 
 /// What the callers and the threads of one model share.
@@ -108,6 +111,8 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     order: Option<order::Order>,
+    /// Instances at each place.
+    instances: BTreeMap<Place, usize>,
     readiness: Readiness,
     meters: Arc<ModelMeters>,
     statistics: Arc<Statistics>,
@@ -154,19 +159,24 @@ impl Shared {
 }
 
 impl Batcher {
-    /// Starts one compute thread for each instance. `name` appears in logs and thread names.
+    /// Starts one compute thread for each instance, which is made anew at its place where it breaks. `name`
+    /// appears in logs and thread names.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn start(
         name: &str,
         network: Arc<dyn Network>,
-        instances: Vec<Box<dyn Instance>>,
+        instances: Vec<(Place, Box<dyn Instance>)>,
         policy: Policy,
         preserve_ordering: bool,
         meters: Arc<ModelMeters>,
         statistics: Arc<Statistics>,
     ) -> std::io::Result<Batcher> {
+        let mut at = BTreeMap::new();
+        for (place, _) in &instances {
+            *at.entry(*place).or_default() += 1;
+        }
         let shared = Arc::new(Shared {
             name: name.to_owned(),
             network,
@@ -175,9 +185,11 @@ impl Batcher {
                 queue: Queue::default(),
                 closed: false,
                 taken: 0,
+                losses: BTreeMap::new(),
             }),
             changed: Condvar::new(),
             order: (preserve_ordering && instances.len() > 1).then(order::Order::default),
+            instances: at,
             readiness: Readiness::new(Arc::clone(&meters)),
             meters,
             statistics,
@@ -187,13 +199,15 @@ impl Batcher {
             shared: Arc::clone(&shared),
             ended: tokio::sync::Mutex::new(ended),
         };
-        for (index, instance) in instances.into_iter().enumerate() {
+        for (index, (place, instance)) in instances.into_iter().enumerate() {
             let shared = Arc::clone(&shared);
             let alive = alive.clone();
             std::thread::Builder::new()
                 .name(format!("compute-{index}"))
                 .spawn(move || {
-                    worker::work(&shared, instance);
+                    worker::work(&shared, place, instance);
+                    // The network may go with it; who waits for the end may let the process end.
+                    drop(shared);
                     drop(alive);
                 })?;
         }

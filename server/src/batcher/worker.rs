@@ -8,8 +8,8 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Decision, Done, Entry, Failure, Shared, Timing, Waiting, order};
-use crate::engine::{ExecError, Form, Instance, PrecisionStats};
+use super::{Decision, Done, Entry, Failure, Shared, State, Timing, Waiting, order};
+use crate::engine::{ExecError, Form, Instance, Place, PrecisionStats};
 
 /// One batch as it was taken from the line.
 struct Batch {
@@ -18,61 +18,136 @@ struct Batch {
     entries: Vec<Entry<Waiting>>,
 }
 
-/// Runs until the batcher is closed and its line is empty.
-pub(super) fn work(shared: &Shared, mut instance: Box<dyn Instance>) {
-    while let Some(batch) = next_batch(shared) {
-        let rows: usize = batch.entries.iter().map(|entry| entry.rows).sum();
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            execute(shared, instance.as_mut(), &batch, rows)
-        }));
-        let lost = matches!(&result, Ok(Err(error)) if error.is_device_lost());
-        let broken = lost || result.is_err();
-        let outcome = match result {
-            Ok(Ok(outcome)) => Ok(outcome),
-            Ok(Err(error)) => {
-                tracing::error!(model = shared.name, %error, rows, "batch failed");
-                Err(if lost {
-                    Failure::Device
-                } else {
-                    Failure::Compute
-                })
+/// What a thread does next.
+enum Next {
+    Run(Batch),
+    /// Makes its instance anew, which was lost with another one's device.
+    Renew,
+}
+
+/// A thread's instance.
+struct Own {
+    place: Place,
+    instance: Box<dyn Instance>,
+    /// Losses at the place that it was made after.
+    losses: u64,
+}
+
+impl Own {
+    /// Makes the instance anew, which was lost with its device since or, with `broken`, on its own; whether it
+    /// could be.
+    fn renew(&mut self, shared: &Shared, broken: bool) -> bool {
+        let losses = losses(&shared.lock(), self.place);
+        let missed = losses - self.losses + u64::from(broken);
+        self.losses = losses;
+        match shared.network.instance(self.place, shared.policy.max_rows) {
+            Ok(fresh) => {
+                self.instance = fresh;
+                shared.readiness.restored(missed as usize);
+                true
             }
-            Err(_) => {
-                tracing::error!(
-                    model = shared.name,
-                    rows,
-                    "engine panicked, instance rebuilt"
-                );
-                Err(Failure::Compute)
+            Err(error) => {
+                tracing::error!(model = shared.name, %error, "instance cannot be rebuilt");
+                abandon(shared);
+                false
             }
-        };
-        if broken {
-            shared.readiness.lost();
         }
-        answer(shared, batch, rows, outcome);
-        if broken {
-            match shared.network.instance(shared.policy.max_rows) {
-                Ok(fresh) => {
-                    instance = fresh;
-                    shared.readiness.restored();
-                }
-                Err(error) => {
-                    tracing::error!(model = shared.name, %error, "instance cannot be rebuilt");
-                    abandon(shared);
-                    return;
-                }
-            }
+    }
+
+    /// The device is lost, and with it all instances of the place: says so, unless another of them has.
+    fn lost(&self, shared: &Shared) {
+        let mut state = shared.lock();
+        let losses = state.losses.entry(self.place).or_default();
+        if *losses == self.losses {
+            *losses += 1;
+            let instances = shared.instances.get(&self.place).copied();
+            shared.readiness.lost(instances.unwrap_or(1));
+            shared.changed.notify_all();
         }
     }
 }
 
-/// Blocks until there is a batch; `None` when there will be none any more.
-fn next_batch(shared: &Shared) -> Option<Batch> {
+/// How often the instances at a place were lost together.
+fn losses(state: &State, place: Place) -> u64 {
+    state.losses.get(&place).copied().unwrap_or(0)
+}
+
+/// Runs until the batcher is closed and its line is empty.
+pub(super) fn work(shared: &Shared, place: Place, instance: Box<dyn Instance>) {
+    let mut own = Own {
+        place,
+        instance,
+        losses: 0,
+    };
+    while let Some(next) = next(shared, &own) {
+        let there = match next {
+            Next::Run(batch) => compute(shared, &mut own, batch),
+            Next::Renew => own.renew(shared, false),
+        };
+        if !there {
+            return;
+        }
+    }
+}
+
+/// Computes a batch and answers it; whether there is an instance afterwards.
+fn compute(shared: &Shared, own: &mut Own, batch: Batch) -> bool {
+    let rows: usize = batch.entries.iter().map(|entry| entry.rows).sum();
+    let run = |own: &mut Own| {
+        catch_unwind(AssertUnwindSafe(|| {
+            execute(shared, own.instance.as_mut(), &batch, rows)
+        }))
+    };
+    let mut result = run(own);
+    // Another model noticed the loss, or another instance: nothing of this batch was computed.
+    if matches!(&result, Ok(Err(error)) if error.is_abandoned()) {
+        own.lost(shared);
+        if !own.renew(shared, false) {
+            answer(shared, batch, rows, Err(Failure::Device));
+            return false;
+        }
+        result = run(own);
+    }
+    let lost = matches!(&result, Ok(Err(error)) if error.is_device_lost());
+    let panicked = result.is_err();
+    let outcome = match result {
+        Ok(Ok(outcome)) => Ok(outcome),
+        Ok(Err(error)) => {
+            tracing::error!(model = shared.name, %error, rows, "batch failed");
+            Err(if lost {
+                Failure::Device
+            } else {
+                Failure::Compute
+            })
+        }
+        Err(_) => {
+            tracing::error!(
+                model = shared.name,
+                rows,
+                "engine panicked, instance rebuilt"
+            );
+            Err(Failure::Compute)
+        }
+    };
+    if lost {
+        own.lost(shared);
+    } else if panicked {
+        shared.readiness.lost(1);
+    }
+    answer(shared, batch, rows, outcome);
+    !(lost || panicked) || own.renew(shared, panicked)
+}
+
+/// Blocks until there is something to do; `None` when there will be nothing any more.
+fn next(shared: &Shared, own: &Own) -> Option<Next> {
     let mut expired = Vec::new();
     let mut state = shared.lock();
     loop {
         let now = Instant::now();
         let closed = state.closed;
+        if losses(&state, own.place) != own.losses && !closed {
+            return Some(Next::Renew);
+        }
         let decision = state.queue.next(now, &shared.policy, closed, &mut expired);
         if !expired.is_empty() {
             drop(state);
@@ -98,11 +173,11 @@ fn next_batch(shared: &Shared) -> Option<Batch> {
                     shared.changed.notify_one();
                 }
                 shared.meters.queued(-(entries.len() as f64));
-                return Some(Batch {
+                return Some(Next::Run(Batch {
                     number,
                     taken: now,
                     entries,
-                });
+                }));
             }
             Decision::Wait(until) => {
                 let wait = until.saturating_duration_since(Instant::now());

@@ -91,7 +91,7 @@ fn statistics(version: &Version) -> pb::ModelStatistics {
     let reading = version.statistics.read();
     let policy = &version.completed.policy;
     let footprint = version.network.footprint(policy.max_rows);
-    let bytes = footprint.weight_bytes + footprint.arena_bytes * version.completed.instances;
+    let bytes = footprint.weight_bytes + footprint.arena_bytes * version.completed.places.len();
     pb::ModelStatistics {
         name: version.model.clone(),
         version: version.number.to_string(),

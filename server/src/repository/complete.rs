@@ -5,11 +5,10 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use requant_proto::inference::{
-    ModelConfig, ModelDynamicBatching, ModelInput, ModelInstanceGroup, ModelOutput,
-    ModelQueuePolicy, ModelVersionPolicy, ModelWarmup,
+    ModelConfig, ModelDynamicBatching, ModelInput, ModelOutput, ModelQueuePolicy,
+    ModelVersionPolicy, ModelWarmup,
     model_config::SchedulingChoice,
     model_input::Format,
-    model_instance_group::Kind,
     model_queue_policy::TimeoutAction,
     model_version_policy::{Latest, PolicyChoice},
 };
@@ -18,15 +17,13 @@ use super::{ConfigError, LoadError, files::is_plain_name};
 use crate::{
     batcher::Policy,
     datatype::config_type,
-    engine::{Signature, TensorInfo},
+    engine::{Place, Signature, TensorInfo},
 };
 
 /// Largest batch that a configuration may ask for.
 pub const MAX_BATCH: usize = 4096;
 /// Batch size of a batched model without a configuration.
 const DEFAULT_BATCH: usize = 32;
-/// Most instances of a model.
-const MAX_INSTANCES: i32 = 64;
 /// Requests that wait at most when the configuration does not say.
 const DEFAULT_QUEUE: usize = 1024;
 /// Bytes of tensors that wait at most, whatever the number of requests.
@@ -51,8 +48,8 @@ pub struct Completed {
     pub policy: Policy,
     /// Whether answers keep the order of the requests.
     pub preserve_ordering: bool,
-    /// Compute threads.
-    pub instances: usize,
+    /// Where each compute thread has its instance.
+    pub places: Vec<Place>,
     /// How long requests may wait.
     pub waiting: Waiting,
     /// For each output, the file with its labels, or nothing.
@@ -211,7 +208,7 @@ pub(crate) fn check_fields(config: &ModelConfig, name: &str) -> Result<(), Confi
     Ok(())
 }
 
-/// Checks a configuration against the model and fills its gaps.
+/// Checks a configuration against the model and the GPUs of these ordinals, and fills its gaps.
 ///
 /// # Errors
 /// The first field that is refused or disagrees with the model.
@@ -220,6 +217,7 @@ pub fn complete(
     mut config: ModelConfig,
     signature: &Signature,
     configured: bool,
+    gpus: &[usize],
 ) -> Result<Completed, ConfigError> {
     check_fields(&config, name)?;
     let (leading, max_rows) = batch_dimension(&config, signature, configured)?;
@@ -238,7 +236,7 @@ pub fn complete(
     config.input = complete_inputs(&config.input, &signature.inputs, shown)?;
     let (outputs, label_files) = complete_outputs(&config.output, &signature.outputs, shown)?;
     config.output = outputs;
-    let instances = complete_instances(name, &mut config)?;
+    let places = placement::complete(name, &mut config.instance_group, gpus)?;
     let (policy, preserve_ordering, waiting) = complete_batching(&mut config, max_rows)?;
     check_warmups(&config.model_warmup, signature, max_rows)?;
     if config.version_policy.is_none() {
@@ -251,7 +249,7 @@ pub fn complete(
         leading,
         policy,
         preserve_ordering,
-        instances,
+        places,
         waiting,
         label_files,
     })
@@ -468,54 +466,6 @@ fn complete_outputs(
     Ok((outputs, files))
 }
 
-fn complete_instances(name: &str, config: &mut ModelConfig) -> Result<usize, ConfigError> {
-    if config.instance_group.is_empty() {
-        config.instance_group.push(ModelInstanceGroup::default());
-    }
-    let mut total = 0_i32;
-    for (index, group) in config.instance_group.iter_mut().enumerate() {
-        match Kind::try_from(group.kind) {
-            Ok(Kind::Auto | Kind::Cpu) => {}
-            Ok(Kind::Gpu) => {
-                return Err(ConfigError::Unsupported {
-                    field: "instance_group.kind KIND_GPU".to_owned(),
-                    reason: ": this server has no GPU backend",
-                });
-            }
-            Ok(Kind::Model) => return Err(unsupported("instance_group.kind KIND_MODEL")),
-            Err(_) => return Err(value("instance_group.kind", group.kind, "a known kind")),
-        }
-        for (field, set) in [
-            ("instance_group.gpus", !group.gpus.is_empty()),
-            ("instance_group.profile", !group.profile.is_empty()),
-            ("instance_group.rate_limiter", group.rate_limiter.is_some()),
-            ("instance_group.passive", group.passive),
-            (
-                "instance_group.secondary_devices",
-                !group.secondary_devices.is_empty(),
-            ),
-            ("instance_group.host_policy", !group.host_policy.is_empty()),
-        ] {
-            if set {
-                return Err(unsupported(field));
-            }
-        }
-        // Zero is protobuf's way of saying nothing.
-        let count = if group.count == 0 { 1 } else { group.count };
-        total = total.saturating_add(count);
-        if count < 0 || total > MAX_INSTANCES {
-            let expected = format!("1 to {MAX_INSTANCES} over all groups");
-            return Err(value("instance_group.count", group.count, expected));
-        }
-        group.count = count;
-        group.kind = Kind::Cpu.into();
-        if group.name.is_empty() {
-            group.name = format!("{name}_{index}");
-        }
-    }
-    Ok(usize::try_from(total).unwrap_or(1))
-}
-
 fn complete_batching(
     config: &mut ModelConfig,
     max_rows: usize,
@@ -657,5 +607,6 @@ fn check_warmups(
     Ok(())
 }
 
+pub(crate) mod placement;
 #[cfg(test)]
 mod tests;

@@ -8,14 +8,14 @@ use requant_proto::inference::ModelConfig;
 
 use super::{
     Completed, LoadError,
-    complete::{check_fields, complete, select_versions},
+    complete::{check_fields, complete, placement, select_versions},
     config::parse_text,
     files::{Fingerprint, ModelFolder},
     parameters, warmup,
 };
 use crate::{
     batcher::Batcher,
-    engine::{Engine, Network, Signature},
+    engine::{Engine, Network, Place, Signature},
     metrics::ModelMeters,
     statistics::Statistics,
 };
@@ -111,7 +111,13 @@ pub(crate) fn from_folder(
                 version: number,
                 source,
             })?;
-        let completed = complete(name, config.clone(), network.signature(), configured)?;
+        let completed = complete(
+            name,
+            config.clone(),
+            network.signature(),
+            configured,
+            &engine.gpus(),
+        )?;
         let version = build(name, number, network, completed, Some(&folder))?;
         versions.insert(number, Arc::new(version));
     }
@@ -130,7 +136,13 @@ pub(crate) fn built_in(
     })?;
     let configured = given.is_some();
     let config = given.unwrap_or_default();
-    let completed = complete(BUILT_IN, config, network.signature(), configured)?;
+    let completed = complete(
+        BUILT_IN,
+        config,
+        network.signature(),
+        configured,
+        &engine.gpus(),
+    )?;
     let version = build(BUILT_IN, number, network, completed, None)?;
     Ok(Loaded {
         versions: BTreeMap::from([(number, Arc::new(version))]),
@@ -141,7 +153,7 @@ fn build(
     name: &str,
     number: u64,
     network: Arc<dyn Network>,
-    completed: Completed,
+    mut completed: Completed,
     folder: Option<&ModelFolder>,
 ) -> Result<Version, LoadError> {
     let mut labels = Vec::new();
@@ -160,22 +172,31 @@ fn build(
         version: number,
         source,
     };
+    let mut fallen = Vec::new();
+    for &place in &completed.places {
+        let there = network.prepare(place).map_err(engine_fault)?;
+        if let (Place::Device(ordinal), Place::Host) = (place, there) {
+            fallen.push(ordinal);
+        }
+    }
+    placement::fall(&mut completed.config.instance_group, &fallen);
+    let count = completed.places.len();
     let one = network.footprint(completed.policy.max_rows).arena_bytes;
-    let bytes = one.saturating_mul(completed.instances);
+    let bytes = one.saturating_mul(count);
     if bytes > MEMORY_LIMIT {
         return Err(LoadError::Memory {
             version: number,
-            instances: completed.instances,
+            instances: count,
             bytes,
             limit: MEMORY_LIMIT,
         });
     }
     let mut instances = Vec::new();
-    for _ in 0..completed.instances {
-        let instance = network.instance(completed.policy.max_rows);
+    for &place in &completed.places {
+        let instance = network.instance(place, completed.policy.max_rows);
         let mut instance = instance.map_err(|fault| engine_fault(fault.into()))?;
         warmup::run(instance.as_mut(), &samples, number)?;
-        instances.push(instance);
+        instances.push((place, instance));
     }
     let precision = network.precision().label();
     let meters = ModelMeters::new(name, &number.to_string(), precision);

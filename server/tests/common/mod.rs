@@ -26,9 +26,10 @@ use requant_proto::inference::{
     grpc_inference_service_client::GrpcInferenceServiceClient,
     model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
 };
+use requant_runtime::CudaError;
 use requant_server::{
     engine::{
-        BackendInfo, Engine, EngineError, ExecError, Footprint, Form, Instance, Network,
+        BackendInfo, Engine, EngineError, ExecError, Footprint, Form, Instance, Network, Place,
         PrecisionStats, QuantizedForm, Reading, RunStats, Signature, TensorInfo,
     },
     options::Options,
@@ -45,6 +46,8 @@ pub struct Controls {
     pub panic: AtomicBool,
     /// The next run fails.
     pub fail: AtomicBool,
+    /// The next run finds its device reset.
+    pub abandon: AtomicBool,
     /// Instances made.
     pub instances: AtomicUsize,
     gate: Mutex<bool>,
@@ -195,7 +198,7 @@ impl Network for FakeNetwork {
         }
     }
 
-    fn instance(&self, max_batch: usize) -> Result<Box<dyn Instance>, ExecError> {
+    fn instance(&self, _place: Place, max_batch: usize) -> Result<Box<dyn Instance>, ExecError> {
         self.controls.instances.fetch_add(1, SeqCst);
         Ok(Box::new(FakeInstance {
             x: vec![0.0; 6 * max_batch],
@@ -256,6 +259,9 @@ impl Instance for FakeInstance {
             !self.controls.panic.swap(false, SeqCst),
             "the test wants a panic"
         );
+        if self.controls.abandon.swap(false, SeqCst) {
+            return Err(ExecError::Device(CudaError::Abandoned));
+        }
         if self.controls.fail.swap(false, SeqCst) {
             return Err(ExecError::Port {
                 what: "test",

@@ -26,12 +26,18 @@ fn signature(batched: bool) -> Signature {
 }
 
 fn read(text: &str, batched: bool) -> Result<Completed, ConfigError> {
-    complete("m", parse_text(text.as_bytes())?, &signature(batched), true)
+    complete(
+        "m",
+        parse_text(text.as_bytes())?,
+        &signature(batched),
+        true,
+        &[],
+    )
 }
 
 #[test]
 fn nothing_written_means_batching_when_the_model_can() {
-    let batched = complete("m", ModelConfig::default(), &signature(true), false).unwrap();
+    let batched = complete("m", ModelConfig::default(), &signature(true), false, &[]).unwrap();
     assert_eq!(batched.config.max_batch_size, 32);
     assert!(batched.policy.merge && batched.leading);
     assert_eq!(batched.policy.delay, Duration::ZERO);
@@ -42,7 +48,7 @@ fn nothing_written_means_batching_when_the_model_can() {
     };
     assert_eq!(shown.preferred_batch_size, [32]);
 
-    let whole = complete("m", ModelConfig::default(), &signature(false), false).unwrap();
+    let whole = complete("m", ModelConfig::default(), &signature(false), false, &[]).unwrap();
     assert_eq!(whole.config.max_batch_size, 0);
     assert!(!whole.policy.merge && !whole.leading);
     assert_eq!(whole.policy.max_rows, 1);
@@ -69,7 +75,7 @@ fn batch_sizes() {
     assert_eq!(rules.policy.preferred, [2, 4]);
     assert_eq!(rules.policy.delay, Duration::from_micros(300));
     assert_eq!(rules.policy.max_requests, 5);
-    assert_eq!(rules.instances, 5);
+    assert_eq!(rules.places, [Place::Host; 5]);
     assert!(rules.preserve_ordering);
     assert_eq!(
         rules.waiting,
@@ -167,7 +173,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
             true,
             "default_model_filename",
         ),
-        ("instance_group { kind: KIND_GPU }", true, "no GPU backend"),
+        ("instance_group { kind: KIND_GPU }", true, "on no GPU"),
         ("instance_group { kind: KIND_MODEL }", true, "KIND_MODEL"),
         ("instance_group { gpus: [0] }", true, "gpus"),
         ("instance_group { count: -1 }", true, "instance_group.count"),
