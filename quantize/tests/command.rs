@@ -11,7 +11,9 @@ use requant_model::{artifact, builtin};
 use requant_npy::{Array, ElementType, Npz};
 use requant_quantize::latency::{LatencyTable, StepKey, variant};
 use requant_quantize::report::Report;
-use requant_runtime::{Backend as _, CpuBackend, CpuOptions, Plan, PlanOptions, Tuning};
+use requant_runtime::{
+    Backend as _, CpuBackend, CpuOptions, CudaTuning, Plan, PlanOptions, Tuning,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -266,6 +268,50 @@ fn tune_makes_a_table_for_this_machine() {
         "sse2",
     );
     bad(&folder, "tune none.onnx --output other.json", "none.onnx");
+}
+
+#[test]
+fn tune_makes_a_table_for_a_gpu() {
+    let folder = folder();
+    bad(
+        &folder,
+        "tune fashion --backend cuda --threads 1 --output gpu.json",
+        "--threads and --isa",
+    );
+    bad(
+        &folder,
+        "tune fashion --gpu 1 --output gpu.json",
+        "--gpu needs --backend cuda",
+    );
+    let Some(library) = requant_conformance::emulator::library() else {
+        println!("skipped: no C++ compiler to build the emulated device with");
+        return;
+    };
+    // A single layer, which the emulated device measures soon.
+    let cases = requant_conformance::suite::all(1, 3).into_iter();
+    let gemm = cases
+        .filter(|case| case.name == "gemm 0")
+        .map(|case| case.graph);
+    for graph in gemm {
+        artifact::write_file(&graph, &folder.path().join("gemm.safetensors")).unwrap();
+    }
+    let run = |line: &str| {
+        let mut command = command(folder.path(), line);
+        command.env("LD_LIBRARY_PATH", library.parent().unwrap());
+        let output = command.env("REQUANT_EMULATED", "major=9").output().unwrap();
+        let [out, err] =
+            [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        (output.status.code(), out + &err)
+    };
+    let (code, text) = run("tune gemm.safetensors --backend cuda --output gpu.json");
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.ends_with("in the table: gpu.json\n"), "{text}");
+    CudaTuning::read(&folder.path().join("gpu.json")).unwrap();
+    // A table of the CPU is not added to.
+    good(&folder, "tune fashion --threads 1 --output cpu.json");
+    let (code, text) = run("tune gemm.safetensors --backend cuda --output cpu.json");
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("cpu.json: not a table"), "{text}");
 }
 
 #[test]
