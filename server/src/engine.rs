@@ -157,7 +157,7 @@ pub fn open(
     let mut tables = Tables::new(tables?);
     if choice == BackendChoice::Reference {
         let host = Backends::host(Box::new(ReferenceBackend));
-        return Ok(RuntimeEngine::new(host, BTreeMap::new(), None));
+        return Ok(RuntimeEngine::over(host, BTreeMap::new(), None));
     }
     let host = tables.cpu(CpuBackend::new(cpu).map_err(EngineError::refused)?);
     let (mut devices, mut missing) = (BTreeMap::new(), None);
@@ -177,7 +177,7 @@ pub fn open(
         }
     }
     tables.warn();
-    Ok(RuntimeEngine::new(
+    Ok(RuntimeEngine::over(
         Backends::host(Box::new(host)),
         devices,
         missing,
@@ -260,7 +260,7 @@ struct RuntimeEngine {
 }
 
 impl RuntimeEngine {
-    fn new(
+    fn over(
         host: Backends,
         devices: BTreeMap<usize, Backends>,
         missing: Option<CudaError>,

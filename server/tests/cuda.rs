@@ -4,15 +4,16 @@
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::Client;
 use requant_conformance::{Rng, emulator};
+use requant_model::{artifact, builtin};
 use requant_numerics::DType;
 use requant_proto::inference as pb;
-use requant_runtime::CpuOptions;
+use requant_runtime::{CpuOptions, CudaBackend, Plan, PlanOptions};
 use requant_server::engine::{self, Engine, ExecError, Form, Instance, Network, Place, Reading};
 use requant_server::options::BackendChoice;
 use requant_server::server::Server;
@@ -146,6 +147,39 @@ fn every_place_gives_the_same_answers() {
     let nowhere = network.prepare(Place::Device(2)).unwrap_err();
     assert_eq!(nowhere.to_string(), "there is no GPU 2");
     assert!(network.instance(Place::Device(2), 1).is_err());
+}
+
+#[test]
+fn a_table_of_a_gpu_reaches_it() {
+    if !emulator::is_emulated("a_table_of_a_gpu_reaches_it", "major=9") {
+        return;
+    }
+    let graph = artifact::read(builtin::FASHION).unwrap();
+    let plan = Plan::new(graph, &PlanOptions::default()).unwrap();
+    let measured = CudaBackend::new(0)
+        .unwrap()
+        .tune(&plan, SAMPLES, 1)
+        .unwrap();
+    assert!(measured.gains().count() > 0);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tuning.json");
+    let mut table: serde_json::Value = serde_json::from_str(&measured.json().unwrap()).unwrap();
+    for choice in table["layers"].as_object_mut().unwrap().values_mut() {
+        choice["way"] = "group_product_w4_u8_128_rhu/3".into();
+    }
+    std::fs::write(&path, table.to_string()).unwrap();
+    // The memory that splits of large tiles need tells that they are taken.
+    let arena = |tuning: &[PathBuf]| {
+        let engine = engine::open(BackendChoice::Cuda, CpuOptions::default(), tuning).unwrap();
+        let network = engine.built_in().unwrap();
+        let mut instance = fresh(&*network);
+        assert_eq!(answer(&*network, &mut *instance).unwrap(), reference());
+        network.footprint(SAMPLES).arena_bytes
+    };
+    assert!(arena(std::slice::from_ref(&path)) > arena(&[]));
+    let none = folder.path().join("none.json");
+    let missing = engine::open(BackendChoice::Auto, CpuOptions::default(), &[none]);
+    assert!(missing.unwrap_err().to_string().contains("none.json"));
 }
 
 #[test]

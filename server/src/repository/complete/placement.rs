@@ -163,11 +163,14 @@ mod tests {
         }
     }
 
+    /// Kind, count and GPUs of a group.
+    type Shown = (Kind, i32, Vec<i32>);
+
     /// What groups become: kinds, counts and GPUs, and the places of the instances, -1 for the host.
     fn completed(
         mut groups: Vec<ModelInstanceGroup>,
         gpus: &[usize],
-    ) -> Result<(Vec<(Kind, i32, Vec<i32>)>, Vec<i32>), String> {
+    ) -> Result<(Vec<Shown>, Vec<i32>), String> {
         let places = complete("m", &mut groups, gpus).map_err(|error| error.to_string())?;
         let places = places.into_iter().map(|place| match place {
             Place::Host => -1,
@@ -176,7 +179,7 @@ mod tests {
         Ok((shown(&groups), places.collect()))
     }
 
-    fn shown(groups: &[ModelInstanceGroup]) -> Vec<(Kind, i32, Vec<i32>)> {
+    fn shown(groups: &[ModelInstanceGroup]) -> Vec<Shown> {
         let one = |group: &ModelInstanceGroup| (group.kind(), group.count, group.gpus.clone());
         groups.iter().map(one).collect()
     }
