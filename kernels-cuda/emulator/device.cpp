@@ -1,9 +1,14 @@
 // A block of threads: what they share, what they do together, and how a grid of blocks runs.
-#include "device.h"
+#include "../cuda/platform.cuh"
 
+#include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <deque>
+#include <map>
+#include <set>
+#include <string>
 
 #include "fibers.h"
 #include "machine.h"
@@ -17,6 +22,7 @@ namespace {
 constexpr int kWarp = 32;
 constexpr uint8_t kPoison = 0xA5;
 constexpr size_t kGuard = 256;
+constexpr int kRegisters = 65536;
 
 struct Copy {
   void* to;
@@ -52,6 +58,32 @@ struct Group {
   uint64_t generation;
 };
 
+// A copy by tile that is under way.
+struct TileCopy {
+  uint8_t* to;
+  Tensor tensor;
+  int32_t x, y;
+
+  size_t bytes() const { return size_t{tensor.box[0]} * tensor.box[1]; }
+};
+
+// A barrier in shared memory.
+struct Barrier {
+  uint32_t arrivals, missing;
+  int64_t bytes;  // announced and not there
+  uint32_t phase;
+  int thread;           // that has made it
+  uint64_t generation;  // of the block's barrier, when it did
+  bool ready;           // for the asynchronous proxy
+  std::vector<TileCopy> copies;
+};
+
+// What a thread waits for, for the message where nobody goes on.
+struct Waiting {
+  const char* what;
+  uint32_t barrier, parity;  // where it is one in shared memory
+};
+
 // The block that runs.
 struct Block {
   Fibers fibers;
@@ -63,7 +95,11 @@ struct Block {
   std::vector<std::deque<std::vector<Copy>>> copies;
   std::vector<Group> groups;
   std::vector<std::deque<std::vector<GroupMultiply>>> multiplies;
-  bool fault;
+  std::map<uint32_t, Barrier> barriers;  // by their offset
+  std::vector<int> registers;            // of each thread
+  int free_registers;
+  std::vector<Waiting> waiting;
+  std::string fault;  // the first, or empty
 
   uint8_t* shared() {
     uintptr_t start = reinterpret_cast<uintptr_t>(memory.data()) + kGuard;
@@ -73,10 +109,22 @@ struct Block {
 
 Block block;
 
+__attribute__((format(printf, 1, 2))) void fault(const char* format, ...) {
+  if (!block.fault.empty()) return;
+  char text[256];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  block.fault = text;
+}
+
 // The thread that runs again after a pause finds its own index.
-void pause() {
+void pause(Waiting waiting) {
   const int me = block.fibers.current();
+  block.waiting[me] = waiting;
   block.fibers.pause();
+  block.waiting[me].what = nullptr;
   thread_index = Index{static_cast<uint32_t>(me), 0, 0};
 }
 
@@ -94,7 +142,7 @@ void together(Lane lane, Operation operation) {
   }
   const uint64_t generation = warp.generation;
   block.fibers.progress();
-  while (warp.generation == generation) pause();
+  while (warp.generation == generation) pause({"the lanes of its warp", 0, 0});
 }
 
 void release_if_complete() {
@@ -115,17 +163,21 @@ bool in_shared(const void* at, size_t bytes) {
 
 uint8_t* shared_memory() { return block.shared(); }
 
+void warp_sync() {
+  together(Lane{}, [](Lane*) {});
+}
+
 void barrier() {
   block.arrived++;
   const uint64_t generation = block.generation;
   block.fibers.progress();
   release_if_complete();
-  while (block.generation == generation) pause();
+  while (block.generation == generation) pause({"the threads of its block", 0, 0});
 }
 
 // Copies happen as late as they may, so that a wait that is missing shows as poison.
 void copy16(void* to, const void* from, bool take) {
-  if (!in_shared(to, 16) || reinterpret_cast<uintptr_t>(from) % 16 != 0) block.fault = true;
+  if (!in_shared(to, 16) || reinterpret_cast<uintptr_t>(from) % 16 != 0) fault("a copy of 16 bytes is not aligned");
   block.copies[block.fibers.current()].back().push_back(Copy{to, from, take});
 }
 
@@ -151,7 +203,7 @@ int64_t exchange(int64_t value, int distance) {
     for (int lane = 0; lane < kWarp; lane++) {
       // They must all mean the same exchange.
       const int distance = *static_cast<const int*>(lanes[lane].right);
-      if (distance != *static_cast<const int*>(lanes[0].right)) block.fault = true;
+      if (distance != *static_cast<const int*>(lanes[0].right)) fault("lanes exchange at different distances");
       memcpy(lanes[lane].result, lanes[lane ^ (distance & (kWarp - 1))].left, sizeof(int64_t));
     }
   });
@@ -159,7 +211,7 @@ int64_t exchange(int64_t value, int distance) {
 }
 
 void load_matrices(uint32_t* to, const void* row) {
-  if (!in_shared(row, 16)) block.fault = true;
+  if (!in_shared(row, 16)) fault("the row of a matrix is not aligned");
   together(Lane{to, row, nullptr}, [](Lane* lanes) {
     // The eight rows of a matrix come from all banks at once, or the swizzle is wrong.
     for (int matrix = 0; matrix < 4; matrix++) {
@@ -167,7 +219,7 @@ void load_matrices(uint32_t* to, const void* row) {
       for (int row = 0; row < 8; row++) {
         banks |= 1u << (reinterpret_cast<uintptr_t>(lanes[matrix * 8 + row].left) / 16 % 8);
       }
-      if (banks != 0xff) block.fault = true;
+      if (banks != 0xff) fault("the rows of a matrix share banks");
     }
     for (int lane = 0; lane < kWarp; lane++) {
       for (int matrix = 0; matrix < 4; matrix++) {
@@ -254,7 +306,7 @@ uint8_t element(uint64_t descriptor, int row, int k) {
   uint64_t address = ((descriptor & 0x3fff) << 4) + row / 8 * stride + row % 8 * 128 + k;
   address ^= (address >> 7 & 7) << 4;
   if (address >= block.shared_bytes) {
-    block.fault = true;
+    fault("an operand lies outside shared memory");
     return 0;
   }
   return block.shared()[address];
@@ -273,10 +325,14 @@ std::vector<uint8_t> operands(uint64_t a, uint64_t b, int columns) {
 void multiply(int first_thread, size_t which) {
   const GroupMultiply& leader = block.multiplies[first_thread].front()[which];
   // Nothing may have changed while it was under way.
-  if (operands(leader.a, leader.b, leader.columns) != leader.operands) block.fault = true;
+  if (operands(leader.a, leader.b, leader.columns) != leader.operands) {
+    fault("operands changed while they were multiplied");
+  }
   for (int thread = 0; thread < kGroup; thread++) {
     GroupMultiply& mine = block.multiplies[first_thread + thread].front()[which];
-    if (mine.a != leader.a || mine.b != leader.b || mine.columns != leader.columns) block.fault = true;
+    if (mine.a != leader.a || mine.b != leader.b || mine.columns != leader.columns) {
+      fault("the threads of a warpgroup multiply different operands");
+    }
     const int row0 = thread / kWarp * 16 + thread % kWarp / 4, column0 = thread % 4 * 2;
     for (int i = 0; i < leader.columns / 2; i++) {
       const uint8_t* a = &leader.operands[(row0 + i % 4 / 2 * 8) * kDepth];
@@ -295,7 +351,7 @@ void multiply(int first_thread, size_t which) {
 
 uint64_t tile_descriptor(const void* tile) {
   const uint64_t offset = static_cast<uint64_t>(static_cast<const uint8_t*>(tile) - block.shared());
-  if (offset % 1024 != 0) block.fault = true;
+  if (offset % 1024 != 0) fault("a tile is not aligned to 1024 bytes");
   return (offset & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{64} << 32 | uint64_t{1} << 62;
 }
 
@@ -315,7 +371,7 @@ void group_wait(int pending) {
   block.fibers.progress();
   if (++group.arrived < kGroup) {
     const uint64_t generation = group.generation;
-    while (group.generation == generation) pause();
+    while (group.generation == generation) pause({"the threads of its warpgroup", 0, 0});
     return;
   }
   const int first_thread = me / kGroup * kGroup;
@@ -328,7 +384,191 @@ void group_wait(int pending) {
   group.generation++;
 }
 
-bool run_grid(const Kernel& kernel, Index grid, int threads, size_t shared_bytes, const void* params) {
+namespace {
+
+// What the hardware counts in a barrier.
+constexpr int64_t kMostArrivals = (1 << 20) - 1, kMostBytes = (1 << 20) - 1;
+// In the memory of a barrier, so that it shows where somebody writes there.
+constexpr uint64_t kBarrierMark = 0x5A5A42415252494Bu;
+
+uint32_t offset_of(const void* at) {
+  return static_cast<uint32_t>(static_cast<const uint8_t*>(at) - block.shared());
+}
+
+// The barrier at an address, as the thread that runs may use it; none is a fault.
+Barrier* barrier_at(const uint64_t* at) {
+  const uint32_t offset = offset_of(at);
+  const auto found = block.barriers.find(offset);
+  if (found == block.barriers.end()) {
+    fault("barrier 0x%x is used and was never made", offset);
+    return nullptr;
+  }
+  if (*at != kBarrierMark) {
+    fault("barrier 0x%x was written over", offset);
+    return nullptr;
+  }
+  Barrier& barrier = found->second;
+  if (barrier.thread != block.fibers.current() && barrier.generation == block.generation) {
+    fault("barrier 0x%x is used by others before the block has met", offset);
+  }
+  return &barrier;
+}
+
+void end_phase_if_complete(Barrier& barrier, uint32_t offset) {
+  if (barrier.missing > 0 || barrier.bytes != 0) return;
+  if (!barrier.copies.empty()) fault("bytes arrive at barrier 0x%x that were not announced", offset);
+  barrier.missing = barrier.arrivals;
+  barrier.phase++;
+  block.fibers.progress();
+}
+
+// The bytes of a box arrive: zeros for what lies outside the matrix, chunks of 16 bytes exchanged by the bits
+// of the address above them.
+void arrive(const TileCopy& copy) {
+  const Tensor& tensor = copy.tensor;
+  for (uint32_t row = 0; row < tensor.box[1]; row++) {
+    for (uint32_t column = 0; column < tensor.box[0]; column++) {
+      const int64_t x = int64_t{copy.x} + column, y = int64_t{copy.y} + row;
+      const bool in = x >= 0 && y >= 0 && static_cast<uint64_t>(x) < tensor.extent[0] &&
+                      static_cast<uint64_t>(y) < tensor.extent[1];
+      const uint8_t* from = reinterpret_cast<const uint8_t*>(tensor.address + y * tensor.stride + x);
+      uint32_t to = offset_of(copy.to) + row * tensor.box[0] + column;
+      to ^= (to >> 7 & 7) << 4;
+      block.shared()[to] = in ? *from : 0;
+    }
+  }
+}
+
+}  // namespace
+
+void barrier_init(uint64_t* at, uint32_t arrivals) {
+  const uint32_t offset = offset_of(at);
+  if (offset % 8 != 0 || offset + 8 > block.shared_bytes) {
+    fault("barrier 0x%x is not 8 bytes of shared memory", offset);
+    return;
+  }
+  if (arrivals == 0 || arrivals > kMostArrivals) fault("barrier 0x%x is made for %u arrivals", offset, arrivals);
+  if (block.barriers.count(offset)) fault("barrier 0x%x is made twice", offset);
+  block.barriers[offset] =
+      Barrier{arrivals, arrivals, 0, 0, block.fibers.current(), block.generation, false, {}};
+  *at = kBarrierMark;
+}
+
+void barriers_ready() {
+  for (auto& [offset, barrier] : block.barriers) barrier.ready |= barrier.thread == block.fibers.current();
+}
+
+void barrier_arrive(uint64_t* at, uint32_t bytes) {
+  Barrier* barrier = barrier_at(at);
+  if (!barrier) return;
+  if (barrier->missing == 0) {
+    fault("more arrive at barrier 0x%x than it waits for", offset_of(at));
+    return;
+  }
+  barrier->bytes += bytes;
+  if (barrier->bytes > kMostBytes) fault("barrier 0x%x counts too many bytes", offset_of(at));
+  barrier->missing--;
+  end_phase_if_complete(*barrier, offset_of(at));
+}
+
+// Copies arrive as late as they may: when all have arrived that do so themselves, and somebody waits.
+void barrier_wait(uint64_t* at, uint32_t parity) {
+  const uint32_t offset = offset_of(at);
+  block.fibers.progress();
+  while (Barrier* barrier = barrier_at(at)) {
+    if ((barrier->phase & 1) != parity) return;
+    if (barrier->missing == 0) {
+      for (const TileCopy& copy : barrier->copies) {
+        arrive(copy);
+        barrier->bytes -= static_cast<int64_t>(copy.bytes());
+      }
+      barrier->copies.clear();
+      if (barrier->bytes < 0) fault("bytes arrive at barrier 0x%x that were not announced", offset);
+      end_phase_if_complete(*barrier, offset);
+      if ((barrier->phase & 1) != parity) return;
+    }
+    if (!block.fault.empty()) break;
+    pause({"barrier", offset, parity});
+  }
+  // After a fault nobody needs to go on.
+  while (true) pause({"the end, after a fault", 0, 0});
+}
+
+// Until the bytes arrive the memory holds neither what was there nor what comes.
+void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* at) {
+  Barrier* barrier = barrier_at(at);
+  if (!barrier) return;
+  const uint32_t offset = offset_of(at);
+  if (!barrier->ready) fault("barrier 0x%x is not ready for copies by tile", offset);
+  Tensor tensor;
+  memcpy(&tensor, map, sizeof tensor);
+  if (reinterpret_cast<uintptr_t>(map) % 64 != 0 || tensor.mark != Tensor::kMark) {
+    fault("a copy by tile has no map that the driver made");
+    return;
+  }
+  const TileCopy copy = {static_cast<uint8_t*>(to), tensor, x, y};
+  if (!in_shared(to, copy.bytes()) || offset_of(to) % 1024 != 0) {
+    fault("a copy by tile goes to 0x%x, which is not aligned to 1024 bytes of shared memory", offset_of(to));
+    return;
+  }
+  for (const auto& [_, other] : block.barriers) {
+    for (const TileCopy& under_way : other.copies) {
+      if (copy.to < under_way.to + under_way.bytes() && under_way.to < copy.to + copy.bytes()) {
+        fault("copies by tile go to 0x%x twice at a time", offset_of(to));
+      }
+    }
+  }
+  memset(to, kPoison, copy.bytes());
+  barrier->copies.push_back(copy);
+}
+
+void fewer_registers(int count) {
+  int& mine = block.registers[block.fibers.current()];
+  if (count > mine) fault("fewer registers, %d, are more than %d", count, mine);
+  block.free_registers += mine - count;
+  mine = count;
+  block.fibers.progress();
+}
+
+// Waits until others have given enough away.
+void more_registers(int count) {
+  int& mine = block.registers[block.fibers.current()];
+  if (count < mine) fault("more registers, %d, are fewer than %d", count, mine);
+  while (block.free_registers < count - mine) pause({"registers", 0, 0});
+  block.free_registers -= count - mine;
+  mine = count;
+}
+
+namespace {
+
+// Who waits for what where nobody goes on, each thing once with the first thread that does.
+std::string deadlock() {
+  std::string text;
+  std::set<std::pair<std::string, std::pair<uint32_t, uint32_t>>> told;
+  for (size_t thread = 0; thread < block.waiting.size(); thread++) {
+    const Waiting& waiting = block.waiting[thread];
+    if (!waiting.what || !told.insert({waiting.what, {waiting.barrier, waiting.parity}}).second) continue;
+    char line[256];
+    const auto barrier = block.barriers.find(waiting.barrier);
+    if (strcmp(waiting.what, "barrier") == 0 && barrier != block.barriers.end()) {
+      snprintf(line, sizeof line, "thread %zu waits for parity %u of barrier 0x%x, whose phase %u lacks %u arrivals and %lld bytes",
+               thread, waiting.parity, waiting.barrier, barrier->second.phase, barrier->second.missing,
+               static_cast<long long>(barrier->second.bytes));
+    } else {
+      snprintf(line, sizeof line, "thread %zu waits for %s", thread, waiting.what);
+    }
+    text += text.empty() ? "nobody goes on: " : "; ";
+    text += line;
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string run_grid(const Kernel& kernel, Index grid, int threads, size_t shared_bytes, const void* given) {
+  // Where a kernel finds its parameters they are aligned as they ask.
+  alignas(128) static uint8_t params[kMostParameters];
+  memcpy(params, given, kernel.bytes);
   block.threads = threads;
   block.shared_bytes = shared_bytes;
   block.memory.resize(shared_bytes + 1024 + 2 * kGuard);
@@ -336,7 +576,7 @@ bool run_grid(const Kernel& kernel, Index grid, int threads, size_t shared_bytes
   block.copies.resize(threads);
   block.multiplies.resize(threads);
   block.groups.resize((threads + kGroup - 1) / kGroup);
-  block.fault = false;
+  block.fault.clear();
   grid_extent = grid;
   for (block_index.z = 0; block_index.z < grid.z; block_index.z++) {
     for (block_index.y = 0; block_index.y < grid.y; block_index.y++) {
@@ -346,6 +586,11 @@ bool run_grid(const Kernel& kernel, Index grid, int threads, size_t shared_bytes
         for (auto& groups : block.copies) groups.assign(1, {});
         for (auto& groups : block.multiplies) groups.assign(1, {});
         for (Group& group : block.groups) group.arrived = 0;
+        block.barriers.clear();
+        // What a block's threads may have at most, in steps of eight.
+        block.registers.assign(threads, kRegisters / threads / 8 * 8);
+        block.free_registers = 0;
+        block.waiting.assign(threads, Waiting{});
         block.live = threads;
         block.arrived = 0;
         const bool finished = block.fibers.run(threads, [&](int thread) {
@@ -355,12 +600,19 @@ bool run_grid(const Kernel& kernel, Index grid, int threads, size_t shared_bytes
           release_if_complete();
         });
         uint8_t* end = block.shared() + shared_bytes;
-        for (size_t i = 0; i < kGuard; i++) block.fault |= end[i] != kPoison;
-        if (!finished || block.fault) return false;
+        for (size_t i = 0; i < kGuard; i++) {
+          if (end[i] != kPoison) fault("a block writes past its shared memory");
+        }
+        // What was announced and nobody has waited for may still arrive when the block is gone.
+        for (const auto& [offset, barrier] : block.barriers) {
+          if (finished && !barrier.copies.empty()) fault("a block ends before barrier 0x%x has its bytes", offset);
+        }
+        if (!finished && block.fault.empty()) block.fault = deadlock();
+        if (!block.fault.empty()) return block.fault;
       }
     }
   }
-  return true;
+  return {};
 }
 
 }  // namespace emulated

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::bits::{self, Bits};
 use super::conv::{ConvIo, ConvSpec, ZeroPoint};
-use super::{int, nibbles};
+use super::{int, nibbles, persistent};
 use crate::epilogue::{Form, Uploaded, integer_type};
-use crate::kernel::{Kernel, Launch};
+use crate::kernel::{Kernel, Launch, Params};
 use crate::params::{Epilogue, ProductParams};
 use crate::{Context, DeviceMemory, OpError};
 
@@ -107,6 +107,9 @@ pub struct Product {
     multiprocessors: usize,
     stages: usize,
     wgmma: bool,
+    /// Whether matrices without gaps are multiplied, by bytes and where copies by tile can be had.
+    dense: bool,
+    context: Arc<Context>,
     _weights: DeviceMemory,
     weight_bytes: usize,
 }
@@ -207,11 +210,15 @@ impl Product {
             // Proved to fit, or to be taken modulo 2^32.
             (i64::from(bias) + i64::from(constant) - i64::from(folded) * i64::from(sums[o])) as i32
         };
+        let dense = context.has_tiles()
+            && format == Format::Bytes
+            && packed.planes == 1
+            && persistent::is_dense(spec);
         let epilogue = Uploaded::new(
             context,
             &spec.finish,
-            // A tile of 128 may begin in the last 64.
-            groups * padded + CHANNEL_UNIT,
+            // A tile of 128 may begin in the last 64, and one of 256.
+            groups * padded + if dense { 3 } else { 1 } * CHANNEL_UNIT,
             channel_of,
             bias,
             |o| sums[o],
@@ -270,6 +277,8 @@ impl Product {
             multiprocessors: context.properties().multiprocessors,
             stages: context.stages(),
             wgmma: context.has_wgmma(),
+            dense,
+            context: Arc::clone(context),
             weight_bytes: packed.data.len(),
             _weights: weights,
         })
@@ -337,6 +346,32 @@ impl Product {
     }
 
     fn choose(&self, samples: usize) -> Choice {
+        let dense = if self.dense {
+            self.choose_dense(samples)
+        } else {
+            None
+        };
+        dense.unwrap_or_else(|| self.choose_tiles(samples))
+    }
+
+    /// A kernel whose blocks stay, where it has enough to do.
+    fn choose_dense(&self, samples: usize) -> Option<Choice> {
+        let sizes = [
+            self.rows(samples),
+            self.params.channels as usize,
+            self.params.depth as usize,
+        ];
+        let (kernel, blocks) =
+            persistent::choose((self.input, self.form), sizes, self.multiprocessors)?;
+        Some(Choice {
+            kernel,
+            tiles: [blocks, 1, 1],
+            splits: 1,
+        })
+    }
+
+    /// A kernel with a block for each tile.
+    fn choose_tiles(&self, samples: usize) -> Choice {
         let rows = self.rows(samples);
         let channels = self.params.channels as usize;
         if let Some(kernel) = self.row_kernel(rows) {
@@ -398,6 +433,38 @@ impl Product {
     /// More rows or blocks than a grid has; less scratch than it uses.
     pub fn launch(&self, io: &ConvIo) -> Result<Launch, OpError> {
         let choice = self.choose(io.samples);
+        if !choice.kernel.is_persistent() {
+            return self.launch_of(&choice, self.params(&choice, io)?.into(), io);
+        }
+        let product = self.params(&choice, io)?;
+        match persistent::params(&self.context, choice.kernel, product)? {
+            Some(params) => self.launch_of(&choice, params.into(), io),
+            // What cannot be copied by tile has as many of the other tiles, which need no scratch either.
+            None => {
+                let choice = self.choose_tiles(io.samples);
+                self.launch_of(&choice, self.params(&choice, io)?.into(), io)
+            }
+        }
+    }
+
+    fn params(&self, choice: &Choice, io: &ConvIo) -> Result<ProductParams, OpError> {
+        Ok(ProductParams {
+            x: io.x,
+            y: io.y,
+            zero_points: io.zero_points,
+            tickets: io.scratch,
+            partial: io.scratch + choice.ticket_bytes() as u64,
+            rows: int("output pixels", self.rows(io.samples))?,
+            splits: choice.splits as i32,
+            epilogue: Epilogue {
+                other: io.other,
+                ..self.epilogue.params
+            },
+            ..self.params
+        })
+    }
+
+    fn launch_of(&self, choice: &Choice, params: Params, io: &ConvIo) -> Result<Launch, OpError> {
         let needed = choice.scratch_bytes();
         if needed > io.scratch_bytes {
             return Err(OpError::Scratch {
@@ -418,20 +485,6 @@ impl Product {
                 });
             }
         }
-        let params = ProductParams {
-            x: io.x,
-            y: io.y,
-            zero_points: io.zero_points,
-            tickets: io.scratch,
-            partial: io.scratch + choice.ticket_bytes() as u64,
-            rows: int("output pixels", self.rows(io.samples))?,
-            splits: choice.splits as i32,
-            epilogue: Epilogue {
-                other: io.other,
-                ..self.epilogue.params
-            },
-            ..self.params
-        };
         let shared = if choice.kernel.name().starts_with("row_") {
             self.row_bytes(choice.kernel)
         } else {
@@ -441,7 +494,7 @@ impl Product {
             kernel: choice.kernel,
             grid: [x as u32, y as u32, (z * choice.splits) as u32],
             shared_bytes: shared as u32,
-            params: params.into(),
+            params,
         })
     }
 }
@@ -525,6 +578,9 @@ pub(crate) fn shared_bytes(kernel: Kernel, stages: usize) -> usize {
         return BIT_STAGES * (2 + weights) * 64 * (bits::SLICE / 8);
     }
     let side = if name.contains("_128_") { 128 } else { 64 };
+    if kernel.is_persistent() {
+        return persistent::SHARED_BYTES;
+    }
     // The slices in flight; afterwards half a tile of accumulators, or the tile's bytes.
     if kernel.needs_wgmma() {
         return GROUP_STAGES * (128 + side) * 2 * SLICE;

@@ -41,6 +41,8 @@ pub(crate) const SHAPES: &[Shape] = &[
     Shape(2, 16, 17, 16, 144, 1, 3, 1, 1, 1),
     Shape(1, 24, 24, 64, 40, 1, 3, 1, 1, 1),
     Shape(2, 15, 19, 48, 64, 1, 1, 1, 0, 1),
+    // Deep, and of tiles of 256.
+    Shape(1, 1, 390, 1040, 136, 1, 1, 1, 0, 1),
     // Few tiles and much depth, which is split.
     Shape(1, 1, 1, 2048, 10, 1, 1, 1, 0, 1),
     Shape(1, 3, 3, 256, 64, 1, 3, 2, 1, 1),
@@ -50,6 +52,26 @@ pub(crate) const SHAPES: &[Shape] = &[
     // One row, its borders all around.
     Shape(1, 3, 1, 32, 21, 2, 3, 1, 1, 1),
     Shape(1, 1, 1, 16, 70, 1, 3, 1, 1, 1),
+];
+
+/// Dense products for blocks that stay on a device of a few multiprocessors: many tiles a block, so that its ring
+/// of slices goes round more than twice and tiles alternate, and tails on every side.
+#[allow(dead_code)]
+pub(crate) const DENSE: &[Shape] = &[
+    // One slice of K and less; whole tiles, and a row and a few channels more.
+    Shape(1, 17, 53, 16, 70, 1, 1, 1, 0, 1),
+    Shape(1, 32, 32, 128, 128, 1, 1, 1, 0, 1),
+    Shape(3, 19, 27, 48, 40, 1, 1, 1, 0, 1),
+    Shape(1, 43, 24, 112, 64, 1, 1, 1, 0, 1),
+    // Tiles of 128 in several columns; slices are half empty at the end.
+    Shape(1, 16, 17, 160, 330, 1, 1, 1, 0, 1),
+    Shape(1, 13, 41, 592, 144, 1, 1, 1, 0, 1),
+    // As deep as tiles are taken in turns, and deeper: tiles of 256.
+    Shape(1, 11, 38, 1024, 72, 1, 1, 1, 0, 1),
+    Shape(1, 13, 31, 1040, 300, 1, 1, 1, 0, 1),
+    Shape(1, 10, 30, 1152, 257, 1, 1, 1, 0, 1),
+    // A window as large as the image.
+    Shape(301, 3, 3, 16, 200, 1, 3, 1, 0, 1),
 ];
 
 /// Which numbers a case multiplies.
@@ -109,6 +131,8 @@ pub(crate) const LARGE: &[Shape] = &[
     Shape(5, 65, 67, 16, 130, 1, 3, 1, 1, 1),
     Shape(6, 71, 53, 208, 61, 1, 1, 1, 0, 1),
     Shape(5, 66, 67, 32, 64, 1, 3, 1, 1, 1),
+    Shape(4, 66, 67, 1040, 140, 1, 1, 1, 0, 1),
+    Shape(8, 66, 67, 96, 70, 1, 1, 1, 0, 1),
 ];
 
 /// What follows the accumulators of a case.
