@@ -63,6 +63,12 @@ TABLE = [
     (r"turn_product_i8_128_.*", r"sm_90a", [(r"IGMMA\.64x128x32\.S8\.S8", 8)], [r"IGMMA.*\.U8"]),
     (r"turn_product_u8_64_.*", r"sm_90a", [(r"IGMMA\.64x64x32\.U8\.S8", 8)], [r"IGMMA.*\.S8\.S8"]),
     (r"turn_product_i8_64_.*", r"sm_90a", [(r"IGMMA\.64x64x32\.S8\.S8", 8)], [r"IGMMA.*\.U8"]),
+    # Two blocks make a cluster; each copies its pixels, and half of the weights to both. No fence of the device in
+    # the loop: there is one in each of the two places where the cluster meets.
+    (r"pair_product_.*", r"sm_90a",
+     [(r"UTMALDG\.2D \[", 1), (r"UTMALDG\.2D\.MULTICAST", 1), (r"UCGABAR_ARV", 2), (r"UCGABAR_WAIT", 2),
+      (r"SYNCS\.ARRIVE\.TRANS64\.RED", 2)], [r"BAR\.SYNC"]),
+    (r"turn_product_.*", r"sm_90a", [(r"UTMALDG\.2D \[", 2)], [r"MULTICAST", r"UCGABAR", r"MEMBAR.*GPU"]),
     (r"(pair|turn)_product_.*", r"sm_90a",
      [(r"UTMALDG\.2D", 2), (r"SYNCS\.EXCH\.64", 10), (r"SYNCS\.PHASECHK\.TRANS64\.TRYWAIT", 2), (r"SYNCS\.ARRIVE\.TRANS64", 3),
       (r"USETMAXREG\.DEALLOC\.CTAPOOL 0x28", 1), (r"USETMAXREG\.TRY_ALLOC\.CTAPOOL UP\d, 0xe8", 1),

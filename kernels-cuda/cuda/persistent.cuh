@@ -2,22 +2,27 @@
 // layers are. A block stays on its multiprocessor and walks over tiles. One thread of its first warpgroup
 // has slices of 128 bytes of K copied by tile (TMA) into a ring of stages, as far ahead as there are stages
 // and without regard to where a tile ends; the other two warpgroups multiply. They do so
-//   as a pair: each 64 of the 128 pixels of one tile of 256 channels, which reads least memory for each
-//     multiplication, for deep products; or
+//   as a pair: each 64 of the 128 pixels of one tile of 256 channels, for deep products. Two blocks make a
+//     cluster, with tiles one below the other, and each has half of their channels' weights copied to both:
+//     they read two thirds of the bytes for each multiplication that they would on their own; or
 //   in turns (ping-pong): each a tile of its own, of 128 pixels and 128 or 64 channels, so that one finishes its
 //     tile while the other has the tensor units, for shallow products.
 //
 // Who waits for whom. Of each stage there are two barriers:
 //   `full`, whose phase ends when the loading thread has announced the bytes and all of them have arrived. The
 //     copies write, and wgmma reads, by the asynchronous proxy, and the end of the phase makes the bytes of the
-//     copies visible to whoever has waited for it, so no proxy fence lies between them.
-//   `empty`, whose phase ends when every warp that multiplies the stage has arrived, which it does after
-//     wgmma.wait_group has said that its multiplications have read it. The loading thread waits for that
-//     before it has the stage copied over; nothing was written by the generic proxy, so again no proxy fence.
+//     copies visible to whoever has waited for it, so no proxy fence lies between them. The other block's half
+//     may arrive before this block's thread has announced it: the phase cannot end before that.
+//   `empty`, whose phase ends when every warp that multiplies what is copied there, or beside it in the other
+//     block, has arrived, which it does after wgmma.wait_group has said that its multiplications have read it.
+//     The loading thread waits for that before it has the stage copied over, in both blocks where it copies to
+//     both; nothing was written by the generic proxy, so again no proxy fence. It also is why bytes from the
+//     other block never come a phase early: the warps of this one have waited for the phase before.
 // The loading thread waits for the end of the phase before the first of `empty`, which counts as ended: the
 // stages begin empty. Results go through shared memory of the warp's own, by the generic proxy alone, and only
 // the warp's lanes meet there. So once the barriers are ready no barrier of the whole block is left, and
-// threads that have nothing to do may end.
+// threads that have nothing to do may end; but where there are two blocks the warps that multiply wait at the end
+// until those of the other have arrived at this one's barriers for the last time.
 #pragma once
 
 #include "tile.cuh"
@@ -27,7 +32,7 @@
 // Mirrors ../src/params.rs.
 struct PersistentParams {
   TensorMap pixels;   // [rows, depth], boxes of 128 by 128 bytes
-  TensorMap weights;  // [channels_padded, slices * 64], boxes of 128 bytes by the tile's channels
+  TensorMap weights;  // [channels_padded, slices * 64], boxes of 128 bytes by what one copy takes of a tile's channels
   ProductParams product;
 };
 
@@ -125,6 +130,7 @@ DEVICE void persistent_product(const PersistentParams& params) {
   constexpr int kBytesA = kTilePixels * kTileSlice, kStage = kBytesA + tile_n * kTileSlice;
   constexpr int kStages = kRingBytes / kStage;
   constexpr int kFragmentsN = tile_n / 8 < kFragments ? tile_n / 8 : kFragments;
+  constexpr int kBlocks = in_turns ? 1 : 2;  // of a cluster
   static_assert(in_turns ? tile_n <= 128 : tile_n == 256, "accumulators are two halves, of rows or of channels");
   const ProductParams& p = params.product;
   SHARED(smem);
@@ -133,18 +139,28 @@ DEVICE void persistent_product(const PersistentParams& params) {
   uint64_t* const turn = empty + kStages;
 
   const int32_t slices = (p.slices * kPadded + kTileSlice - 1) / kTileSlice;
-  const int32_t rows = (p.rows + kTilePixels - 1) / kTilePixels, columns = (p.channels + tile_n - 1) / tile_n;
+  // Those of a cluster, one below the other, count as one tile. The last may be past the end: zeros, and not stored.
+  constexpr int kRows = kBlocks * kTilePixels;
+  const int32_t rows = (p.rows + kRows - 1) / kRows, columns = (p.channels + tile_n - 1) / tile_n;
   const int32_t tiles = rows * columns;
+  const int32_t rank = in_turns ? 0 : static_cast<int32_t>(cluster_rank());
   if (threadIdx.x == 0) {
+    prefetch_map(&params.pixels);
+    prefetch_map(&params.weights);
     for (int i = 0; i < kStages; i++) {
       barrier_init(full + i, 1);
-      barrier_init(empty + i, in_turns ? kWarps / 2 : kWarps);
+      barrier_init(empty + i, in_turns ? kWarps / 2 : kBlocks * kWarps);
     }
     for (int i = 0; i < 2; i++) barrier_init(turn + i, kWarps / 2);
     barriers_ready();
   }
   // The barriers are ready for all.
-  block_sync();
+  if constexpr (in_turns) {
+    block_sync();
+  } else {
+    cluster_sync();
+  }
+  int32_t first = blockIdx.x / kBlocks, step = gridDim.x / kBlocks;
 
   const int32_t warpgroup = threadIdx.x / 128;
   Ring<kStages> ring;
@@ -152,7 +168,7 @@ DEVICE void persistent_product(const PersistentParams& params) {
     fewer_registers<kLoadRegisters>();
     if (threadIdx.x != 0) return;
 #pragma unroll 1
-    for (int32_t index = blockIdx.x; index < tiles; index += gridDim.x) {
+    for (int32_t index = first; index < tiles; index += step) {
       const TileAt tile(index, rows, columns);
 #pragma unroll 1
       for (int32_t slice = 0; slice < slices; slice++) {
@@ -162,8 +178,14 @@ DEVICE void persistent_product(const PersistentParams& params) {
         uint64_t* const barrier = full + ring.stage;
         // Bytes outside the matrices arrive as zeros and count too.
         barrier_arrive_expecting(barrier, kStage);
-        copy_tile(to, &params.pixels, slice * kTileSlice, tile.row * kTilePixels, barrier);
-        copy_tile(to + kBytesA, &params.weights, slice * kTileSlice, tile.column * tile_n, barrier);
+        copy_tile(to, &params.pixels, slice * kTileSlice, tile.row * kRows + rank * kTilePixels, barrier);
+        if constexpr (in_turns) {
+          copy_tile(to + kBytesA, &params.weights, slice * kTileSlice, tile.column * tile_n, barrier);
+        } else {
+          constexpr int kHalf = tile_n / 2;
+          copy_tile_to_both(to + kBytesA + rank * kHalf * kTileSlice, &params.weights, slice * kTileSlice,
+                            tile.column * tile_n + rank * kHalf, barrier);
+        }
         ring.advance(1);
       }
     }
@@ -174,21 +196,29 @@ DEVICE void persistent_product(const PersistentParams& params) {
   const int32_t me = warpgroup - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   uint8_t* const own = smem + kRingBytes + (me * 4 + warp) * kWarpBytes;
   // In turns, the block's tiles are one's and the other's alternately.
-  int32_t first = blockIdx.x, step = gridDim.x;
   uint32_t parity = 1;
   if (in_turns) {
-    first += me * gridDim.x;
+    first += me * step;
     step *= 2;
     ring.advance(me * slices);
     // Whose turn is first need not wait for the other: the phase before the first has ended.
     parity = me ^ 1;
   }
+  // One lane for each block that has copied something to the stage, or waits for it to be empty.
+  const auto release = [&](int32_t stage) {
+    if constexpr (in_turns) {
+      if (lane == 0) barrier_arrive(empty + stage);
+    } else {
+      if (lane < kBlocks) barrier_arrive_at(empty + stage, lane);
+    }
+  };
 #pragma unroll 1
   for (int32_t index = first; index < tiles; index += step) {
     int32_t acc[2][1][kFragmentsN][4] = {};
     if (in_turns) {
-      // The other's multiplications are all issued. It hands over nothing in memory: this keeps the two
-      // from multiplying at the same time, and then from finishing at the same time.
+      // The other's multiplications are all issued, so they do not multiply at the same time, nor then finish at
+      // the same time. And all that was copied before this tile's slices has arrived: a wait for `full` tells a
+      // round from the one before, not from earlier ones.
       barrier_wait(turn + me, parity);
       parity ^= 1;
     }
@@ -217,43 +247,48 @@ DEVICE void persistent_product(const PersistentParams& params) {
       group_commit();
       // The slice before is multiplied, so its stage may be copied over.
       group_wait<1>();
-      if (slice > 0 && lane == 0) barrier_arrive(empty + before);
+      if (slice > 0) release(before);
       before = ring.stage;
       ring.advance(1);
     }
     if (in_turns && lane == 0) barrier_arrive(turn + (me ^ 1));
     group_wait<0>();
-    if (lane == 0) barrier_arrive(empty + before);
+    release(before);
     if (in_turns) ring.advance(slices);
 
     const TileAt tile(index, rows, columns);
-    const int32_t row0 = tile.row * kTilePixels + (in_turns ? 0 : me * 64) + warp * 16;
+    const int32_t row0 = tile.row * kRows + rank * kTilePixels + (in_turns ? 0 : me * 64) + warp * 16;
     finish_warp<finish_kind, kFragmentsN, in_turns>(p, own, acc, row0, tile.column * tile_n);
   }
+  if constexpr (!in_turns) cluster_sync();
 }
 
-#define PERSISTENT(name, input, finish_kind, tile_n, in_turns)                                     \
+#define PAIR(name, input, finish_kind)                                                             \
+  CLUSTER_KERNEL(name, PersistentParams, kPersistentThreads, 2) {                                  \
+    persistent_product<input, finish_kind, 256, false>(p);                                         \
+  }
+#define TURN(name, input, finish_kind, tile_n)                                                     \
   KERNEL(name, PersistentParams, kPersistentThreads, 1) {                                          \
-    persistent_product<input, finish_kind, tile_n, in_turns>(p);                                   \
+    persistent_product<input, finish_kind, tile_n, true>(p);                                       \
   }
 
-PERSISTENT(pair_product_u8_256_rhu, INPUT_U8, FINISH_RHU, 256, false)
-PERSISTENT(pair_product_u8_256_f32, INPUT_U8, FINISH_F32, 256, false)
-PERSISTENT(pair_product_u8_256_any, INPUT_U8, FINISH_ANY, 256, false)
-PERSISTENT(pair_product_i8_256_rhu, INPUT_I8, FINISH_RHU, 256, false)
-PERSISTENT(pair_product_i8_256_f32, INPUT_I8, FINISH_F32, 256, false)
-PERSISTENT(pair_product_i8_256_any, INPUT_I8, FINISH_ANY, 256, false)
-PERSISTENT(turn_product_u8_128_rhu, INPUT_U8, FINISH_RHU, 128, true)
-PERSISTENT(turn_product_u8_128_f32, INPUT_U8, FINISH_F32, 128, true)
-PERSISTENT(turn_product_u8_128_any, INPUT_U8, FINISH_ANY, 128, true)
-PERSISTENT(turn_product_i8_128_rhu, INPUT_I8, FINISH_RHU, 128, true)
-PERSISTENT(turn_product_i8_128_f32, INPUT_I8, FINISH_F32, 128, true)
-PERSISTENT(turn_product_i8_128_any, INPUT_I8, FINISH_ANY, 128, true)
-PERSISTENT(turn_product_u8_64_rhu, INPUT_U8, FINISH_RHU, 64, true)
-PERSISTENT(turn_product_u8_64_f32, INPUT_U8, FINISH_F32, 64, true)
-PERSISTENT(turn_product_u8_64_any, INPUT_U8, FINISH_ANY, 64, true)
-PERSISTENT(turn_product_i8_64_rhu, INPUT_I8, FINISH_RHU, 64, true)
-PERSISTENT(turn_product_i8_64_f32, INPUT_I8, FINISH_F32, 64, true)
-PERSISTENT(turn_product_i8_64_any, INPUT_I8, FINISH_ANY, 64, true)
+PAIR(pair_product_u8_256_rhu, INPUT_U8, FINISH_RHU)
+PAIR(pair_product_u8_256_f32, INPUT_U8, FINISH_F32)
+PAIR(pair_product_u8_256_any, INPUT_U8, FINISH_ANY)
+PAIR(pair_product_i8_256_rhu, INPUT_I8, FINISH_RHU)
+PAIR(pair_product_i8_256_f32, INPUT_I8, FINISH_F32)
+PAIR(pair_product_i8_256_any, INPUT_I8, FINISH_ANY)
+TURN(turn_product_u8_128_rhu, INPUT_U8, FINISH_RHU, 128)
+TURN(turn_product_u8_128_f32, INPUT_U8, FINISH_F32, 128)
+TURN(turn_product_u8_128_any, INPUT_U8, FINISH_ANY, 128)
+TURN(turn_product_i8_128_rhu, INPUT_I8, FINISH_RHU, 128)
+TURN(turn_product_i8_128_f32, INPUT_I8, FINISH_F32, 128)
+TURN(turn_product_i8_128_any, INPUT_I8, FINISH_ANY, 128)
+TURN(turn_product_u8_64_rhu, INPUT_U8, FINISH_RHU, 64)
+TURN(turn_product_u8_64_f32, INPUT_U8, FINISH_F32, 64)
+TURN(turn_product_u8_64_any, INPUT_U8, FINISH_ANY, 64)
+TURN(turn_product_i8_64_rhu, INPUT_I8, FINISH_RHU, 64)
+TURN(turn_product_i8_64_f32, INPUT_I8, FINISH_F32, 64)
+TURN(turn_product_i8_64_any, INPUT_I8, FINISH_ANY, 64)
 
 #endif  // REQUANT_WGMMA

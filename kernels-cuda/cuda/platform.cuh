@@ -24,6 +24,12 @@ struct alignas(128) TensorMap {
 #define KERNEL(name, Params, threads, blocks)                                                      \
   extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p)
 
+// Defines kernel `name` whose blocks run in clusters of so many, one a multiprocessor: neighbours along x, with
+// access to one another's shared memory.
+#define CLUSTER_KERNEL(name, Params, threads, cluster)                                             \
+  extern "C" __global__ void __cluster_dims__(cluster, 1, 1) __launch_bounds__(threads, 1)         \
+      name(const __grid_constant__ Params p)
+
 // Dynamic shared memory, aligned to 1024 bytes.
 extern __shared__ __align__(1024) uint8_t shared_memory[];
 #define SHARED(name) uint8_t* const name = shared_memory
@@ -347,9 +353,33 @@ DEVICE void barriers_ready() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// Which of its cluster's blocks this is.
+DEVICE uint32_t cluster_rank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// All threads of the cluster that have not ended, and what they have stored.
+DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
 // Arrives; what this thread did before is seen by whoever waits for the phase.
 DEVICE void barrier_arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// Arrives at the barrier in the same place of a block of the cluster. It tells that this thread has come so far,
+// and orders nothing that it has stored for threads of another block: that would be a fence of the whole device.
+DEVICE void barrier_arrive_at(uint64_t* barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
 }
 
 // Arrives, and announces bytes that copies by tile will bring.
@@ -374,6 +404,9 @@ DEVICE void barrier_wait(uint64_t* barrier, uint32_t parity) {
   } while (!done);
 }
 
+// Has a map at hand before the first copy by it.
+DEVICE void prefetch_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
+
 // Copies the box at column `x` and row `y` of a matrix to shared memory, swizzled as the map says, zeros
 // for what lies outside the matrix; all bytes of the box arrive at the barrier.
 DEVICE void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* barrier) {
@@ -381,6 +414,15 @@ DEVICE void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
           shared_address(to)),
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y)
+      : "memory");
+}
+
+// As copy_tile, to the same place of both blocks of a cluster and with the bytes arriving at each one's barrier.
+DEVICE void copy_tile_to_both(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, "
+      "{%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "h"(uint16_t{3})
       : "memory");
 }
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL

@@ -42,9 +42,11 @@ void group_commit();
 void group_wait(int pending);
 void barrier_init(uint64_t* at, uint32_t arrivals);
 void barriers_ready();
-void barrier_arrive(uint64_t* at, uint32_t bytes);
+void barrier_arrive(uint64_t* at, uint32_t bytes, uint32_t rank);
 void barrier_wait(uint64_t* at, uint32_t parity);
-void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* barrier);
+void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* barrier, bool to_all);
+uint32_t cluster_rank();
+void cluster_barrier();
 void fewer_registers(int count);
 void more_registers(int count);
 
@@ -61,6 +63,7 @@ struct Kernel {
   const char* name;
   size_t bytes;
   int threads;
+  uint32_t cluster;  // blocks that run together
   void (*run)(const void* params);
   Kernel* next;
 };
@@ -75,10 +78,13 @@ struct Registered {
 #define blockIdx emulated::block_index
 #define gridDim emulated::grid_extent
 
-#define KERNEL(name, Params, threads, blocks)                                                      \
+#define KERNEL(name, Params, threads, blocks) EMULATED_KERNEL(name, Params, threads, 1)
+#define CLUSTER_KERNEL(name, Params, threads, cluster) EMULATED_KERNEL(name, Params, threads, cluster)
+
+#define EMULATED_KERNEL(name, Params, threads, cluster)                                            \
   static void name(const Params& p);                                                               \
   static emulated::Kernel name##_kernel = {                                                        \
-      #name, sizeof(Params), threads,                                                              \
+      #name, sizeof(Params), threads, cluster,                                                     \
       [](const void* params) { name(*static_cast<const Params*>(params)); }, nullptr};             \
   static emulated::Registered name##_registered(&name##_kernel);                                   \
   static void name([[maybe_unused]] const Params& p)
@@ -175,11 +181,21 @@ DEVICE void more_registers() {
 
 DEVICE void barrier_init(uint64_t* barrier, uint32_t arrivals) { emulated::barrier_init(barrier, arrivals); }
 DEVICE void barriers_ready() { emulated::barriers_ready(); }
-DEVICE void barrier_arrive(uint64_t* barrier) { emulated::barrier_arrive(barrier, 0); }
-DEVICE void barrier_arrive_expecting(uint64_t* barrier, uint32_t bytes) { emulated::barrier_arrive(barrier, bytes); }
+DEVICE uint32_t cluster_rank() { return emulated::cluster_rank(); }
+DEVICE void cluster_sync() { emulated::cluster_barrier(); }
+
+DEVICE void barrier_arrive(uint64_t* barrier) { emulated::barrier_arrive(barrier, 0, emulated::cluster_rank()); }
+DEVICE void barrier_arrive_at(uint64_t* barrier, uint32_t rank) { emulated::barrier_arrive(barrier, 0, rank); }
+DEVICE void barrier_arrive_expecting(uint64_t* barrier, uint32_t bytes) {
+  emulated::barrier_arrive(barrier, bytes, emulated::cluster_rank());
+}
 DEVICE void barrier_wait(uint64_t* barrier, uint32_t parity) { emulated::barrier_wait(barrier, parity); }
+DEVICE void prefetch_map(const TensorMap*) {}
 DEVICE void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* barrier) {
-  emulated::copy_tile(to, map, x, y, barrier);
+  emulated::copy_tile(to, map, x, y, barrier, false);
+}
+DEVICE void copy_tile_to_both(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* barrier) {
+  emulated::copy_tile(to, map, x, y, barrier, true);
 }
 
 // Fibers give way only at barriers, so these need nothing more.

@@ -423,7 +423,7 @@ API Result cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsi
   const emulated::Kernel* kernel = static_cast<const emulated::Kernel*>(function);
   const bool valid = block_x == static_cast<unsigned>(kernel->threads) && block_y == 1 && block_z == 1 &&
                      grid_x >= 1 && grid_y >= 1 && grid_z >= 1 && grid_y <= 65535 && grid_z <= 65535 &&
-                     kernel->bytes <= emulated::kMostParameters;
+                     grid_x % kernel->cluster == 0 && kernel->bytes <= emulated::kMostParameters;
   if (!valid) return kInvalidValue;
   const uint8_t* bytes = static_cast<const uint8_t*>(params[0]);
   return submit(stream, Work{kernel, {grid_x, grid_y, grid_z}, kernel->threads, shared_bytes,

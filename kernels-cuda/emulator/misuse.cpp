@@ -176,6 +176,44 @@ KERNEL(misuse_registers_of_nobody, MisuseParams, kThreads, 1) {
   if (threadIdx.x / 128 == 1) more_registers<184>();
 }
 
+CLUSTER_KERNEL(misuse_barrier_of_another_block_before_the_cluster_meets, MisuseParams, kThreads, 2) {
+  SHARED(smem);
+  uint64_t* const barrier = barrier_behind(smem, 1);
+  if (threadIdx.x == 0) barrier_arrive_at(barrier, cluster_rank() ^ 1);
+}
+
+KERNEL(misuse_barrier_of_a_block_that_is_not_there, MisuseParams, kThreads, 1) {
+  SHARED(smem);
+  uint64_t* const barrier = barrier_behind(smem, 1);
+  if (threadIdx.x == 0) barrier_arrive_at(barrier, 1);
+}
+
+CLUSTER_KERNEL(misuse_barrier_of_a_block_that_has_ended, MisuseParams, kThreads, 2) {
+  SHARED(smem);
+  uint64_t* const barrier = barrier_behind(smem, kThreads);
+  cluster_sync();
+  if (cluster_rank() == 1) barrier_arrive_at(barrier, 0);
+}
+
+CLUSTER_KERNEL(misuse_copies_that_one_block_waits_for, MisuseParams, kThreads, 2) {
+  SHARED(smem);
+  uint64_t* const barrier = barrier_behind(smem, 1);
+  cluster_sync();
+  if (threadIdx.x == 0) barrier_arrive_expecting(barrier, kTile);
+  if (threadIdx.x == 0 && cluster_rank() == 0) copy_tile_to_both(smem, &p.map, 0, 0, barrier);
+  if (cluster_rank() == 0) barrier_wait(barrier, 0);
+  cluster_sync();
+}
+
+CLUSTER_KERNEL(misuse_nobody_arrives_at_another_block, MisuseParams, kThreads, 2) {
+  SHARED(smem);
+  uint64_t* const barrier = barrier_behind(smem, 2);
+  cluster_sync();
+  if (threadIdx.x == 0) barrier_arrive_at(barrier, 0);
+  barrier_wait(barrier, 0);
+  cluster_sync();
+}
+
 // Runs the kernel of a name, and writes down what the device says of it.
 API void requant_emulated_misuse(const char* name, char* said, size_t bytes) {
   alignas(16) static uint8_t matrix[kTile];
@@ -187,7 +225,7 @@ API void requant_emulated_misuse(const char* name, char* said, size_t bytes) {
   if (cuTensorMapEncodeTiled(&params.map, 0, 2, matrix, extent, stride, box, steps, 0, 3, 0, 0) != 0) text = "no map";
   for (const emulated::Kernel* kernel = emulated::kernels(); kernel; kernel = kernel->next) {
     if (std::string(name) == kernel->name) {
-      text = emulated::run_grid(*kernel, {1, 1, 1}, kThreads, 3 * kTile, &params);
+      text = emulated::run_grid(*kernel, {kernel->cluster, 1, 1}, kThreads, 3 * kTile, &params);
     }
   }
   snprintf(said, bytes, "%s", text.c_str());

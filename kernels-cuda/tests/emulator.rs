@@ -83,6 +83,27 @@ fn misuse_is_told() {
             "registers_of_nobody",
             "nobody goes on: thread 192 waits for registers",
         ),
+        (
+            "barrier_of_another_block_before_the_cluster_meets",
+            "barrier 0x4000 is used by another block before the cluster has met",
+        ),
+        (
+            "barrier_of_a_block_that_is_not_there",
+            "an arrival at block 1 of a cluster of 1",
+        ),
+        (
+            "barrier_of_a_block_that_has_ended",
+            "barrier 0x4000 of a block that has ended is used by another",
+        ),
+        (
+            "copies_that_one_block_waits_for",
+            "a block ends before barrier 0x4000 has its bytes",
+        ),
+        (
+            "nobody_arrives_at_another_block",
+            "nobody goes on: thread 0 of block 0 waits for the threads of its cluster; \
+             thread 0 of block 1 waits for parity 0 of barrier 0x4000, whose phase 0 lacks 2 arrivals and 0 bytes",
+        ),
     ] {
         let kernel = CString::new(format!("misuse_{name}")).unwrap();
         let mut said = [0; 512];

@@ -38,12 +38,11 @@ fn every_product_by_wgmma_equals_plain_loops() {
     }
 }
 
-/// Dense products by blocks that stay: with one block, which has all tiles, and with three, which have fewer each
-/// and not the same number.
+/// Dense products by blocks that stay: with two blocks, which have many tiles each, and with four.
 #[test]
 fn every_product_of_blocks_that_stay_equals_plain_loops() {
     let name = "every_product_of_blocks_that_stay_equals_plain_loops";
-    for settings in ["major=9,multiprocessors=1", "major=9,multiprocessors=3"] {
+    for settings in ["major=9,multiprocessors=2", "major=9,multiprocessors=4"] {
         if emulator::is_child() && std::env::var("REQUANT_EMULATED").as_deref() != Ok(settings) {
             continue;
         }

@@ -39,11 +39,14 @@ pub(super) fn choose(
     multiprocessors: usize,
 ) -> Option<(Kernel, usize)> {
     let tiles = |side: usize| rows.div_ceil(PIXELS) * channels.div_ceil(side);
+    // What the kernels count past the last row.
+    let counted = i32::try_from(rows + 2 * PIXELS).is_ok();
     let enough = |side: usize, each: usize| {
         let tiles = tiles(side);
-        tiles >= each * multiprocessors && i32::try_from(tiles).is_ok()
+        counted && tiles >= each * multiprocessors && i32::try_from(tiles).is_ok()
     };
-    let side = if depth > SHALLOW && channels > 128 && enough(256, 1) {
+    let paired = multiprocessors / 2 * 2;
+    let side = if depth > SHALLOW && channels > 128 && paired > 0 && enough(256, 1) {
         256
     } else if channels > 64 && enough(128, 2) {
         128
@@ -52,7 +55,8 @@ pub(super) fn choose(
     } else {
         return None;
     };
-    Some((kernel(input, side, form)?, multiprocessors))
+    let blocks = if side == 256 { paired } else { multiprocessors };
+    Some((kernel(input, side, form)?, blocks))
 }
 
 fn kernel(input: Input, side: usize, form: Form) -> Option<Kernel> {
@@ -73,12 +77,12 @@ fn kernel(input: Input, side: usize, form: Form) -> Option<Kernel> {
     })
 }
 
-/// Channels of a tile of one of these kernels.
-fn side(kernel: Kernel) -> u32 {
-    match kernel.name() {
-        name if name.contains("_256_") => 256,
-        name if name.contains("_128_") => 128,
-        _ => 64,
+/// Channels whose weights one copy takes: those of a tile, or one block's half of them.
+fn copied(kernel: Kernel) -> u32 {
+    if kernel.name().contains("_64_") {
+        64
+    } else {
+        128
     }
 }
 
@@ -98,7 +102,7 @@ pub(super) fn params(
         product.channels_padded as usize,
     ];
     let pixels = context.tensor_map(product.x, pixels, PIXELS as u32)?;
-    let weights = context.tensor_map(product.weights, weights, side(kernel))?;
+    let weights = context.tensor_map(product.weights, weights, copied(kernel))?;
     let maps: Option<(TensorMap, TensorMap)> = pixels.zip(weights);
     Ok(maps.map(|(pixels, weights)| PersistentParams {
         pixels,
@@ -134,11 +138,19 @@ mod tests {
                 "{rows} {channels} {depth}"
             );
         }
+        // Blocks make pairs, which one has none for; deep products are then as shallow ones.
+        let deep = |multiprocessors| {
+            let chosen = choose((Input::I8, Form::Any), [4096, 512, 2048], multiprocessors);
+            chosen.map(|(kernel, blocks)| (kernel.name(), blocks))
+        };
+        assert_eq!(deep(5), Some(("pair_product_i8_256_any", 4)));
+        assert_eq!(deep(1), Some(("turn_product_i8_128_any", 1)));
         // Too few tiles, too few channels, bytes of any kind.
         assert_eq!(name(1024, 1024, 1024), None);
         assert_eq!(name(6272, 256, 1024), None);
         assert_eq!(name(131 * 128, 256, 2048), None);
         assert_eq!(name(100_352, 32, 64), None);
+        assert_eq!(name(i32::MAX as usize - 255, 256, 64), None);
         assert_eq!(
             choose((Input::Any, Form::Any), [100_352, 256, 64], 132),
             None

@@ -132,7 +132,7 @@ pub(crate) const LARGE: &[Shape] = &[
     Shape(6, 71, 53, 208, 61, 1, 1, 1, 0, 1),
     Shape(5, 66, 67, 32, 64, 1, 3, 1, 1, 1),
     Shape(4, 66, 67, 1040, 140, 1, 1, 1, 0, 1),
-    Shape(8, 66, 67, 96, 70, 1, 1, 1, 0, 1),
+    Shape(8, 66, 67, 96, 61, 1, 1, 1, 0, 1),
 ];
 
 /// What follows the accumulators of a case.
