@@ -179,7 +179,8 @@ KERNEL(misuse_registers_of_nobody, MisuseParams, kThreads, 1) {
 CLUSTER_KERNEL(misuse_barrier_of_another_block_before_the_cluster_meets, MisuseParams, kThreads, 2) {
   SHARED(smem);
   uint64_t* const barrier = barrier_behind(smem, 1);
-  if (threadIdx.x == 0) barrier_arrive_at(barrier, cluster_rank() ^ 1);
+  if (threadIdx.x == 0 && cluster_rank() == 1) barrier_arrive_at(barrier, 0);
+  cluster_sync();
 }
 
 KERNEL(misuse_barrier_of_a_block_that_is_not_there, MisuseParams, kThreads, 1) {
@@ -192,7 +193,7 @@ CLUSTER_KERNEL(misuse_barrier_of_a_block_that_has_ended, MisuseParams, kThreads,
   SHARED(smem);
   uint64_t* const barrier = barrier_behind(smem, kThreads);
   cluster_sync();
-  if (cluster_rank() == 1) barrier_arrive_at(barrier, 0);
+  barrier_arrive_at(barrier, cluster_rank() ^ 1);
 }
 
 CLUSTER_KERNEL(misuse_copies_that_one_block_waits_for, MisuseParams, kThreads, 2) {
