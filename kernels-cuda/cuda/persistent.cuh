@@ -47,9 +47,6 @@ constexpr int kRingBytes = 192 << 10;
 constexpr int kFragments = 16;
 constexpr int kWarpBytes = 16 * (128 + 32);
 constexpr int kWarps = 8;
-// Tiles one below the other that are walked before the next column of them: together with as many columns as
-// the multiprocessors then reach, they read few enough bytes to stay in the L2 cache.
-constexpr int kWalked = 16;
 
 // A place in the ring, and the parity of the round.
 template <int stages>
@@ -64,13 +61,15 @@ struct Ring {
   }
 };
 
-// Tile `index` of the walk.
+// Tile `index` of a walk that takes `walked` tiles one below the other before it takes the next column of them. What
+// all blocks then have under way at a time is about as high as wide, and so reads the fewest bytes.
+template <int walked>
 struct TileAt {
   int32_t row, column;
 
   MEMBER TileAt(int32_t index, int32_t rows, int32_t columns) {
-    const int32_t whole = kWalked * columns, first = index / whole * kWalked, within = index % whole;
-    const int32_t left = rows - first, height = left < kWalked ? left : kWalked;
+    const int32_t whole = walked * columns, first = index / whole * walked, within = index % whole;
+    const int32_t left = rows - first, height = left < walked ? left : walked;
     row = first + within % height;
     column = within / height;
   }
@@ -131,6 +130,8 @@ DEVICE void persistent_product(const PersistentParams& params) {
   constexpr int kStages = kRingBytes / kStage;
   constexpr int kFragmentsN = tile_n / 8 < kFragments ? tile_n / 8 : kFragments;
   constexpr int kBlocks = in_turns ? 1 : 2;  // of a cluster
+  // With 132 multiprocessors 264 tiles of 128x128 are under way, or 66 of 256x256 that a cluster has.
+  constexpr int kWalked = in_turns ? 16 : 8;
   static_assert(in_turns ? tile_n <= 128 : tile_n == 256, "accumulators are two halves, of rows or of channels");
   const ProductParams& p = params.product;
   SHARED(smem);
@@ -169,7 +170,7 @@ DEVICE void persistent_product(const PersistentParams& params) {
     if (threadIdx.x != 0) return;
 #pragma unroll 1
     for (int32_t index = first; index < tiles; index += step) {
-      const TileAt tile(index, rows, columns);
+      const TileAt<kWalked> tile(index, rows, columns);
 #pragma unroll 1
       for (int32_t slice = 0; slice < slices; slice++) {
         // The round before has been read.
@@ -256,7 +257,7 @@ DEVICE void persistent_product(const PersistentParams& params) {
     release(before);
     if (in_turns) ring.advance(slices);
 
-    const TileAt tile(index, rows, columns);
+    const TileAt<kWalked> tile(index, rows, columns);
     const int32_t row0 = tile.row * kRows + rank * kTilePixels + (in_turns ? 0 : me * 64) + warp * 16;
     finish_warp<finish_kind, kFragmentsN, in_turns>(p, own, acc, row0, tile.column * tile_n);
   }

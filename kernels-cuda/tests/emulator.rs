@@ -129,6 +129,9 @@ struct Asked {
     swizzle: c_int,
 }
 
+/// What a case asks otherwise.
+type Change = fn(&mut Asked);
+
 #[test]
 fn maps_are_made_by_the_drivers_rules() {
     type Encode = unsafe extern "C" fn(
@@ -182,7 +185,7 @@ fn maps_are_made_by_the_drivers_rules() {
     };
     assert_eq!((code(&good, 0), code(&good, 64)), (0, 0));
     assert_eq!(code(&good, 32), 1, "a map that is not aligned");
-    let refused: [(&str, c_int, fn(&mut Asked)); 13] = [
+    let refused: [(&str, c_int, Change); 13] = [
         ("an address that is not aligned", 1, |a| a.address += 8),
         ("a stride that is not aligned", 1, |a| a.stride[0] = 56),
         ("rows that overlap", 1, |a| a.stride[0] = 32),

@@ -80,12 +80,12 @@ fn dense_products() {
     }
 }
 
-/// A dense product of 4 tiles of 128 by 64, and no operation behind it.
-fn dense(context: &Arc<Context>) -> Conv {
-    let weights = vec![100; 64 * 48];
+/// A dense product with no operation behind it.
+fn dense(context: &Arc<Context>, rows: usize, channels: usize) -> Conv {
+    let weights = vec![100; channels * 48];
     let spec = ConvSpec {
-        input: [1, 16, 32, 48],
-        output: [1, 16, 32, 64],
+        input: [1, 1, rows, 48],
+        output: [1, 1, rows, channels],
         window: Window {
             kernel: [1; 2],
             strides: [1; 2],
@@ -120,13 +120,18 @@ fn launched(conv: &Conv, x: u64) -> &'static str {
 }
 
 #[test]
-fn an_input_that_cannot_be_copied_by_tile_is_read_as_any_other() {
-    let name = "an_input_that_cannot_be_copied_by_tile_is_read_as_any_other";
+fn what_blocks_that_stay_cannot_do_others_do() {
+    let name = "what_blocks_that_stay_cannot_do_others_do";
     if emulator::is_emulated(name, "major=9,multiprocessors=1") {
-        let conv = dense(&Context::open(0).unwrap());
+        let context = Context::open(0).unwrap();
+        let conv = dense(&context, 512, 64);
         assert_eq!(conv.kernel(1), "turn_product_u8_64_any");
         assert_eq!(launched(&conv, 1 << 20), "turn_product_u8_64_any");
         assert_eq!(launched(&conv, (1 << 20) + 8), "group_product_u8_64_any");
+        // Few rows are multiplied as ever, however many channels they have.
+        let few = dense(&context, 4, 300);
+        assert_eq!(few.kernel(1), "row_product_u8_4");
+        assert_eq!(few.kernel(2), "turn_product_u8_128_any");
     }
 }
 
@@ -134,7 +139,7 @@ fn an_input_that_cannot_be_copied_by_tile_is_read_as_any_other() {
 fn a_driver_that_makes_no_maps() {
     let name = "a_driver_that_makes_no_maps";
     if emulator::is_child() {
-        let conv = dense(&Context::open(0).unwrap());
+        let conv = dense(&Context::open(0).unwrap(), 512, 64);
         assert_eq!(conv.kernel(1), "group_product_u8_64_any");
         assert_eq!(launched(&conv, 1 << 20), "group_product_u8_64_any");
         return;

@@ -346,12 +346,12 @@ impl Product {
     }
 
     fn choose(&self, samples: usize) -> Choice {
-        let dense = if self.dense {
-            self.choose_dense(samples)
-        } else {
-            None
-        };
-        dense.unwrap_or_else(|| self.choose_tiles(samples))
+        // Few rows are bound by reading the weights, whoever multiplies.
+        let few = self.row_kernel(self.rows(samples)).is_some();
+        let dense = (self.dense && !few).then(|| self.choose_dense(samples));
+        dense
+            .flatten()
+            .unwrap_or_else(|| self.choose_tiles(samples))
     }
 
     /// A kernel whose blocks stay, where it has enough to do.

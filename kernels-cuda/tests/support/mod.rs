@@ -58,8 +58,8 @@ pub(crate) const SHAPES: &[Shape] = &[
 /// of slices goes round more than twice and tiles alternate, and tails on every side.
 #[allow(dead_code)]
 pub(crate) const DENSE: &[Shape] = &[
-    // One slice of K and less; whole tiles, and a row and a few channels more.
-    Shape(1, 17, 53, 16, 70, 1, 1, 1, 0, 1),
+    // One slice of K and less; more rows than are walked at once; whole tiles.
+    Shape(1, 1, 2200, 16, 130, 1, 1, 1, 0, 1),
     Shape(1, 32, 32, 128, 128, 1, 1, 1, 0, 1),
     Shape(3, 19, 27, 48, 40, 1, 1, 1, 0, 1),
     Shape(1, 43, 24, 112, 64, 1, 1, 1, 0, 1),
