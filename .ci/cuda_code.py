@@ -55,8 +55,27 @@ TABLE = [
     (r"group_product_(w4_)?u8_64_.*", r"sm_90a", [(r"IGMMA\.64x64x32\.U8\.S8", 4)], [r"\bIMMA"]),
     (r"group_product_(w4_)?i8_64_.*", r"sm_90a", [(r"IGMMA\.64x64x32\.S8\.S8", 4)], [r"\bIMMA"]),
     (r"group_product_.*", r"sm_90a", [(r"FENCE\.VIEW\.ASYNC", 1)], []),
+    # Blocks that stay: one thread copies by tile, two warpgroups have its registers and multiply, and all wait at
+    # barriers in shared memory; the block as a whole meets once.
+    (r"pair_product_u8_256_.*", r"sm_90a", [(r"IGMMA\.64x256x32\.U8\.S8", 4)], [r"IGMMA.*\.S8\.S8"]),
+    (r"pair_product_i8_256_.*", r"sm_90a", [(r"IGMMA\.64x256x32\.S8\.S8", 4)], [r"IGMMA.*\.U8"]),
+    (r"turn_product_u8_128_.*", r"sm_90a", [(r"IGMMA\.64x128x32\.U8\.S8", 8)], [r"IGMMA.*\.S8\.S8"]),
+    (r"turn_product_i8_128_.*", r"sm_90a", [(r"IGMMA\.64x128x32\.S8\.S8", 8)], [r"IGMMA.*\.U8"]),
+    (r"turn_product_u8_64_.*", r"sm_90a", [(r"IGMMA\.64x64x32\.U8\.S8", 8)], [r"IGMMA.*\.S8\.S8"]),
+    (r"turn_product_i8_64_.*", r"sm_90a", [(r"IGMMA\.64x64x32\.S8\.S8", 8)], [r"IGMMA.*\.U8"]),
+    # Two blocks make a cluster; each copies its pixels, and half of the weights to both. No fence of the device in
+    # the loop: there is one in each of the two places where the cluster meets.
+    (r"pair_product_.*", r"sm_90a",
+     [(r"UTMALDG\.2D \[", 1), (r"UTMALDG\.2D\.MULTICAST", 1), (r"UCGABAR_ARV", 2), (r"UCGABAR_WAIT", 2),
+      (r"SYNCS\.ARRIVE\.TRANS64\.RED", 2)], [r"BAR\.SYNC"]),
+    (r"turn_product_.*", r"sm_90a", [(r"UTMALDG\.2D \[", 2)], [r"MULTICAST", r"UCGABAR", r"MEMBAR.*GPU"]),
+    (r"(pair|turn)_product_.*", r"sm_90a",
+     [(r"UTMALDG\.2D", 2), (r"SYNCS\.EXCH\.64", 10), (r"SYNCS\.PHASECHK\.TRANS64\.TRYWAIT", 2), (r"SYNCS\.ARRIVE\.TRANS64", 3),
+      (r"USETMAXREG\.DEALLOC\.CTAPOOL 0x28", 1), (r"USETMAXREG\.TRY_ALLOC\.CTAPOOL UP\d, 0xe8", 1),
+      (r"FENCE\.VIEW\.ASYNC", 1), (r"WARPGROUP\.DEPBAR\.LE gsb0, 0x1", 1)],
+     [r"\bIMMA", r"LDGSTS", r"BAR\.SYNC.* 0x[1-9a-f]"]),
     # The integer epilogue computes with integers.
-    (r"(group_|bit_)?product_.*_rhu|move|fill|table|tflite_softmax|integer_softmax", r".*", [], [FLOATS]),
+    (r"(group_|pair_|turn_|bit_)?product_.*_rhu|move|fill|table|tflite_softmax|integer_softmax", r".*", [], [FLOATS]),
     # A warp adds up a row in registers.
     (r"integer_softmax|layer_norm", r".*", [(r"SHFL\.BFLY", 2)], []),
 ]

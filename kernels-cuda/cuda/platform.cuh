@@ -5,6 +5,12 @@
 
 #include <stdint.h>
 
+// How copies by tile find a matrix in memory: what the driver makes of addresses and sizes, and nobody else
+// looks into.
+struct alignas(128) TensorMap {
+  uint64_t opaque[16];
+};
+
 #ifdef REQUANT_EMULATED
 #include "../emulator/device.h"
 #else
@@ -18,6 +24,12 @@
 #define KERNEL(name, Params, threads, blocks)                                                      \
   extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p)
 
+// Defines kernel `name` whose blocks run in clusters of so many, one a multiprocessor: neighbours along x, with
+// access to one another's shared memory.
+#define CLUSTER_KERNEL(name, Params, threads, cluster)                                             \
+  extern "C" __global__ void __cluster_dims__(cluster, 1, 1) __launch_bounds__(threads, 1)         \
+      name(const __grid_constant__ Params p)
+
 // Dynamic shared memory, aligned to 1024 bytes.
 extern __shared__ __align__(1024) uint8_t shared_memory[];
 #define SHARED(name) uint8_t* const name = shared_memory
@@ -27,6 +39,9 @@ DEVICE uint32_t shared_address(const void* p) {
 }
 
 DEVICE void block_sync() { __syncthreads(); }
+
+// All lanes of a warp, and what they have stored.
+DEVICE void warp_sync() { __syncwarp(); }
 
 // What the lane has whose index differs in the bits of `distance`; asked by all lanes of a warp.
 DEVICE int32_t exchange(int32_t value, int32_t distance) { return __shfl_xor_sync(0xffffffffu, value, distance); }
@@ -239,6 +254,52 @@ DEVICE uint64_t tile_descriptor(const void* tile) {
                  "+r"(c[15][0]), "+r"(c[15][1]), "+r"(c[15][2]), "+r"(c[15][3]) \
                : "l"(a), "l"(b))
 
+#define REQUANT_WGMMA_N256(types)                                                                  \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                          \
+               "wgmma.mma_async.sync.aligned.m64n256k32.s32." types " {"                            \
+               "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
+               "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
+               "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63," \
+               "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79," \
+               "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95," \
+               "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111," \
+               "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127" \
+               "}, %128, %129, p;\n}\n"                                                             \
+               : "+r"(c[0][0][0][0]), "+r"(c[0][0][0][1]), "+r"(c[0][0][0][2]), "+r"(c[0][0][0][3]), \
+                 "+r"(c[0][0][1][0]), "+r"(c[0][0][1][1]), "+r"(c[0][0][1][2]), "+r"(c[0][0][1][3]), \
+                 "+r"(c[0][0][2][0]), "+r"(c[0][0][2][1]), "+r"(c[0][0][2][2]), "+r"(c[0][0][2][3]), \
+                 "+r"(c[0][0][3][0]), "+r"(c[0][0][3][1]), "+r"(c[0][0][3][2]), "+r"(c[0][0][3][3]), \
+                 "+r"(c[0][0][4][0]), "+r"(c[0][0][4][1]), "+r"(c[0][0][4][2]), "+r"(c[0][0][4][3]), \
+                 "+r"(c[0][0][5][0]), "+r"(c[0][0][5][1]), "+r"(c[0][0][5][2]), "+r"(c[0][0][5][3]), \
+                 "+r"(c[0][0][6][0]), "+r"(c[0][0][6][1]), "+r"(c[0][0][6][2]), "+r"(c[0][0][6][3]), \
+                 "+r"(c[0][0][7][0]), "+r"(c[0][0][7][1]), "+r"(c[0][0][7][2]), "+r"(c[0][0][7][3]), \
+                 "+r"(c[0][0][8][0]), "+r"(c[0][0][8][1]), "+r"(c[0][0][8][2]), "+r"(c[0][0][8][3]), \
+                 "+r"(c[0][0][9][0]), "+r"(c[0][0][9][1]), "+r"(c[0][0][9][2]), "+r"(c[0][0][9][3]), \
+                 "+r"(c[0][0][10][0]), "+r"(c[0][0][10][1]), "+r"(c[0][0][10][2]), "+r"(c[0][0][10][3]), \
+                 "+r"(c[0][0][11][0]), "+r"(c[0][0][11][1]), "+r"(c[0][0][11][2]), "+r"(c[0][0][11][3]), \
+                 "+r"(c[0][0][12][0]), "+r"(c[0][0][12][1]), "+r"(c[0][0][12][2]), "+r"(c[0][0][12][3]), \
+                 "+r"(c[0][0][13][0]), "+r"(c[0][0][13][1]), "+r"(c[0][0][13][2]), "+r"(c[0][0][13][3]), \
+                 "+r"(c[0][0][14][0]), "+r"(c[0][0][14][1]), "+r"(c[0][0][14][2]), "+r"(c[0][0][14][3]), \
+                 "+r"(c[0][0][15][0]), "+r"(c[0][0][15][1]), "+r"(c[0][0][15][2]), "+r"(c[0][0][15][3]), \
+                 "+r"(c[1][0][0][0]), "+r"(c[1][0][0][1]), "+r"(c[1][0][0][2]), "+r"(c[1][0][0][3]), \
+                 "+r"(c[1][0][1][0]), "+r"(c[1][0][1][1]), "+r"(c[1][0][1][2]), "+r"(c[1][0][1][3]), \
+                 "+r"(c[1][0][2][0]), "+r"(c[1][0][2][1]), "+r"(c[1][0][2][2]), "+r"(c[1][0][2][3]), \
+                 "+r"(c[1][0][3][0]), "+r"(c[1][0][3][1]), "+r"(c[1][0][3][2]), "+r"(c[1][0][3][3]), \
+                 "+r"(c[1][0][4][0]), "+r"(c[1][0][4][1]), "+r"(c[1][0][4][2]), "+r"(c[1][0][4][3]), \
+                 "+r"(c[1][0][5][0]), "+r"(c[1][0][5][1]), "+r"(c[1][0][5][2]), "+r"(c[1][0][5][3]), \
+                 "+r"(c[1][0][6][0]), "+r"(c[1][0][6][1]), "+r"(c[1][0][6][2]), "+r"(c[1][0][6][3]), \
+                 "+r"(c[1][0][7][0]), "+r"(c[1][0][7][1]), "+r"(c[1][0][7][2]), "+r"(c[1][0][7][3]), \
+                 "+r"(c[1][0][8][0]), "+r"(c[1][0][8][1]), "+r"(c[1][0][8][2]), "+r"(c[1][0][8][3]), \
+                 "+r"(c[1][0][9][0]), "+r"(c[1][0][9][1]), "+r"(c[1][0][9][2]), "+r"(c[1][0][9][3]), \
+                 "+r"(c[1][0][10][0]), "+r"(c[1][0][10][1]), "+r"(c[1][0][10][2]), "+r"(c[1][0][10][3]), \
+                 "+r"(c[1][0][11][0]), "+r"(c[1][0][11][1]), "+r"(c[1][0][11][2]), "+r"(c[1][0][11][3]), \
+                 "+r"(c[1][0][12][0]), "+r"(c[1][0][12][1]), "+r"(c[1][0][12][2]), "+r"(c[1][0][12][3]), \
+                 "+r"(c[1][0][13][0]), "+r"(c[1][0][13][1]), "+r"(c[1][0][13][2]), "+r"(c[1][0][13][3]), \
+                 "+r"(c[1][0][14][0]), "+r"(c[1][0][14][1]), "+r"(c[1][0][14][2]), "+r"(c[1][0][14][3]), \
+                 "+r"(c[1][0][15][0]), "+r"(c[1][0][15][1]), "+r"(c[1][0][15][2]), "+r"(c[1][0][15][3]) \
+               : "l"(a), "l"(b))
+
 // c (64 x 8n) += a (64x32) * b (32 x 8n), as fragments of 16x8; a unsigned or signed, b signed.
 template <bool is_unsigned>
 DEVICE void group_multiply_add(int32_t (&c)[8][4], uint64_t a, uint64_t b) {
@@ -256,6 +317,113 @@ DEVICE void group_multiply_add(int32_t (&c)[16][4], uint64_t a, uint64_t b) {
   } else {
     REQUANT_WGMMA_N128("s8.s8");
   }
+}
+// 256 columns, as two halves.
+template <bool is_unsigned>
+DEVICE void group_multiply_add(int32_t (&c)[2][1][16][4], uint64_t a, uint64_t b) {
+  if constexpr (is_unsigned) {
+    REQUANT_WGMMA_N256("u8.s8");
+  } else {
+    REQUANT_WGMMA_N256("s8.s8");
+  }
+}
+
+// Registers of each thread of this warpgroup from here on: fewer, or more once others have given theirs.
+template <int count>
+DEVICE void fewer_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
+}
+
+template <int count>
+DEVICE void more_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
+}
+
+// A barrier in shared memory: a phase ends with `arrivals` arrivals and the arrival of all bytes that
+// were announced; then the next begins. One thread makes it ready, before a `barriers_ready` and a
+// `block_sync`.
+DEVICE void barrier_init(uint64_t* barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+
+// Makes the barriers that this thread has made ready visible to the copies by tile, which count on them
+// past the generic proxy.
+DEVICE void barriers_ready() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Which of its cluster's blocks this is.
+DEVICE uint32_t cluster_rank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// All threads of the cluster that have not ended, and what they have stored.
+DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// Arrives; what this thread did before is seen by whoever waits for the phase.
+DEVICE void barrier_arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// Arrives at the barrier in the same place of a block of the cluster. It tells that this thread has come so far,
+// and orders nothing that it has stored for threads of another block: that would be a fence of the whole device.
+DEVICE void barrier_arrive_at(uint64_t* barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+}
+
+// Arrives, and announces bytes that copies by tile will bring.
+DEVICE void barrier_arrive_expecting(uint64_t* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+
+// Waits for the end of the phase of this parity: the first has 0. Returns at once where the phase that is
+// under way has the other parity.
+DEVICE void barrier_wait(uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
+  do {
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  } while (!done);
+}
+
+// Has a map at hand before the first copy by it.
+DEVICE void prefetch_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
+
+// Copies the box at column `x` and row `y` of a matrix to shared memory, swizzled as the map says, zeros
+// for what lies outside the matrix; all bytes of the box arrive at the barrier.
+DEVICE void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+          shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y)
+      : "memory");
+}
+
+// As copy_tile, to the same place of both blocks of a cluster and with the bytes arriving at each one's barrier.
+DEVICE void copy_tile_to_both(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, "
+      "{%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "h"(uint16_t{3})
+      : "memory");
 }
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 

@@ -1,6 +1,7 @@
 // Every kernel of the backend in one translation unit: one cubin an architecture.
 #include "product.cuh"
 #include "warpgroup.cuh"
+#include "persistent.cuh"
 #include "nibbles.cuh"
 #include "rows.cuh"
 #include "bits.cuh"

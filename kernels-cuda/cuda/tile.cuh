@@ -312,52 +312,63 @@ DEVICE void join_bytes(const Epilogue& e, uint8_t* own, int32_t count, int64_t i
   }
 }
 
-// Finishes a tile: this warp's accumulators are those of rows from `warp_m` and columns from `warp_n`, as
-// fragments of 16x8. Nobody reads the slices in `smem` any more.
+// Finishes a tile by a short form, its bytes through shared memory: this warp's accumulators are those of rows
+// from `warp_m` and columns from `warp_n`, as fragments of 16x8. Of the `threads` who do it together this is
+// `thread`, and `sync` is where they meet.
+template <int finish_kind, int tile_m, int tile_n, int threads, int kM, int kN, typename Sync>
+DEVICE void finish_bytes(const ProductParams& p, uint8_t* smem, const int32_t (&acc)[kM][kN][4], int32_t group,
+                         int32_t row0, int32_t column0, int32_t warp_m, int32_t warp_n, int32_t thread, Sync sync) {
+  const int32_t lane = thread % 32;
+  const Epilogue& e = p.epilogue;
+  const int32_t quad = lane / 4, within = lane % 4;
+  const int64_t y0 = static_cast<int64_t>(row0) * p.channels_total + group * p.channels + column0;
+  // Rows are apart so that 8-byte stores meet no bank twice.
+  constexpr int kPitch = tile_n + 32;
+  const Channel* channels = e.channels + group * p.channels_padded + column0 + warp_n + within * 8;
+#pragma unroll
+  for (int block = 0; block < kN / 4; block++)
+#pragma unroll
+    for (int m = 0; m < kM; m++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        int32_t values[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) values[i] = acc[m][block * 4 + i / 2][half * 2 + i % 2];
+        const int32_t row = warp_m + m * 16 + half * 8 + quad;
+        uint8_t* to = smem + row * kPitch + warp_n + block * 32 + within * 8;
+        *reinterpret_cast<Bytes8*>(to) = round8<finish_kind>(e, values, channels + block * 32);
+      }
+  sync();
+  const bool whole = p.channels % 16 == 0 && p.channels_total % 16 == 0;
+#pragma unroll 1
+  for (int32_t at = thread; at < tile_m * tile_n / 16; at += threads) {
+    const int32_t row = at / (tile_n / 16), column = at % (tile_n / 16) * 16;
+    const int32_t left = p.channels - column0 - column;
+    if (row0 + row >= p.rows || left <= 0) continue;
+    uint8_t* own = smem + row * kPitch + column;
+    const int64_t index = y0 + static_cast<int64_t>(row) * p.channels_total + column;
+    const int32_t count = left < 16 ? left : 16;
+    if (e.join != JOIN_NONE || e.table) join_bytes<finish_kind>(e, own, count, index);
+    uint8_t* y = static_cast<uint8_t*>(p.y) + index;
+    if (whole) {
+      *reinterpret_cast<Bytes16*>(y) = *reinterpret_cast<const Bytes16*>(own);
+    } else {
+#pragma unroll 1
+      for (int32_t i = 0; i < count; i++) y[i] = own[i];
+    }
+  }
+}
+
+// Finishes a block's tile. Nobody reads the slices in `smem` any more.
 template <int finish_kind, int tile_m, int tile_n, int threads, int kM, int kN>
 DEVICE void finish_tile(const ProductParams& p, uint8_t* smem, const int32_t (&acc)[kM][kN][4], int32_t group,
                         int32_t row0, int32_t column0, int32_t warp_m, int32_t warp_n) {
   const int32_t tid = threadIdx.x, lane = tid % 32;
-  const Epilogue& e = p.epilogue;
-  const int32_t quad = lane / 4, within = lane % 4;
-  const int64_t y0 = static_cast<int64_t>(row0) * p.channels_total + group * p.channels + column0;
   if constexpr (finish_kind != FINISH_ANY) {
-    // As bytes through shared memory, whose rows are apart so that 8-byte stores meet no bank twice.
-    constexpr int kPitch = tile_n + 32;
-    const Channel* channels = e.channels + group * p.channels_padded + column0 + warp_n + within * 8;
-#pragma unroll
-    for (int block = 0; block < kN / 4; block++)
-#pragma unroll
-      for (int m = 0; m < kM; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          int32_t values[8];
-#pragma unroll
-          for (int i = 0; i < 8; i++) values[i] = acc[m][block * 4 + i / 2][half * 2 + i % 2];
-          const int32_t row = warp_m + m * 16 + half * 8 + quad;
-          uint8_t* to = smem + row * kPitch + warp_n + block * 32 + within * 8;
-          *reinterpret_cast<Bytes8*>(to) = round8<finish_kind>(e, values, channels + block * 32);
-        }
-    block_sync();
-    const bool whole = p.channels % 16 == 0 && p.channels_total % 16 == 0;
-#pragma unroll 1
-    for (int32_t at = tid; at < tile_m * tile_n / 16; at += threads) {
-      const int32_t row = at / (tile_n / 16), column = at % (tile_n / 16) * 16;
-      const int32_t left = p.channels - column0 - column;
-      if (row0 + row >= p.rows || left <= 0) continue;
-      uint8_t* own = smem + row * kPitch + column;
-      const int64_t index = y0 + static_cast<int64_t>(row) * p.channels_total + column;
-      const int32_t count = left < 16 ? left : 16;
-      if (e.join != JOIN_NONE || e.table) join_bytes<finish_kind>(e, own, count, index);
-      uint8_t* y = static_cast<uint8_t*>(p.y) + index;
-      if (whole) {
-        *reinterpret_cast<Bytes16*>(y) = *reinterpret_cast<const Bytes16*>(own);
-      } else {
-#pragma unroll 1
-        for (int32_t i = 0; i < count; i++) y[i] = own[i];
-      }
-    }
+    finish_bytes<finish_kind, tile_m, tile_n, threads>(p, smem, acc, group, row0, column0, warp_m, warp_n, tid,
+                                                       block_sync);
   } else {
+    const int32_t quad = lane / 4, within = lane % 4;
     // Through shared memory, one half of the tile's rows at a time, then element by element.
     int32_t* tile = reinterpret_cast<int32_t*>(smem);
 #pragma unroll 1

@@ -1,9 +1,15 @@
 // A block of threads: what they share, what they do together, and how a grid of blocks runs.
-#include "device.h"
+#include "../cuda/platform.cuh"
 
+#include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <deque>
+#include <map>
+#include <set>
+#include <string>
+#include <tuple>
 
 #include "fibers.h"
 #include "machine.h"
@@ -17,6 +23,7 @@ namespace {
 constexpr int kWarp = 32;
 constexpr uint8_t kPoison = 0xA5;
 constexpr size_t kGuard = 256;
+constexpr int kRegisters = 65536;
 
 struct Copy {
   void* to;
@@ -52,9 +59,36 @@ struct Group {
   uint64_t generation;
 };
 
-// The block that runs.
+// A copy by tile that is under way.
+struct TileCopy {
+  uint32_t to;  // its offset
+  Tensor tensor;
+  int32_t x, y;
+
+  size_t bytes() const { return size_t{tensor.box[0]} * tensor.box[1]; }
+};
+
+// A barrier in shared memory.
+struct Barrier {
+  uint32_t arrivals, missing;
+  int64_t bytes;  // announced and not there
+  uint32_t phase;
+  int thread;           // that has made it
+  uint64_t generation;  // of the block's barrier, when it did
+  uint64_t cluster_generation;
+  bool ready;           // for the asynchronous proxy
+  std::vector<TileCopy> copies;
+};
+
+// What a thread waits for, for the message where nobody goes on.
+struct Waiting {
+  const char* what;
+  uint32_t barrier, parity;  // where it is one in shared memory
+};
+
+// A block that runs.
 struct Block {
-  Fibers fibers;
+  Index index;
   std::vector<uint8_t> memory;
   size_t shared_bytes;
   int threads, live, arrived;
@@ -63,7 +97,10 @@ struct Block {
   std::vector<std::deque<std::vector<Copy>>> copies;
   std::vector<Group> groups;
   std::vector<std::deque<std::vector<GroupMultiply>>> multiplies;
-  bool fault;
+  std::map<uint32_t, Barrier> barriers;  // by their offset
+  std::vector<int> registers;            // of each thread
+  int free_registers;
+  std::vector<Waiting> waiting;
 
   uint8_t* shared() {
     uintptr_t start = reinterpret_cast<uintptr_t>(memory.data()) + kGuard;
@@ -71,68 +108,118 @@ struct Block {
   }
 };
 
-Block block;
+// The blocks of a cluster, which run together: their threads one block behind the other, and who of them have
+// arrived where all do.
+Fibers fibers;
+std::vector<Block> cluster(1);
+int cluster_arrived;
+uint64_t cluster_generation;
+// The block of the thread that runs.
+Block* here;
+// What went wrong first, or nothing.
+std::string first_fault;
 
-// The thread that runs again after a pause finds its own index.
-void pause() {
-  const int me = block.fibers.current();
-  block.fibers.pause();
-  thread_index = Index{static_cast<uint32_t>(me), 0, 0};
+// The thread that runs, of its here->
+int me() { return fibers.current() % here->threads; }
+
+// The thread that is to run has its indices.
+void take_place() {
+  here = &cluster[static_cast<size_t>(fibers.current()) / cluster[0].threads];
+  thread_index = Index{static_cast<uint32_t>(me()), 0, 0};
+  block_index = here->index;
+}
+
+__attribute__((format(printf, 1, 2))) void fault(const char* format, ...) {
+  if (!first_fault.empty()) return;
+  char text[256];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  first_fault = text;
+}
+
+// The thread that runs again after a pause finds its own indices.
+void pause(Waiting waiting) {
+  here->waiting[me()] = waiting;
+  fibers.pause();
+  take_place();
+  here->waiting[me()].what = nullptr;
 }
 
 template <typename Operation>
 void together(Lane lane, Operation operation) {
-  const int me = block.fibers.current();
-  Warp& warp = block.warps[me / kWarp];
-  warp.lanes[me % kWarp] = lane;
+  Warp& warp = here->warps[me() / kWarp];
+  warp.lanes[me() % kWarp] = lane;
   if (++warp.arrived == kWarp) {
     operation(warp.lanes);
     warp.arrived = 0;
     warp.generation++;
-    block.fibers.progress();
+    fibers.progress();
     return;
   }
   const uint64_t generation = warp.generation;
-  block.fibers.progress();
-  while (warp.generation == generation) pause();
+  fibers.progress();
+  while (warp.generation == generation) pause({"the lanes of its warp", 0, 0});
 }
 
 void release_if_complete() {
-  if (block.live > 0 && block.arrived == block.live) {
-    block.arrived = 0;
-    block.generation++;
-    block.fibers.progress();
+  int live = 0;
+  for (const Block& block : cluster) live += block.live;
+  if (live > 0 && cluster_arrived == live) {
+    cluster_arrived = 0;
+    cluster_generation++;
+    fibers.progress();
+  }
+  if (here->live > 0 && here->arrived == here->live) {
+    here->arrived = 0;
+    here->generation++;
+    fibers.progress();
   }
 }
 
 bool in_shared(const void* at, size_t bytes) {
-  const uint8_t* start = block.shared();
+  const uint8_t* start = here->shared();
   const uint8_t* p = static_cast<const uint8_t*>(at);
-  return p >= start && p + bytes <= start + block.shared_bytes && reinterpret_cast<uintptr_t>(at) % 16 == 0;
+  return p >= start && p + bytes <= start + here->shared_bytes && reinterpret_cast<uintptr_t>(at) % 16 == 0;
 }
 
 }  // namespace
 
-uint8_t* shared_memory() { return block.shared(); }
+uint8_t* shared_memory() { return here->shared(); }
+
+void warp_sync() {
+  together(Lane{}, [](Lane*) {});
+}
 
 void barrier() {
-  block.arrived++;
-  const uint64_t generation = block.generation;
-  block.fibers.progress();
+  here->arrived++;
+  const uint64_t generation = here->generation;
+  fibers.progress();
   release_if_complete();
-  while (block.generation == generation) pause();
+  while (here->generation == generation) pause({"the threads of its block", 0, 0});
+}
+
+uint32_t cluster_rank() { return static_cast<uint32_t>(here - cluster.data()); }
+
+void cluster_barrier() {
+  cluster_arrived++;
+  const uint64_t generation = cluster_generation;
+  fibers.progress();
+  release_if_complete();
+  while (cluster_generation == generation) pause({"the threads of its cluster", 0, 0});
 }
 
 // Copies happen as late as they may, so that a wait that is missing shows as poison.
 void copy16(void* to, const void* from, bool take) {
-  if (!in_shared(to, 16) || reinterpret_cast<uintptr_t>(from) % 16 != 0) block.fault = true;
-  block.copies[block.fibers.current()].back().push_back(Copy{to, from, take});
+  if (!in_shared(to, 16) || reinterpret_cast<uintptr_t>(from) % 16 != 0) fault("a copy of 16 bytes is not aligned");
+  here->copies[me()].back().push_back(Copy{to, from, take});
 }
 
-void commit_copies() { block.copies[block.fibers.current()].emplace_back(); }
+void commit_copies() { here->copies[me()].emplace_back(); }
 
 void wait_for_copies(int pending) {
-  auto& groups = block.copies[block.fibers.current()];
+  auto& groups = here->copies[me()];
   while (groups.size() > static_cast<size_t>(pending) + 1) {
     for (const Copy& copy : groups.front()) {
       if (copy.take) {
@@ -151,7 +238,7 @@ int64_t exchange(int64_t value, int distance) {
     for (int lane = 0; lane < kWarp; lane++) {
       // They must all mean the same exchange.
       const int distance = *static_cast<const int*>(lanes[lane].right);
-      if (distance != *static_cast<const int*>(lanes[0].right)) block.fault = true;
+      if (distance != *static_cast<const int*>(lanes[0].right)) fault("lanes exchange at different distances");
       memcpy(lanes[lane].result, lanes[lane ^ (distance & (kWarp - 1))].left, sizeof(int64_t));
     }
   });
@@ -159,7 +246,7 @@ int64_t exchange(int64_t value, int distance) {
 }
 
 void load_matrices(uint32_t* to, const void* row) {
-  if (!in_shared(row, 16)) block.fault = true;
+  if (!in_shared(row, 16)) fault("the row of a matrix is not aligned");
   together(Lane{to, row, nullptr}, [](Lane* lanes) {
     // The eight rows of a matrix come from all banks at once, or the swizzle is wrong.
     for (int matrix = 0; matrix < 4; matrix++) {
@@ -167,7 +254,7 @@ void load_matrices(uint32_t* to, const void* row) {
       for (int row = 0; row < 8; row++) {
         banks |= 1u << (reinterpret_cast<uintptr_t>(lanes[matrix * 8 + row].left) / 16 % 8);
       }
-      if (banks != 0xff) block.fault = true;
+      if (banks != 0xff) fault("the rows of a matrix share banks");
     }
     for (int lane = 0; lane < kWarp; lane++) {
       for (int matrix = 0; matrix < 4; matrix++) {
@@ -253,11 +340,11 @@ uint8_t element(uint64_t descriptor, int row, int k) {
   const uint64_t stride = (descriptor >> 32 & 0x3fff) << 4;
   uint64_t address = ((descriptor & 0x3fff) << 4) + row / 8 * stride + row % 8 * 128 + k;
   address ^= (address >> 7 & 7) << 4;
-  if (address >= block.shared_bytes) {
-    block.fault = true;
+  if (address >= here->shared_bytes) {
+    fault("an operand lies outside shared memory");
     return 0;
   }
-  return block.shared()[address];
+  return here->shared()[address];
 }
 
 // Both operands, row by row.
@@ -271,12 +358,16 @@ std::vector<uint8_t> operands(uint64_t a, uint64_t b, int columns) {
 
 // Lane 4 group + part of warp w holds of fragment j: rows 16 w + group (+ 8), columns 8 j + 2 part (+ 1).
 void multiply(int first_thread, size_t which) {
-  const GroupMultiply& leader = block.multiplies[first_thread].front()[which];
+  const GroupMultiply& leader = here->multiplies[first_thread].front()[which];
   // Nothing may have changed while it was under way.
-  if (operands(leader.a, leader.b, leader.columns) != leader.operands) block.fault = true;
+  if (operands(leader.a, leader.b, leader.columns) != leader.operands) {
+    fault("operands changed while they were multiplied");
+  }
   for (int thread = 0; thread < kGroup; thread++) {
-    GroupMultiply& mine = block.multiplies[first_thread + thread].front()[which];
-    if (mine.a != leader.a || mine.b != leader.b || mine.columns != leader.columns) block.fault = true;
+    GroupMultiply& mine = here->multiplies[first_thread + thread].front()[which];
+    if (mine.a != leader.a || mine.b != leader.b || mine.columns != leader.columns) {
+      fault("the threads of a warpgroup multiply different operands");
+    }
     const int row0 = thread / kWarp * 16 + thread % kWarp / 4, column0 = thread % 4 * 2;
     for (int i = 0; i < leader.columns / 2; i++) {
       const uint8_t* a = &leader.operands[(row0 + i % 4 / 2 * 8) * kDepth];
@@ -294,73 +385,304 @@ void multiply(int first_thread, size_t which) {
 }  // namespace
 
 uint64_t tile_descriptor(const void* tile) {
-  const uint64_t offset = static_cast<uint64_t>(static_cast<const uint8_t*>(tile) - block.shared());
-  if (offset % 1024 != 0) block.fault = true;
+  const uint64_t offset = static_cast<uint64_t>(static_cast<const uint8_t*>(tile) - here->shared());
+  if (offset % 1024 != 0) fault("a tile is not aligned to 1024 bytes");
   return (offset & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{64} << 32 | uint64_t{1} << 62;
 }
 
 void group_multiply_add(int32_t* c, uint64_t a, uint64_t b, int columns, bool is_unsigned) {
-  const int me = block.fibers.current();
   GroupMultiply mine = {c, a, b, columns, is_unsigned, {}};
-  if (me % kGroup == 0) mine.operands = operands(a, b, columns);
-  block.multiplies[me].back().push_back(mine);
+  if (me() % kGroup == 0) mine.operands = operands(a, b, columns);
+  here->multiplies[me()].back().push_back(mine);
 }
 
-void group_commit() { block.multiplies[block.fibers.current()].emplace_back(); }
+void group_commit() { here->multiplies[me()].emplace_back(); }
 
 // Multiplications happen as late as they may.
 void group_wait(int pending) {
-  const int me = block.fibers.current();
-  Group& group = block.groups[me / kGroup];
-  block.fibers.progress();
+  Group& group = here->groups[me() / kGroup];
+  fibers.progress();
   if (++group.arrived < kGroup) {
     const uint64_t generation = group.generation;
-    while (group.generation == generation) pause();
+    while (group.generation == generation) pause({"the threads of its warpgroup", 0, 0});
     return;
   }
-  const int first_thread = me / kGroup * kGroup;
-  while (block.multiplies[first_thread].size() > static_cast<size_t>(pending) + 1) {
-    const size_t count = block.multiplies[first_thread].front().size();
+  const int first_thread = me() / kGroup * kGroup;
+  while (here->multiplies[first_thread].size() > static_cast<size_t>(pending) + 1) {
+    const size_t count = here->multiplies[first_thread].front().size();
     for (size_t which = 0; which < count; which++) multiply(first_thread, which);
-    for (int thread = 0; thread < kGroup; thread++) block.multiplies[first_thread + thread].pop_front();
+    for (int thread = 0; thread < kGroup; thread++) here->multiplies[first_thread + thread].pop_front();
   }
   group.arrived = 0;
   group.generation++;
 }
 
-bool run_grid(const Kernel& kernel, Index grid, int threads, size_t shared_bytes, const void* params) {
+namespace {
+
+// What the hardware counts in a barrier.
+constexpr int64_t kMostArrivals = (1 << 20) - 1, kMostBytes = (1 << 20) - 1;
+// In the memory of a barrier, so that it shows where somebody writes there.
+constexpr uint64_t kBarrierMark = 0x5A5A42415252494Bu;
+
+uint32_t offset_of(const void* at) {
+  return static_cast<uint32_t>(static_cast<const uint8_t*>(at) - here->shared());
+}
+
+// The barrier at an offset of a block, as the thread that runs may use it; none is a fault.
+Barrier* barrier_at(Block& block, uint32_t offset) {
+  const auto found = block.barriers.find(offset);
+  if (found == block.barriers.end()) {
+    fault("barrier 0x%x is used and was never made", offset);
+    return nullptr;
+  }
+  uint64_t mark;
+  memcpy(&mark, block.shared() + offset, sizeof mark);
+  if (mark != kBarrierMark) {
+    fault("barrier 0x%x was written over", offset);
+    return nullptr;
+  }
+  Barrier& barrier = found->second;
+  if (&block != here) {
+    if (block.live == 0) fault("barrier 0x%x of a block that has ended is used by another", offset);
+    if (barrier.cluster_generation == cluster_generation) {
+      fault("barrier 0x%x is used by another block before the cluster has met", offset);
+    }
+  } else if (barrier.thread != me() && barrier.generation == block.generation &&
+             barrier.cluster_generation == cluster_generation) {
+    fault("barrier 0x%x is used by others before the block has met", offset);
+  }
+  return &barrier;
+}
+
+void end_phase_if_complete(Barrier& barrier, uint32_t offset) {
+  if (barrier.missing > 0 || barrier.bytes != 0) return;
+  if (!barrier.copies.empty()) fault("bytes arrive at barrier 0x%x that were not announced", offset);
+  barrier.missing = barrier.arrivals;
+  barrier.phase++;
+  fibers.progress();
+}
+
+// The bytes of a box arrive: zeros for what lies outside the matrix, chunks of 16 bytes exchanged by the bits
+// of the address above them.
+void arrive(Block& block, const TileCopy& copy) {
+  const Tensor& tensor = copy.tensor;
+  for (uint32_t row = 0; row < tensor.box[1]; row++) {
+    for (uint32_t column = 0; column < tensor.box[0]; column++) {
+      const int64_t x = int64_t{copy.x} + column, y = int64_t{copy.y} + row;
+      const bool in = x >= 0 && y >= 0 && static_cast<uint64_t>(x) < tensor.extent[0] &&
+                      static_cast<uint64_t>(y) < tensor.extent[1];
+      const uint8_t* from = reinterpret_cast<const uint8_t*>(tensor.address + y * tensor.stride + x);
+      uint32_t to = copy.to + row * tensor.box[0] + column;
+      to ^= (to >> 7 & 7) << 4;
+      block.shared()[to] = in ? *from : 0;
+    }
+  }
+}
+
+}  // namespace
+
+void barrier_init(uint64_t* at, uint32_t arrivals) {
+  const uint32_t offset = offset_of(at);
+  if (offset % 8 != 0 || offset + 8 > here->shared_bytes) {
+    fault("barrier 0x%x is not 8 bytes of shared memory", offset);
+    return;
+  }
+  if (arrivals == 0 || arrivals > kMostArrivals) fault("barrier 0x%x is made for %u arrivals", offset, arrivals);
+  if (here->barriers.count(offset)) fault("barrier 0x%x is made twice", offset);
+  here->barriers[offset] =
+      Barrier{arrivals, arrivals, 0, 0, me(), here->generation, cluster_generation, false, {}};
+  *at = kBarrierMark;
+}
+
+void barriers_ready() {
+  for (auto& [offset, barrier] : here->barriers) barrier.ready |= barrier.thread == me();
+}
+
+void barrier_arrive(uint64_t* at, uint32_t bytes, uint32_t rank) {
+  const uint32_t offset = offset_of(at);
+  if (rank >= cluster.size()) {
+    fault("an arrival at block %u of a cluster of %zu", rank, cluster.size());
+    return;
+  }
+  Barrier* barrier = barrier_at(cluster[rank], offset);
+  if (!barrier) return;
+  if (barrier->missing == 0) {
+    fault("more arrive at barrier 0x%x than it waits for", offset);
+    return;
+  }
+  barrier->bytes += bytes;
+  if (barrier->bytes > kMostBytes) fault("barrier 0x%x counts too many bytes", offset);
+  barrier->missing--;
+  const uint32_t phase = barrier->phase;
+  end_phase_if_complete(*barrier, offset);
+  // Whoever waits goes on at once, so that an arrival that comes too early shows.
+  if (barrier->phase != phase) pause({"its turn", 0, 0});
+}
+
+// Copies arrive as late as they may: when all have arrived that do so themselves, and somebody waits.
+void barrier_wait(uint64_t* at, uint32_t parity) {
+  const uint32_t offset = offset_of(at);
+  fibers.progress();
+  while (Barrier* barrier = barrier_at(*here, offset)) {
+    if ((barrier->phase & 1) != parity) return;
+    if (barrier->missing == 0) {
+      for (const TileCopy& copy : barrier->copies) {
+        arrive(*here, copy);
+        barrier->bytes -= static_cast<int64_t>(copy.bytes());
+      }
+      barrier->copies.clear();
+      if (barrier->bytes < 0) fault("bytes arrive at barrier 0x%x that were not announced", offset);
+      end_phase_if_complete(*barrier, offset);
+      if ((barrier->phase & 1) != parity) return;
+    }
+    if (!first_fault.empty()) break;
+    pause({"barrier", offset, parity});
+  }
+  // After a fault nobody needs to go on.
+  while (true) pause({"the end, after a fault", 0, 0});
+}
+
+// Until the bytes arrive the memory holds neither what was there nor what comes.
+void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* at, bool to_all) {
+  Tensor tensor;
+  memcpy(&tensor, map, sizeof tensor);
+  if (reinterpret_cast<uintptr_t>(map) % 64 != 0 || tensor.mark != Tensor::kMark) {
+    fault("a copy by tile has no map that the driver made");
+    return;
+  }
+  const TileCopy copy = {offset_of(to), tensor, x, y};
+  if (!in_shared(to, copy.bytes()) || copy.to % 1024 != 0) {
+    fault("a copy by tile goes to 0x%x, which is not aligned to 1024 bytes of shared memory", copy.to);
+    return;
+  }
+  for (Block& block : cluster) {
+    if (!to_all && &block != here) continue;
+    Barrier* barrier = barrier_at(block, offset_of(at));
+    if (!barrier) return;
+    if (!barrier->ready) fault("barrier 0x%x is not ready for copies by tile", offset_of(at));
+    for (const auto& [_, other] : block.barriers) {
+      for (const TileCopy& under_way : other.copies) {
+        if (copy.to < under_way.to + under_way.bytes() && under_way.to < copy.to + copy.bytes()) {
+          fault("copies by tile go to 0x%x twice at a time", copy.to);
+        }
+      }
+    }
+    memset(block.shared() + copy.to, kPoison, copy.bytes());
+    barrier->copies.push_back(copy);
+  }
+}
+
+void fewer_registers(int count) {
+  int& mine = here->registers[me()];
+  if (count > mine) fault("fewer registers, %d, are more than %d", count, mine);
+  here->free_registers += mine - count;
+  mine = count;
+  fibers.progress();
+}
+
+// Waits until others have given enough away.
+void more_registers(int count) {
+  int& mine = here->registers[me()];
+  if (count < mine) fault("more registers, %d, are fewer than %d", count, mine);
+  while (here->free_registers < count - mine) pause({"registers", 0, 0});
+  here->free_registers -= count - mine;
+  mine = count;
+}
+
+namespace {
+
+// Who waits for what where nobody goes on, each thing once with the first thread that does.
+std::string deadlock() {
+  std::string text;
+  std::set<std::tuple<std::string, size_t, uint32_t, uint32_t>> told;
+  for (size_t rank = 0; rank < cluster.size(); rank++) {
+    const Block& block = cluster[rank];
+    for (size_t thread = 0; thread < block.waiting.size(); thread++) {
+      const Waiting& waiting = block.waiting[thread];
+      if (!waiting.what || !told.insert({waiting.what, rank, waiting.barrier, waiting.parity}).second) continue;
+      char line[256];
+      const auto barrier = block.barriers.find(waiting.barrier);
+      const char* of = cluster.size() == 1 ? "" : rank == 0 ? " of block 0" : " of block 1";
+      if (strcmp(waiting.what, "barrier") == 0 && barrier != block.barriers.end()) {
+        snprintf(line, sizeof line,
+                 "thread %zu%s waits for parity %u of barrier 0x%x, whose phase %u lacks %u arrivals and %lld bytes",
+                 thread, of, waiting.parity, waiting.barrier, barrier->second.phase, barrier->second.missing,
+                 static_cast<long long>(barrier->second.bytes));
+      } else {
+        snprintf(line, sizeof line, "thread %zu%s waits for %s", thread, of, waiting.what);
+      }
+      text += text.empty() ? "nobody goes on: " : "; ";
+      text += line;
+    }
+  }
+  return text;
+}
+
+void prepare(Block& block, int threads, size_t shared_bytes) {
   block.threads = threads;
   block.shared_bytes = shared_bytes;
   block.memory.resize(shared_bytes + 1024 + 2 * kGuard);
+  memset(block.memory.data(), kPoison, block.memory.size());
   block.warps.resize((threads + kWarp - 1) / kWarp);
+  for (Warp& warp : block.warps) warp.arrived = 0;
   block.copies.resize(threads);
+  for (auto& groups : block.copies) groups.assign(1, {});
   block.multiplies.resize(threads);
+  for (auto& groups : block.multiplies) groups.assign(1, {});
   block.groups.resize((threads + kGroup - 1) / kGroup);
-  block.fault = false;
+  for (Group& group : block.groups) group.arrived = 0;
+  block.barriers.clear();
+  // What a block's threads may have at most, in steps of eight.
+  block.registers.assign(threads, kRegisters / threads / 8 * 8);
+  block.free_registers = 0;
+  block.waiting.assign(threads, Waiting{});
+  block.live = threads;
+  block.arrived = 0;
+}
+
+// What a block must have left in order.
+void inspect(Block& block, bool finished) {
+  const uint8_t* end = block.shared() + block.shared_bytes;
+  for (size_t i = 0; i < kGuard; i++) {
+    if (end[i] != kPoison) fault("a block writes past its shared memory");
+  }
+  // What was announced and nobody has waited for may still arrive when the block is gone.
+  for (const auto& [offset, barrier] : block.barriers) {
+    if (finished && !barrier.copies.empty()) fault("a block ends before barrier 0x%x has its bytes", offset);
+  }
+}
+
+}  // namespace
+
+std::string run_grid(const Kernel& kernel, Index grid, int threads, size_t shared_bytes, const void* given) {
+  // Where a kernel finds its parameters they are aligned as they ask.
+  alignas(128) static uint8_t params[kMostParameters];
+  memcpy(params, given, kernel.bytes);
+  first_fault.clear();
   grid_extent = grid;
-  for (block_index.z = 0; block_index.z < grid.z; block_index.z++) {
-    for (block_index.y = 0; block_index.y < grid.y; block_index.y++) {
-      for (block_index.x = 0; block_index.x < grid.x; block_index.x++) {
-        memset(block.memory.data(), kPoison, block.memory.size());
-        for (Warp& warp : block.warps) warp.arrived = 0;
-        for (auto& groups : block.copies) groups.assign(1, {});
-        for (auto& groups : block.multiplies) groups.assign(1, {});
-        for (Group& group : block.groups) group.arrived = 0;
-        block.live = threads;
-        block.arrived = 0;
-        const bool finished = block.fibers.run(threads, [&](int thread) {
-          thread_index = Index{static_cast<uint32_t>(thread), 0, 0};
+  cluster.resize(kernel.cluster);
+  Index at = {0, 0, 0};
+  for (at.z = 0; at.z < grid.z; at.z++) {
+    for (at.y = 0; at.y < grid.y; at.y++) {
+      for (at.x = 0; at.x < grid.x; at.x += kernel.cluster) {
+        for (Block& block : cluster) {
+          prepare(block, threads, shared_bytes);
+          block.index = {at.x + static_cast<uint32_t>(&block - cluster.data()), at.y, at.z};
+        }
+        cluster_arrived = 0;
+        const bool finished = fibers.run(threads * static_cast<int>(cluster.size()), threads, [&](int) {
+          take_place();
           kernel.run(params);
-          block.live--;
+          here->live--;
           release_if_complete();
         });
-        uint8_t* end = block.shared() + shared_bytes;
-        for (size_t i = 0; i < kGuard; i++) block.fault |= end[i] != kPoison;
-        if (!finished || block.fault) return false;
+        for (Block& block : cluster) inspect(block, finished);
+        if (!finished && first_fault.empty()) first_fault = deadlock();
+        if (!first_fault.empty()) return first_fault;
       }
     }
   }
-  return true;
+  return {};
 }
 
 }  // namespace emulated

@@ -27,6 +27,7 @@ extern Index thread_index, block_index, grid_extent;
 uint8_t* shared_memory();
 
 void barrier();
+void warp_sync();
 void copy16(void* to, const void* from, bool take);
 void commit_copies();
 void wait_for_copies(int pending);
@@ -39,12 +40,30 @@ uint64_t tile_descriptor(const void* tile);
 void group_multiply_add(int32_t* c, uint64_t a, uint64_t b, int columns, bool is_unsigned);
 void group_commit();
 void group_wait(int pending);
+void barrier_init(uint64_t* at, uint32_t arrivals);
+void barriers_ready();
+void barrier_arrive(uint64_t* at, uint32_t bytes, uint32_t rank);
+void barrier_wait(uint64_t* at, uint32_t parity);
+void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* barrier, bool to_all);
+uint32_t cluster_rank();
+void cluster_barrier();
+void fewer_registers(int count);
+void more_registers(int count);
+
+// What a map holds that the driver has made.
+struct Tensor {
+  static constexpr uint64_t kMark = 0x9E3779B97F4A7C15u;
+  uint64_t mark, address, extent[2], stride;
+  uint32_t box[2];
+};
+static_assert(sizeof(Tensor) <= sizeof(TensorMap), "a map is opaque, and this long");
 
 // A kernel by its name, as a module's function is found.
 struct Kernel {
   const char* name;
   size_t bytes;
   int threads;
+  uint32_t cluster;  // blocks that run together
   void (*run)(const void* params);
   Kernel* next;
 };
@@ -59,17 +78,21 @@ struct Registered {
 #define blockIdx emulated::block_index
 #define gridDim emulated::grid_extent
 
-#define KERNEL(name, Params, threads, blocks)                                                      \
+#define KERNEL(name, Params, threads, blocks) EMULATED_KERNEL(name, Params, threads, 1)
+#define CLUSTER_KERNEL(name, Params, threads, cluster) EMULATED_KERNEL(name, Params, threads, cluster)
+
+#define EMULATED_KERNEL(name, Params, threads, cluster)                                            \
   static void name(const Params& p);                                                               \
   static emulated::Kernel name##_kernel = {                                                        \
-      #name, sizeof(Params), threads,                                                              \
+      #name, sizeof(Params), threads, cluster,                                                     \
       [](const void* params) { name(*static_cast<const Params*>(params)); }, nullptr};             \
   static emulated::Registered name##_registered(&name##_kernel);                                   \
-  static void name(const Params& p)
+  static void name([[maybe_unused]] const Params& p)
 
 #define SHARED(name) uint8_t* const name = emulated::shared_memory()
 
 DEVICE void block_sync() { emulated::barrier(); }
+DEVICE void warp_sync() { emulated::warp_sync(); }
 DEVICE void thread_fence() {}
 
 DEVICE int32_t exchange(int32_t value, int32_t distance) {
@@ -139,6 +162,40 @@ DEVICE uint64_t tile_descriptor(const void* tile) { return emulated::tile_descri
 template <bool is_unsigned, int fragments>
 DEVICE void group_multiply_add(int32_t (&c)[fragments][4], uint64_t a, uint64_t b) {
   emulated::group_multiply_add(&c[0][0], a, b, fragments * 8, is_unsigned);
+}
+template <bool is_unsigned>
+DEVICE void group_multiply_add(int32_t (&c)[2][1][16][4], uint64_t a, uint64_t b) {
+  emulated::group_multiply_add(&c[0][0][0][0], a, b, 256, is_unsigned);
+}
+
+template <int count>
+DEVICE void fewer_registers() {
+  static_assert(count >= 24 && count <= 256 && count % 8 == 0, "what the instruction takes");
+  emulated::fewer_registers(count);
+}
+template <int count>
+DEVICE void more_registers() {
+  static_assert(count >= 24 && count <= 256 && count % 8 == 0, "what the instruction takes");
+  emulated::more_registers(count);
+}
+
+DEVICE void barrier_init(uint64_t* barrier, uint32_t arrivals) { emulated::barrier_init(barrier, arrivals); }
+DEVICE void barriers_ready() { emulated::barriers_ready(); }
+DEVICE uint32_t cluster_rank() { return emulated::cluster_rank(); }
+DEVICE void cluster_sync() { emulated::cluster_barrier(); }
+
+DEVICE void barrier_arrive(uint64_t* barrier) { emulated::barrier_arrive(barrier, 0, emulated::cluster_rank()); }
+DEVICE void barrier_arrive_at(uint64_t* barrier, uint32_t rank) { emulated::barrier_arrive(barrier, 0, rank); }
+DEVICE void barrier_arrive_expecting(uint64_t* barrier, uint32_t bytes) {
+  emulated::barrier_arrive(barrier, bytes, emulated::cluster_rank());
+}
+DEVICE void barrier_wait(uint64_t* barrier, uint32_t parity) { emulated::barrier_wait(barrier, parity); }
+DEVICE void prefetch_map(const TensorMap*) {}
+DEVICE void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* barrier) {
+  emulated::copy_tile(to, map, x, y, barrier, false);
+}
+DEVICE void copy_tile_to_both(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* barrier) {
+  emulated::copy_tile(to, map, x, y, barrier, true);
 }
 
 // Fibers give way only at barriers, so these need nothing more.

@@ -41,6 +41,7 @@ enum Result {
   kContextIsDestroyed = 709,
   kHostMemoryNotRegistered = 713,
   kLaunchFailed = 719,
+  kNotSupported = 801,
 };
 
 long long setting(const char* name, long long otherwise) {
@@ -136,10 +137,14 @@ Result perform(const Work& work) {
     device().launches++;
     machine.clock += setting("even", 0) ? 1000 : static_cast<long long>(work.grid.x) * work.grid.y * work.grid.z;
     device().faults += faulty;
-    if (faulty || !emulated::run_grid(*work.kernel, work.grid, work.threads, work.shared_bytes, work.params.data())) {
-      device().broken = true;
-      return kLaunchFailed;
+    if (!faulty) {
+      const std::string found =
+          emulated::run_grid(*work.kernel, work.grid, work.threads, work.shared_bytes, work.params.data());
+      if (found.empty()) return kSuccess;
+      fprintf(stderr, "emulated device: %s: %s\n", work.kernel->name, found.c_str());
     }
+    device().broken = true;
+    return kLaunchFailed;
   } else if (work.from) {
     memcpy(work.to, work.from, work.bytes);
     const bool down = allocated(work.from, work.bytes);
@@ -457,11 +462,37 @@ API Result cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsi
   Guard guard(machine.lock);
   const emulated::Kernel* kernel = static_cast<const emulated::Kernel*>(function);
   const bool valid = block_x == static_cast<unsigned>(kernel->threads) && block_y == 1 && block_z == 1 &&
-                     grid_x >= 1 && grid_y >= 1 && grid_z >= 1 && grid_y <= 65535 && grid_z <= 65535;
+                     grid_x >= 1 && grid_y >= 1 && grid_z >= 1 && grid_y <= 65535 && grid_z <= 65535 &&
+                     grid_x % kernel->cluster == 0 && kernel->bytes <= emulated::kMostParameters;
   if (!valid) return kInvalidValue;
   const uint8_t* bytes = static_cast<const uint8_t*>(params[0]);
   return submit(stream, Work{kernel, {grid_x, grid_y, grid_z}, kernel->threads, shared_bytes,
                              std::vector<uint8_t>(bytes, bytes + kernel->bytes), nullptr, nullptr, 0, 0});
+}
+
+// A map of a matrix of bytes for copies by tile with the 128-byte swizzle, which is all that kernels ask for; by
+// the rules that the driver documents for them.
+API Result cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address, const uint64_t* extent,
+                                  const uint64_t* strides, const unsigned* box, const unsigned* steps, int interleave,
+                                  int swizzle, int promotion, int fill) {
+  constexpr int kBytes = 0, kSwizzle128 = 3;
+  if (type != kBytes || rank != 2 || interleave != 0 || swizzle != kSwizzle128 || fill != 0) return kNotSupported;
+  bool valid = reinterpret_cast<uintptr_t>(map) % 64 == 0 && reinterpret_cast<uintptr_t>(address) % 16 == 0 &&
+               promotion >= 0 && promotion <= 3;
+  for (unsigned i = 0; i < rank; i++) {
+    valid &= extent[i] >= 1 && extent[i] <= uint64_t{1} << 32 && box[i] >= 1 && box[i] <= 256 && steps[i] == 1;
+  }
+  valid &= strides[0] % 16 == 0 && strides[0] < uint64_t{1} << 40 && strides[0] >= extent[0];
+  // A row of the box has whole chunks, and the swizzle exchanges those of 128 bytes.
+  valid &= box[0] % 16 == 0 && box[0] <= 128;
+  if (!valid) return kInvalidValue;
+  // A narrower box is swizzled too, but not as the device reads it here.
+  if (box[0] != 128) return kNotSupported;
+  memset(map, 0, sizeof(TensorMap));
+  const emulated::Tensor tensor = {emulated::Tensor::kMark, reinterpret_cast<uint64_t>(address),
+                                   {extent[0], extent[1]}, strides[0], {box[0], box[1]}};
+  memcpy(map, &tensor, sizeof tensor);
+  return kSuccess;
 }
 
 // The size of a kernel's parameters, for the test that compares it with the host's.

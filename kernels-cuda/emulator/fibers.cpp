@@ -18,9 +18,19 @@ void Fibers::enter() {
 // Goes on with the next fiber that is not done, or home.
 void Fibers::next() {
   if (left_ == 0 || idle_ > count_) _longjmp(home_, 1);
-  do {
-    current_ = (current_ + 1) % count_;
-  } while (fibers_[current_].done);
+  // Of its own group, unless nobody there can go on; then of the next.
+  const int first = current_ / group_ * group_;
+  int next = -1;
+  for (int i = 1; i <= group_ && group_idle_ <= group_ && next < 0; i++) {
+    const int at = first + (current_ - first + i) % group_;
+    if (!fibers_[at].done) next = at;
+  }
+  if (next < 0) group_idle_ = 0;
+  for (int i = 0; i < count_ && next < 0; i++) {
+    const int at = (first + group_ + i) % count_;
+    if (!fibers_[at].done) next = at;
+  }
+  current_ = next;
   Fiber& fiber = fibers_[current_];
   if (fiber.entered) _longjmp(fiber.resume, 1);
   fiber.entered = true;
@@ -29,15 +39,17 @@ void Fibers::next() {
 
 void Fibers::pause() {
   idle_++;
+  group_idle_++;
   if (_setjmp(fibers_[current_].resume) == 0) next();
 }
 
-bool Fibers::run(int count, const std::function<void(int)>& body) {
+bool Fibers::run(int count, int group, const std::function<void(int)>& body) {
   running = this;
   body_ = &body;
   count_ = left_ = count;
-  idle_ = 0;
-  current_ = count - 1;
+  group_ = group;
+  idle_ = group_idle_ = 0;
+  current_ = group - 1;
   if (fibers_.size() < static_cast<size_t>(count)) fibers_.resize(count);
   for (int i = 0; i < count; i++) {
     Fiber& fiber = fibers_[i];

@@ -15,14 +15,15 @@ namespace emulated {
 class Fibers {
  public:
   // Runs `body(i)` for every i below `count`. False where nobody can go on: the fibers wait for one
-  // another in a circle, as threads would that meet different barriers.
-  bool run(int count, const std::function<void(int)>& body);
+  // another in a circle, as threads would that meet different barriers. Of the groups, so many fibers each, one
+  // runs until none of it can go on before another does, so that it gets as far ahead as it may.
+  bool run(int count, int group, const std::function<void(int)>& body);
 
   // Hands over until somebody reports progress; to be called in a loop that waits for a condition.
   void pause();
 
   // Says that a condition that others wait for may have changed.
-  void progress() { idle_ = 0; }
+  void progress() { idle_ = group_idle_ = 0; }
 
   int current() const { return current_; }
 
@@ -40,7 +41,7 @@ class Fibers {
   std::vector<Fiber> fibers_;
   const std::function<void(int)>* body_ = nullptr;
   jmp_buf home_;
-  int count_ = 0, left_ = 0, current_ = 0, idle_ = 0;
+  int count_ = 0, group_ = 0, left_ = 0, current_ = 0, idle_ = 0, group_idle_ = 0;
 };
 
 }  // namespace emulated

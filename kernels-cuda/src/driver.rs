@@ -15,6 +15,7 @@ use crate::device::{Device, Entered, label};
 use crate::images;
 use crate::kernel::{Kernel, Launch};
 use crate::ops::bits::Counting;
+use crate::params::TensorMap;
 use crate::{CudaError, session};
 
 /// CUDA version that the images need: 13.0.
@@ -68,6 +69,9 @@ const FUNCTIONS: &[&str] = &[
     "cuLaunchKernel",
 ];
 
+/// The function that makes maps for copies by tile: without it there are none.
+const MAKES_MAPS: &str = "cuTensorMapEncodeTiled";
+
 /// Turns a result of the driver into ours.
 macro_rules! call {
     ($function:ident($($argument:expr),* $(,)?)) => {{
@@ -120,6 +124,8 @@ pub struct Context {
     context: sys::CUcontext,
     module: sys::CUmodule,
     functions: Vec<sys::CUfunction>,
+    /// Whether copies by tile can be had: from the device, and from the driver.
+    tiles: bool,
     properties: Properties,
     device: Arc<Device>,
     /// How often the device was reset before. After another reset what the context held is gone, and its
@@ -132,6 +138,16 @@ unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
 
+/// Whether the driver has a function.
+///
+/// # Safety
+/// The library is there.
+unsafe fn has(name: &str) -> bool {
+    // SAFETY: the library is there, so this does not panic; and only whether the symbol exists is of interest, it
+    // is not called by this type.
+    unsafe { sys::culib().get::<*const c_void>(name.as_bytes()).is_ok() }
+}
+
 /// How many devices there are; an error says why there are none.
 ///
 /// # Errors
@@ -141,14 +157,10 @@ pub fn devices() -> Result<usize, CudaError> {
     if !unsafe { sys::is_culib_present() } {
         return Err(CudaError::NoLibrary);
     }
-    // SAFETY: the library is there, so this does not panic.
-    let library = unsafe { sys::culib() };
-    for name in FUNCTIONS {
-        // SAFETY: only whether the symbol exists is of interest; it is not called by this type.
-        let symbol = unsafe { library.get::<*const c_void>(name.as_bytes()) };
-        if symbol.is_err() {
-            return Err(CudaError::MissingFunction(name));
-        }
+    // SAFETY: the library is there.
+    let missing = FUNCTIONS.iter().find(|name| !unsafe { has(name) });
+    if let Some(name) = missing {
+        return Err(CudaError::MissingFunction(name));
     }
     let mut found = 0;
     call!(cuDriverGetVersion(&raw mut found))?;
@@ -189,12 +201,15 @@ impl Context {
             call!(cuDevicePrimaryCtxRetain(&raw mut context, handle))?;
             entered.resets()
         };
+        // SAFETY: `devices` has found the library.
+        let makes_maps = unsafe { has(MAKES_MAPS) };
         // From here on the context is released by `drop`.
         let mut opened = Context {
             handle,
             context,
             module: null_mut(),
             functions: Vec::with_capacity(Kernel::ALL.len()),
+            tiles: makes_maps && properties.image == "sm_90a",
             properties,
             device,
             resets,
@@ -259,6 +274,53 @@ impl Context {
     /// Whether the device multiplies by wgmma.
     pub fn has_wgmma(&self) -> bool {
         self.properties.image == "sm_90a"
+    }
+
+    /// Whether kernels can have matrices copied by tile.
+    pub fn has_tiles(&self) -> bool {
+        self.tiles
+    }
+
+    /// How copies by tile find the matrix of bytes at `address`, of rows without gaps: boxes of 128 columns and so
+    /// many rows, swizzled, zeros where they leave the matrix. None of what the driver makes no map of.
+    ///
+    /// # Errors
+    /// A context that was given up.
+    pub(crate) fn tensor_map(
+        &self,
+        address: u64,
+        [columns, rows]: [usize; 2],
+        box_rows: u32,
+    ) -> Result<Option<TensorMap>, CudaError> {
+        use sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_UINT8 as BYTES;
+        use sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as ZEROS;
+        use sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE as PLAIN;
+        use sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B as WHOLE_LINES;
+        use sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B as SWIZZLED;
+        if !self.tiles {
+            return Ok(None);
+        }
+        let _entered = self.enter()?;
+        let (extent, stride) = ([columns as u64, rows as u64], [columns as u64]);
+        let (boxes, steps) = ([128, box_rows], [1, 1]);
+        let mut map = TensorMap::default();
+        // Written as the driver's own type, which has the same size and alignment.
+        let to = (&raw mut map).cast::<sys::CUtensorMap>();
+        let made = call!(cuTensorMapEncodeTiled(
+            to,
+            BYTES,
+            2,
+            address as *mut c_void,
+            extent.as_ptr(),
+            stride.as_ptr(),
+            boxes.as_ptr(),
+            steps.as_ptr(),
+            PLAIN,
+            SWIZZLED,
+            WHOLE_LINES,
+            ZEROS,
+        ));
+        Ok(made.is_ok().then_some(map))
     }
 
     /// Whether the device multiplies 4 bits by 4 bits.

@@ -4,11 +4,11 @@ use core::ffi::c_void;
 
 use crate::params::{
     BinaryParams, DepthwiseParams, DirectParams, DynamicParams, EdgeParams, FillParams,
-    LayerNormParams, MatMulParams, MeanParams, MoveParams, PoolParams, ProductParams,
-    RescaleParams, ResizeParams, RowsParams, ScaleParams, StepsParams, TableParams,
+    LayerNormParams, MatMulParams, MeanParams, MoveParams, PersistentParams, PoolParams,
+    ProductParams, RescaleParams, ResizeParams, RowsParams, ScaleParams, StepsParams, TableParams,
 };
 
-/// Threads of a block, of every kernel but those of two warpgroups.
+/// Threads of a block, of every kernel but those of two warpgroups or three.
 const THREADS: u32 = 128;
 
 macro_rules! kernels {
@@ -156,6 +156,26 @@ kernels! {
         BitsAnd2Rhu "bit_product_and_2_rhu",
         BitsAnd2Any "bit_product_and_2_any",
     }
+    PersistentParams {
+        PairU8x256Rhu "pair_product_u8_256_rhu",
+        PairU8x256F32 "pair_product_u8_256_f32",
+        PairU8x256Any "pair_product_u8_256_any",
+        PairI8x256Rhu "pair_product_i8_256_rhu",
+        PairI8x256F32 "pair_product_i8_256_f32",
+        PairI8x256Any "pair_product_i8_256_any",
+        TurnU8x128Rhu "turn_product_u8_128_rhu",
+        TurnU8x128F32 "turn_product_u8_128_f32",
+        TurnU8x128Any "turn_product_u8_128_any",
+        TurnI8x128Rhu "turn_product_i8_128_rhu",
+        TurnI8x128F32 "turn_product_i8_128_f32",
+        TurnI8x128Any "turn_product_i8_128_any",
+        TurnU8x64Rhu "turn_product_u8_64_rhu",
+        TurnU8x64F32 "turn_product_u8_64_f32",
+        TurnU8x64Any "turn_product_u8_64_any",
+        TurnI8x64Rhu "turn_product_i8_64_rhu",
+        TurnI8x64F32 "turn_product_i8_64_f32",
+        TurnI8x64Any "turn_product_i8_64_any",
+    }
     DirectParams { Direct "direct", }
     DepthwiseParams { Depthwise "depthwise", }
     MatMulParams { MatMul "mat_mul", }
@@ -183,7 +203,12 @@ kernels! {
 impl Kernel {
     /// Whether it multiplies by wgmma, which one architecture alone has.
     pub fn needs_wgmma(self) -> bool {
-        self.name().starts_with("group_")
+        self.name().starts_with("group_") || self.is_persistent()
+    }
+
+    /// Whether its blocks stay on their multiprocessors, and one of their three warpgroups loads.
+    pub fn is_persistent(self) -> bool {
+        self.name().starts_with("pair_") || self.name().starts_with("turn_")
     }
 
     /// Whether it computes products with packed weights.
@@ -215,7 +240,9 @@ impl Kernel {
 
     /// Threads of a block.
     pub fn threads(self) -> u32 {
-        if self.needs_wgmma() {
+        if self.is_persistent() {
+            3 * THREADS
+        } else if self.needs_wgmma() {
             2 * THREADS
         } else {
             THREADS

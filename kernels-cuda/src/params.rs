@@ -116,6 +116,22 @@ pub struct ProductParams {
     pub epilogue: Epilogue,
 }
 
+/// How copies by tile find a matrix; the driver makes it.
+#[repr(C, align(128))]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TensorMap {
+    pub opaque: [u64; 16],
+}
+
+/// Dense product by blocks that stay.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PersistentParams {
+    pub pixels: TensorMap,
+    pub weights: TensorMap,
+    pub product: ProductParams,
+}
+
 /// Convolution, one output element a thread.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -5,6 +5,8 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
 
 use requant_conformance::{Rng, emulator};
 use requant_kernels_cuda::epilogue::{Finish, Join};
@@ -12,7 +14,7 @@ use requant_kernels_cuda::ops::conv::{Conv, ConvIo, ConvSpec, ZeroPoint};
 use requant_kernels_cuda::ops::{Way, Window};
 use requant_kernels_cuda::{Context, Kernel, Launch, OpError};
 use requant_numerics::DType;
-use support::{FINISHES, NUMBERS, Numbers, SHAPES, Shape, Ways, run};
+use support::{DENSE, FINISHES, NUMBERS, Numbers, SHAPES, Shape, Ways, run};
 
 #[test]
 fn every_product_equals_plain_loops() {
@@ -28,6 +30,132 @@ fn every_product_by_wgmma_equals_plain_loops() {
     if emulator::is_emulated(name, "major=9") {
         compare_all("sm_90a");
     }
+}
+
+/// Dense products by blocks that stay: with two blocks, which have many tiles each, and with four.
+#[test]
+fn every_product_of_blocks_that_stay_equals_plain_loops() {
+    let name = "every_product_of_blocks_that_stay_equals_plain_loops";
+    for settings in ["major=9,multiprocessors=2", "major=9,multiprocessors=4"] {
+        if emulator::is_child() && std::env::var("REQUANT_EMULATED").as_deref() != Ok(settings) {
+            continue;
+        }
+        if emulator::is_emulated(name, settings) {
+            dense_products();
+        }
+    }
+}
+
+fn dense_products() {
+    let context = Context::open(0).unwrap();
+    let mut rng = Rng::new(23);
+    let mut met: BTreeMap<&str, usize> = BTreeMap::new();
+    for (index, &shape) in DENSE.iter().enumerate() {
+        // Each form of finishing, with its joins and tables for every other shape.
+        for (turn, kind) in [[0, 5, 6], [4, 1, 2]][index % 2].into_iter().enumerate() {
+            let numbers = Numbers {
+                weights: (-127, 127),
+                dtype: [DType::U8, DType::I8][(turn + index) % 2],
+                extreme: false,
+            };
+            let case = (shape, numbers);
+            for (name, split) in run(&context, case, kind, (Ways::Usual, 1), &mut rng) {
+                assert!(!split);
+                *met.entry(name).or_default() += 1;
+            }
+        }
+    }
+    println!("{met:#?}");
+    let all = Kernel::ALL.iter().filter(|kernel| kernel.is_persistent());
+    for kernel in all {
+        assert!(
+            met.contains_key(kernel.name()),
+            "{} was not met",
+            kernel.name()
+        );
+    }
+}
+
+/// A dense product with no operation behind it.
+fn dense(context: &Arc<Context>, rows: usize, channels: usize) -> Conv {
+    let weights = vec![100; channels * 48];
+    let spec = ConvSpec {
+        input: [1, 1, rows, 48],
+        output: [1, 1, rows, channels],
+        window: Window {
+            kernel: [1; 2],
+            strides: [1; 2],
+            pads: [0; 4],
+            dilations: [1; 2],
+        },
+        groups: 1,
+        weights: &weights,
+        computed: None,
+        dtype: DType::U8,
+        zero_point: ZeroPoint::Static(0),
+        outside: 0,
+        bias: &[],
+        finish: Finish {
+            requantize: None,
+            join: Join::None,
+            table: None,
+            dtype: DType::I32,
+        },
+    };
+    Conv::new(context, &spec).unwrap()
+}
+
+/// The kernel of a launch with an input at `x`, which needs no scratch.
+fn launched(conv: &Conv, x: u64) -> &'static str {
+    let io = ConvIo {
+        samples: 1,
+        x,
+        ..ConvIo::default()
+    };
+    conv.launch(&io).unwrap().kernel.name()
+}
+
+#[test]
+fn what_blocks_that_stay_cannot_do_others_do() {
+    let name = "what_blocks_that_stay_cannot_do_others_do";
+    if emulator::is_emulated(name, "major=9,multiprocessors=1") {
+        let context = Context::open(0).unwrap();
+        let conv = dense(&context, 512, 64);
+        assert_eq!(conv.kernel(1), "turn_product_u8_64_any");
+        assert_eq!(launched(&conv, 1 << 20), "turn_product_u8_64_any");
+        assert_eq!(launched(&conv, (1 << 20) + 8), "group_product_u8_64_any");
+        // Few rows are multiplied as ever, however many channels they have.
+        let few = dense(&context, 4, 300);
+        assert_eq!(few.kernel(1), "row_product_u8_4");
+        assert_eq!(few.kernel(2), "turn_product_u8_128_any");
+    }
+}
+
+#[test]
+fn a_driver_that_makes_no_maps() {
+    let name = "a_driver_that_makes_no_maps";
+    if emulator::is_child() {
+        let conv = dense(&Context::open(0).unwrap(), 512, 64);
+        assert_eq!(conv.kernel(1), "group_product_u8_64_any");
+        assert_eq!(launched(&conv, 1 << 20), "group_product_u8_64_any");
+        return;
+    }
+    let Some(library) = emulator::library() else {
+        println!("skipped: no C++ compiler");
+        return;
+    };
+    // The emulated driver with the function under a name of the same length.
+    let mut bytes = std::fs::read(library).unwrap();
+    let name_of = b"cuTensorMapEncodeTiled\0";
+    let places: Vec<usize> = (0..bytes.len() - name_of.len())
+        .filter(|&at| bytes[at..].starts_with(name_of))
+        .collect();
+    assert!(!places.is_empty());
+    places.iter().for_each(|&at| bytes[at] = b'x');
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda-without-maps");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("libcuda.so"), bytes).unwrap();
+    emulator::rerun(name, "major=9,multiprocessors=1", &folder);
 }
 
 #[test]

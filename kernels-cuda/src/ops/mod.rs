@@ -9,6 +9,7 @@ pub mod edges;
 pub mod maps;
 pub(crate) mod nibbles;
 pub mod norms;
+pub(crate) mod persistent;
 pub mod pools;
 pub mod product;
 mod way;

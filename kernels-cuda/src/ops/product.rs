@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::bits::{self, Bits};
 use super::conv::{ConvIo, ConvSpec, ZeroPoint};
 use super::way::{Preferred, Way};
-use super::{int, nibbles};
+use super::{int, nibbles, persistent};
 use crate::epilogue::{Form, Uploaded, integer_type};
-use crate::kernel::{Kernel, Launch};
+use crate::kernel::{Kernel, Launch, Params};
 use crate::params::{Epilogue, ProductParams};
 use crate::{Context, DeviceMemory, OpError};
 
@@ -111,6 +111,9 @@ pub struct Product {
     stages: usize,
     wgmma: bool,
     preferred: Preferred,
+    /// Whether matrices without gaps are multiplied, by bytes and where copies by tile can be had.
+    dense: bool,
+    context: Arc<Context>,
     _weights: DeviceMemory,
     weight_bytes: usize,
 }
@@ -211,11 +214,15 @@ impl Product {
             // Proved to fit, or to be taken modulo 2^32.
             (i64::from(bias) + i64::from(constant) - i64::from(folded) * i64::from(sums[o])) as i32
         };
+        let dense = context.has_tiles()
+            && format == Format::Bytes
+            && packed.planes == 1
+            && persistent::is_dense(spec);
         let epilogue = Uploaded::new(
             context,
             &spec.finish,
-            // A tile of 128 may begin in the last 64.
-            groups * padded + CHANNEL_UNIT,
+            // A tile of 128 may begin in the last 64, and one of 256.
+            groups * padded + if dense { 3 } else { 1 } * CHANNEL_UNIT,
             channel_of,
             bias,
             |o| sums[o],
@@ -275,6 +282,8 @@ impl Product {
             stages: context.stages(),
             wgmma: context.has_wgmma(),
             preferred: Preferred::default(),
+            dense,
+            context: Arc::clone(context),
             weight_bytes: packed.data.len(),
             _weights: weights,
         })
@@ -306,8 +315,14 @@ impl Product {
     pub fn scratch_bytes(&self, samples: usize) -> usize {
         // Neither rises nor falls with the samples: a smaller batch is split among more blocks, of fewer or larger
         // tiles.
-        let each = (1..=samples).map(|samples| self.choose(samples).scratch_bytes());
-        each.max().unwrap_or(0)
+        let each = |samples| {
+            let choice = self.choose(samples);
+            // What cannot be copied by tile is computed by other blocks.
+            let instead = choice.kernel.is_persistent().then(|| self.instead(samples));
+            let instead = instead.map_or(0, |choice| choice.scratch_bytes());
+            choice.scratch_bytes().max(instead)
+        };
+        (1..=samples).map(each).max().unwrap_or(0)
     }
 
     /// Computes numbers of samples in the bucket of `samples` by `way`, where it serves them.
@@ -323,7 +338,7 @@ impl Product {
     fn kernel_of(&self, shape: Shape) -> Kernel {
         let form = self.form;
         match (shape, self.format) {
-            (Shape::Rows(kernel), _) => kernel,
+            (Shape::Rows(kernel) | Shape::Stays { kernel, .. }, _) => kernel,
             (Shape::Tiles(multiply, side), Format::Bytes) => {
                 kernel(self.input, multiply, side, form)
             }
@@ -362,8 +377,11 @@ impl Product {
         rows * self.params.slices as usize * SLICE
     }
 
-    /// Tiles along pixels, channels and groups.
+    /// Tiles along pixels, channels and groups; blocks that stay take theirs themselves.
     fn tiles(&self, samples: usize, shape: Shape) -> [usize; 3] {
+        if let Shape::Stays { blocks, .. } = shape {
+            return [blocks, 1, 1];
+        }
         let [side_m, side_n] = shape.sides();
         [
             self.rows(samples).div_ceil(side_m),
@@ -372,10 +390,29 @@ impl Product {
         ]
     }
 
-    /// The shapes in which its kernels compute `samples` samples: that for few rows, then the tiles, the
-    /// largest first. wgmma takes no second plane. Weights of 4 bits that units for 4 bits multiply are
-    /// multiplied as bytes just as well; single bits have one tile.
+    /// The sizes of a product for blocks that stay: pixels, channels and depth. Few rows are bound by reading the
+    /// weights, whoever multiplies.
+    fn staying(&self, samples: usize) -> Option<[usize; 3]> {
+        let rows = self.rows(samples);
+        let (channels, depth) = (self.params.channels as usize, self.params.depth as usize);
+        let dense = self.dense && self.row_kernel(rows).is_none();
+        dense.then_some([rows, channels, depth])
+    }
+
+    /// The shapes in which its kernels compute `samples` samples: blocks that stay, or that for few rows, then the
+    /// tiles, the largest first.
     fn shapes(&self, samples: usize) -> Vec<Shape> {
+        let product = (self.input, self.form);
+        let sizes = self.staying(samples).into_iter();
+        let stays = sizes
+            .flat_map(|sizes| persistent::possible(product, sizes, self.multiprocessors))
+            .map(|(kernel, blocks)| Shape::Stays { kernel, blocks });
+        stays.chain(self.blocks(samples)).collect()
+    }
+
+    /// The shapes with a block for each tile. wgmma takes no second plane. Weights of 4 bits that units for 4 bits
+    /// multiply are multiplied as bytes just as well; single bits have one tile.
+    fn blocks(&self, samples: usize) -> Vec<Shape> {
         let rows = self.row_kernel(self.rows(samples));
         let mut shapes: Vec<Shape> = rows.map(Shape::Rows).into_iter().collect();
         let mut tiles = |multiply, sides: &[usize]| {
@@ -399,7 +436,7 @@ impl Product {
     /// told from one another.
     fn most_splits(&self, shape: Shape) -> usize {
         let sums_apart = self.params.planes > 1 && self.format == Format::Bytes;
-        if sums_apart || matches!(shape, Shape::Rows(_)) {
+        if sums_apart || !matches!(shape, Shape::Tiles(_, _)) {
             return 1;
         }
         let slices = self.params.slices as usize;
@@ -443,6 +480,16 @@ impl Product {
         let preferred = self.preferred.get(samples);
         let preferred = preferred.and_then(|way| self.shape_of(samples, way));
         let (shape, splits) = preferred.unwrap_or_else(|| self.rule(samples));
+        self.choice(samples, shape, splits)
+    }
+
+    /// What blocks that stay give way to.
+    fn instead(&self, samples: usize) -> Choice {
+        let (shape, splits) = self.rule_of_blocks(samples);
+        self.choice(samples, shape, splits)
+    }
+
+    fn choice(&self, samples: usize, shape: Shape, splits: usize) -> Choice {
         Choice {
             kernel: self.kernel_of(shape),
             tiles: self.tiles(samples, shape),
@@ -453,8 +500,18 @@ impl Product {
 
     /// What is taken without measurements: a shape, and blocks that share a tile of it.
     fn rule(&self, samples: usize) -> (Shape, usize) {
+        let product = (self.input, self.form);
+        let sizes = self.staying(samples);
+        match sizes.and_then(|sizes| persistent::choose(product, sizes, self.multiprocessors)) {
+            Some((kernel, blocks)) => (Shape::Stays { kernel, blocks }, 1),
+            None => self.rule_of_blocks(samples),
+        }
+    }
+
+    /// The same where there is a block for each tile.
+    fn rule_of_blocks(&self, samples: usize) -> (Shape, usize) {
         let channels = self.params.channels as usize;
-        let shapes = self.shapes(samples);
+        let shapes = self.blocks(samples);
         let fills =
             |shape| self.tiles(samples, shape).iter().product::<usize>() >= self.multiprocessors;
         // Whoever multiplies fastest: warpgroups where there are some, units for 4 bits where they serve.
@@ -494,6 +551,37 @@ impl Product {
     /// More rows or blocks than a grid has; less scratch than it uses.
     pub fn launch(&self, io: &ConvIo) -> Result<Launch, OpError> {
         let choice = self.choose(io.samples);
+        if !choice.kernel.is_persistent() {
+            return self.launch_of(&choice, self.params(&choice, io)?.into(), io);
+        }
+        let product = self.params(&choice, io)?;
+        match persistent::params(&self.context, choice.kernel, product)? {
+            Some(params) => self.launch_of(&choice, params.into(), io),
+            None => {
+                let choice = self.instead(io.samples);
+                self.launch_of(&choice, self.params(&choice, io)?.into(), io)
+            }
+        }
+    }
+
+    fn params(&self, choice: &Choice, io: &ConvIo) -> Result<ProductParams, OpError> {
+        Ok(ProductParams {
+            x: io.x,
+            y: io.y,
+            zero_points: io.zero_points,
+            tickets: io.scratch,
+            partial: io.scratch + choice.ticket_bytes() as u64,
+            rows: int("output pixels", self.rows(io.samples))?,
+            splits: choice.splits as i32,
+            epilogue: Epilogue {
+                other: io.other,
+                ..self.epilogue.params
+            },
+            ..self.params
+        })
+    }
+
+    fn launch_of(&self, choice: &Choice, params: Params, io: &ConvIo) -> Result<Launch, OpError> {
         let needed = choice.scratch_bytes();
         if needed > io.scratch_bytes {
             return Err(OpError::Scratch {
@@ -514,20 +602,6 @@ impl Product {
                 });
             }
         }
-        let params = ProductParams {
-            x: io.x,
-            y: io.y,
-            zero_points: io.zero_points,
-            tickets: io.scratch,
-            partial: io.scratch + choice.ticket_bytes() as u64,
-            rows: int("output pixels", self.rows(io.samples))?,
-            splits: choice.splits as i32,
-            epilogue: Epilogue {
-                other: io.other,
-                ..self.epilogue.params
-            },
-            ..self.params
-        };
         let shared = if choice.kernel.splits() {
             shared_bytes(choice.kernel, self.stages)
         } else {
@@ -537,7 +611,7 @@ impl Product {
             kernel: choice.kernel,
             grid: [x as u32, y as u32, (z * choice.splits) as u32],
             shared_bytes: shared as u32,
-            params: params.into(),
+            params,
         })
     }
 }
@@ -581,6 +655,8 @@ pub(crate) enum Multiply {
 enum Shape {
     /// A few channels of all pixels, of which there are few, by this kernel.
     Rows(Kernel),
+    /// Tiles that blocks which stay on their multiprocessors take one after the other.
+    Stays { kernel: Kernel, blocks: usize },
     /// A tile of pixels and of so many channels.
     Tiles(Multiply, usize),
 }
@@ -590,6 +666,7 @@ impl Shape {
     fn sides(self) -> [usize; 2] {
         match self {
             Shape::Rows(_) => [FEW_ROWS, ROW_CHANNELS],
+            Shape::Stays { kernel, .. } => persistent::sides(kernel),
             Shape::Tiles(Multiply::Group, side) => [128, side],
             Shape::Tiles(_, side) => [side; 2],
         }
@@ -645,6 +722,9 @@ pub(crate) fn shared_bytes(kernel: Kernel, stages: usize) -> usize {
         return BIT_STAGES * (2 + weights) * 64 * (bits::SLICE / 8);
     }
     let side = if name.contains("_128_") { 128 } else { 64 };
+    if kernel.is_persistent() {
+        return persistent::SHARED_BYTES;
+    }
     // The slices in flight; afterwards half a tile of accumulators, or the tile's bytes.
     if kernel.needs_wgmma() {
         return GROUP_STAGES * (128 + side) * 2 * SLICE;

@@ -1,5 +1,6 @@
 //! Random convolutions on a device against plain loops; shared by the tests and `gpucheck`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use requant_conformance::Rng;
@@ -46,6 +47,8 @@ pub(crate) const SHAPES: &[Shape] = &[
     Shape(2, 16, 17, 16, 144, 1, 3, 1, 1, 1),
     Shape(1, 24, 24, 64, 40, 1, 3, 1, 1, 1),
     Shape(2, 15, 19, 48, 64, 1, 1, 1, 0, 1),
+    // Deep, and of tiles of 256.
+    Shape(1, 1, 390, 1040, 136, 1, 1, 1, 0, 1),
     // Few tiles and much depth, which is split.
     Shape(1, 1, 1, 2048, 10, 1, 1, 1, 0, 1),
     Shape(1, 3, 3, 256, 64, 1, 3, 2, 1, 1),
@@ -55,6 +58,26 @@ pub(crate) const SHAPES: &[Shape] = &[
     // One row, its borders all around.
     Shape(1, 3, 1, 32, 21, 2, 3, 1, 1, 1),
     Shape(1, 1, 1, 16, 70, 1, 3, 1, 1, 1),
+];
+
+/// Dense products for blocks that stay on a device of a few multiprocessors: many tiles a block, so that its ring
+/// of slices goes round more than twice and tiles alternate, and tails on every side.
+#[allow(dead_code)]
+pub(crate) const DENSE: &[Shape] = &[
+    // One slice of K and less; more rows than are walked at once; whole tiles.
+    Shape(1, 1, 2200, 16, 130, 1, 1, 1, 0, 1),
+    Shape(1, 32, 32, 128, 128, 1, 1, 1, 0, 1),
+    Shape(3, 19, 27, 48, 40, 1, 1, 1, 0, 1),
+    Shape(1, 43, 24, 112, 64, 1, 1, 1, 0, 1),
+    // Tiles of 128 in several columns; slices are half empty at the end.
+    Shape(1, 16, 17, 160, 330, 1, 1, 1, 0, 1),
+    Shape(1, 13, 41, 592, 144, 1, 1, 1, 0, 1),
+    // As deep as tiles are taken in turns, and deeper: tiles of 256.
+    Shape(1, 11, 38, 1024, 72, 1, 1, 1, 0, 1),
+    Shape(1, 13, 31, 1040, 300, 1, 1, 1, 0, 1),
+    Shape(1, 10, 30, 1152, 257, 1, 1, 1, 0, 1),
+    // A window as large as the image.
+    Shape(301, 3, 3, 16, 200, 1, 3, 1, 0, 1),
 ];
 
 /// Which numbers a case multiplies.
@@ -114,10 +137,13 @@ impl Numbers {
 /// Shapes that fill a large GPU with large tiles; too much for an emulated one.
 #[allow(dead_code)]
 pub(crate) const LARGE: &[Shape] = &[
-    Shape(5, 65, 67, 64, 130, 1, 1, 1, 0, 1),
+    // Blocks that stay have tiles enough for their ring of slices to go round.
+    Shape(5, 65, 67, 400, 130, 1, 1, 1, 0, 1),
     Shape(5, 65, 67, 16, 130, 1, 3, 1, 1, 1),
     Shape(6, 71, 53, 208, 61, 1, 1, 1, 0, 1),
     Shape(5, 66, 67, 32, 64, 1, 3, 1, 1, 1),
+    Shape(4, 66, 67, 1040, 140, 1, 1, 1, 0, 1),
+    Shape(8, 66, 67, 400, 61, 1, 1, 1, 0, 1),
 ];
 
 /// What follows the accumulators of a case.
@@ -225,8 +251,30 @@ fn finish(rng: &mut Rng, kind: usize, channels: usize, dtype: DType) -> Finish {
     }
 }
 
+/// Plain loops, by several threads where there is much to compute.
 fn expected(spec: &ConvSpec<'_>, samples: usize, x: &[i32], other: &[u8]) -> Vec<i32> {
-    let [images, in_h, in_w, in_c] = spec.input;
+    let [images, out_h, out_w, _] = spec.output;
+    let pixels = samples * images * out_h * out_w;
+    let threads = if pixels * spec.weights.len() < 1 << 27 {
+        1
+    } else {
+        std::thread::available_parallelism().map_or(1, usize::from)
+    };
+    let each = pixels.div_ceil(threads);
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = (0..pixels)
+            .step_by(each)
+            .map(|first| first..pixels.min(first + each))
+            .map(|range| scope.spawn(move || expected_of(spec, range, x, other)))
+            .collect();
+        let results = parts.into_iter().map(|part| part.join().unwrap());
+        results.collect::<Vec<_>>().concat()
+    })
+}
+
+/// Of some of the output's pixels.
+fn expected_of(spec: &ConvSpec<'_>, pixels: Range<usize>, x: &[i32], other: &[u8]) -> Vec<i32> {
+    let [_, in_h, in_w, in_c] = spec.input;
     let [_, out_h, out_w, out_c] = spec.output;
     let (group_in, group_out) = (in_c / spec.groups, out_c / spec.groups);
     let ZeroPoint::Static(zero_point) = spec.zero_point else {
@@ -239,7 +287,8 @@ fn expected(spec: &ConvSpec<'_>, samples: usize, x: &[i32], other: &[u8]) -> Vec
         dilations: [dh, dw],
     } = spec.window;
     let mut out = Vec::new();
-    for pixel in 0..samples * images * out_h * out_w {
+    let start = pixels.start * out_c;
+    for pixel in pixels {
         let (image, y, x0) = (
             pixel / (out_h * out_w),
             pixel / out_w % out_h,
@@ -262,7 +311,7 @@ fn expected(spec: &ConvSpec<'_>, samples: usize, x: &[i32], other: &[u8]) -> Vec
                 }
             }
             let acc = i32::try_from(acc).unwrap();
-            let other = i32::from(other[out.len()]);
+            let other = i32::from(other[start + out.len()]);
             let value = match (&spec.finish.requantize, &spec.finish.join) {
                 (None, _) => acc,
                 (Some(r), Join::None) => r.apply(acc, o),
