@@ -33,8 +33,8 @@ const MANY_WEIGHTS: usize = 384 << 10;
 const MOST_TAPS: usize = 112;
 const MOST_TAPS_OF_ONE: usize = 192;
 const MOST_TAPS_BEFORE_RESIDUALS: usize = 384;
-/// Taps up to which tiles that take turns are the fastest: a panel and a stretch stay in the first-level cache.
-const MOST_TAPS_IN_TURNS: usize = 512;
+/// Taps up to which tiles that take turns are the fastest: most of a panel stays in a first-level cache of 48 KiB.
+const MOST_TAPS_IN_TURNS: usize = 768;
 
 /// A product of short rows, prepared.
 #[derive(Debug)]
