@@ -1,6 +1,8 @@
 //! Speed of the matrix kernels, as a share of what the machine's dot product instruction can do.
 //!
 //! `cargo bench -p requant-kernels-cpu -- [--json FILE] [--isa NAME] [--threads N] [--filter TEXT]`.
+//! With `--serve MxNxK` it reads a number of runs of that int8 product from each line of stdin and answers with the
+//! seconds that all of them took instead, so that another program can measure it in turn with others.
 //! The peak is a loop of the instruction on registers alone; AVX2's `vpmaddwd` still leaves the addition
 //! to do. It is measured between the repetitions of
 //! each kernel, in slices of the same length, so that other load on the machine touches both alike;
@@ -71,14 +73,20 @@ struct Arguments {
     isa: Isa,
     threads: usize,
     filter: String,
+    serve: Option<[usize; 3]>,
 }
 
 fn main() {
     let Some(arguments) = arguments() else {
-        eprintln!("usage: gemm [--json FILE] [--isa NAME] [--threads N] [--filter TEXT]");
+        eprintln!(
+            "usage: gemm [--json FILE] [--isa NAME] [--threads N] [--filter TEXT] [--serve MxNxK]"
+        );
         std::process::exit(2);
     };
     let pool = ThreadPool::new(arguments.threads).expect("threads start");
+    if let Some([m, n, k]) = arguments.serve {
+        return serve(&ConvShape::gemm(m, k, n), arguments.isa, &pool);
+    }
     let mut shapes: Vec<(String, ConvShape)> = PRODUCTS
         .iter()
         .map(|&[m, n, k]| (format!("{m}x{n}x{k}"), ConvShape::gemm(m, k, n)))
@@ -158,6 +166,7 @@ fn arguments() -> Option<Arguments> {
         isa: Isa::best(),
         threads: 1,
         filter: String::new(),
+        serve: None,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -173,10 +182,32 @@ fn arguments() -> Option<Arguments> {
             }
             "--threads" => parsed.threads = words.next()?.parse().ok().filter(|&n| n > 0)?,
             "--filter" => parsed.filter = words.next()?,
+            "--serve" => {
+                let sizes = words
+                    .next()?
+                    .split('x')
+                    .map(|n| n.parse().ok().filter(|&n| n > 0))
+                    .collect::<Option<Vec<usize>>>()?;
+                parsed.serve = Some(sizes.try_into().ok()?);
+            }
             _ => return None,
         }
     }
     Some(parsed)
+}
+
+/// A line of stdin asks for so many runs; a line of stdout gives the seconds of all of them.
+fn serve(shape: &ConvShape, isa: Isa, pool: &ThreadPool) {
+    let mut task = Task::new(shape, "w8a8", isa, pool.threads());
+    println!("{}", task.conv.kernel());
+    for line in std::io::stdin().lines() {
+        let times = line
+            .expect("stdin")
+            .trim()
+            .parse()
+            .expect("a number of runs");
+        println!("{:.9}", seconds(|| task.run(times, pool)));
+    }
 }
 
 /// What one measurement yields.
@@ -190,13 +221,102 @@ struct Measured {
 }
 
 fn measure(shape: &ConvShape, precision: &str, isa: Isa, pool: &ThreadPool) -> Measured {
+    let mut task = Task::new(shape, precision, isa, pool.threads());
+    const SLICE: Duration = Duration::from_micros(1500);
+    let weight_bytes = task.conv.packed_bytes();
+    // Long enough that weights which fit the caches are read from there.
+    let least = if weight_bytes > 2 << 20 { 24 } else { 1 };
+    let times = repetitions(SLICE, &mut |times| task.run(times, pool)).max(least);
+    let mut peak_run = dot_loop(isa).map(|(kernel, operations)| {
+        let mut peak = move |rounds: usize| {
+            pool.run(pool.threads(), &|_| kernel(rounds));
+        };
+        let rounds = repetitions(SLICE, &mut peak);
+        (peak, rounds, operations * pool.threads() as f64)
+    });
+    let mut read_run = (shape.out_h * shape.out_w == 1).then(|| {
+        let share = weight_bytes.div_ceil(pool.threads());
+        let parts: Vec<Memory> = (0..pool.threads()).map(|_| Memory::new(share)).collect();
+        let mut read = move |rounds: usize| {
+            pool.run(parts.len(), &|part| parts[part].read(isa, rounds));
+        };
+        let rounds = repetitions(SLICE, &mut read).max(least);
+        (read, rounds)
+    });
+    let (mut ours, mut peaks, mut reads) = (Vec::new(), Vec::new(), Vec::new());
+    let start = Instant::now();
+    while ours.len() < 15 || (ours.len() < 400 && start.elapsed() < Duration::from_millis(1200)) {
+        if let Some((peak, rounds, operations)) = &mut peak_run {
+            peaks.push(*operations * *rounds as f64 / seconds(|| peak(*rounds)) * 1e-9);
+        }
+        if let Some((read, rounds)) = &mut read_run {
+            reads.push((weight_bytes * *rounds) as f64 / seconds(|| read(*rounds)) * 1e-9);
+        }
+        ours.push(
+            2.0 * shape.macs() as f64 * times as f64 / seconds(|| task.run(times, pool)) * 1e-9,
+        );
+    }
+    let gops = median(ours);
+    let bytes = weight_bytes as f64 / (2.0 * shape.macs() as f64);
+    Measured {
+        kernel: task.conv.kernel(),
+        gops,
+        peak: (!peaks.is_empty()).then(|| median(peaks)),
+        read: (!reads.is_empty()).then(|| (gops * bytes, median(reads))),
+    }
+}
+
+/// A convolution with its buffers.
+struct Task {
+    conv: Prepared,
+    input: Buffer,
+    output: Buffer,
+    scratch: Buffer,
+}
+
+impl Task {
+    fn new(shape: &ConvShape, precision: &str, isa: Isa, threads: usize) -> Self {
+        let conv = prepare(shape, precision, isa);
+        let ternary = matches!(precision, "w1at" | "wtat");
+        let input: Vec<u8> = (0..shape.input_elements())
+            .map(|i| match precision {
+                _ if precision.ends_with("a8") => (i * 31 % 251) as u8,
+                _ if ternary => (i * 31 % 251 % 3) as u8,
+                _ => 1,
+            })
+            .map(|byte| if ternary && byte == 2 { 0xff } else { byte })
+            .collect();
+        Task {
+            input: Buffer::of(&input),
+            output: Buffer::of(&vec![0; shape.output_elements()]),
+            scratch: Buffer::of(&vec![0; conv.scratch_bytes(threads)]),
+            conv,
+        }
+    }
+
+    fn run(&mut self, times: usize, pool: &ThreadPool) {
+        for _ in 0..times {
+            let io = ConvIo {
+                batch: 1,
+                input: black_box(self.input.bytes()),
+                other: None,
+                output: self.output.bytes(),
+                input_zero_point: None,
+                scratch: self.scratch.bytes(),
+            };
+            self.conv.run(io, pool).expect("buffers that fit");
+        }
+    }
+}
+
+fn prepare(shape: &ConvShape, precision: &str, isa: Isa) -> Prepared {
     let weights = vec![3i8; shape.out_c * shape.depth()];
     let packed = vec![0x3du8; shape.out_c * shape.depth().div_ceil(2)];
     let dyadic: Vec<Dyadic> = (0..shape.out_c)
         .map(|c| Dyadic::from_f64(1e-3 + 1e-6 * c as f64).expect("a small positive scale"))
         .collect();
     let bias = vec![11; shape.out_c];
-    let conv = match precision {
+    match precision {
         "w8a8" | "w4a8" => {
             let spec = ConvSpec {
                 shape: *shape,
@@ -249,71 +369,6 @@ fn measure(shape: &ConvShape, precision: &str, isa: Isa, pool: &ThreadPool) -> M
             }
         }
         _ => Prepared::Bits(Box::new(bits(shape, precision, isa, &bias))),
-    };
-    let ternary = matches!(precision, "w1at" | "wtat");
-    let input: Vec<u8> = (0..shape.input_elements())
-        .map(|i| match precision {
-            _ if precision.ends_with("a8") => (i * 31 % 251) as u8,
-            _ if ternary => (i * 31 % 251 % 3) as u8,
-            _ => 1,
-        })
-        .map(|byte| if ternary && byte == 2 { 0xff } else { byte })
-        .collect();
-    let mut input = Buffer::of(&input);
-    let mut output = Buffer::of(&vec![0; shape.output_elements()]);
-    let mut scratch = Buffer::of(&vec![0; conv.scratch_bytes(pool.threads())]);
-    let mut run = |times: usize| {
-        for _ in 0..times {
-            let io = ConvIo {
-                batch: 1,
-                input: black_box(input.bytes()),
-                other: None,
-                output: output.bytes(),
-                input_zero_point: None,
-                scratch: scratch.bytes(),
-            };
-            conv.run(io, pool).expect("buffers that fit");
-        }
-    };
-    const SLICE: Duration = Duration::from_micros(1500);
-    let weight_bytes = conv.packed_bytes();
-    // Long enough that weights which fit the caches are read from there.
-    let least = if weight_bytes > 2 << 20 { 24 } else { 1 };
-    let times = repetitions(SLICE, &mut run).max(least);
-    let mut peak_run = dot_loop(isa).map(|(kernel, operations)| {
-        let mut peak = move |rounds: usize| {
-            pool.run(pool.threads(), &|_| kernel(rounds));
-        };
-        let rounds = repetitions(SLICE, &mut peak);
-        (peak, rounds, operations * pool.threads() as f64)
-    });
-    let mut read_run = (shape.out_h * shape.out_w == 1).then(|| {
-        let share = weight_bytes.div_ceil(pool.threads());
-        let parts: Vec<Memory> = (0..pool.threads()).map(|_| Memory::new(share)).collect();
-        let mut read = move |rounds: usize| {
-            pool.run(parts.len(), &|part| parts[part].read(isa, rounds));
-        };
-        let rounds = repetitions(SLICE, &mut read).max(least);
-        (read, rounds)
-    });
-    let (mut ours, mut peaks, mut reads) = (Vec::new(), Vec::new(), Vec::new());
-    let start = Instant::now();
-    while ours.len() < 15 || (ours.len() < 400 && start.elapsed() < Duration::from_millis(1200)) {
-        if let Some((peak, rounds, operations)) = &mut peak_run {
-            peaks.push(*operations * *rounds as f64 / seconds(|| peak(*rounds)) * 1e-9);
-        }
-        if let Some((read, rounds)) = &mut read_run {
-            reads.push((weight_bytes * *rounds) as f64 / seconds(|| read(*rounds)) * 1e-9);
-        }
-        ours.push(2.0 * shape.macs() as f64 * times as f64 / seconds(|| run(times)) * 1e-9);
-    }
-    let gops = median(ours);
-    let bytes = weight_bytes as f64 / (2.0 * shape.macs() as f64);
-    Measured {
-        kernel: conv.kernel(),
-        gops,
-        peak: (!peaks.is_empty()).then(|| median(peaks)),
-        read: (!reads.is_empty()).then(|| (gops * bytes, median(reads))),
     }
 }
 

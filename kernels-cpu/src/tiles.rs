@@ -21,9 +21,9 @@ use crate::table::{Kernel, RowSumsFn, Tile};
 use crate::{Isa, KernelError, arch};
 
 /// Bytes of activations in a block of rows: half of an L2 cache of 1 MiB, less the panel beside it.
-const BLOCK_BYTES: usize = 448 << 10;
+const BLOCK_BYTES: usize = 2 << 20;
 /// Most rows of a block.
-const BLOCK_ROWS: usize = 384;
+const BLOCK_ROWS: usize = 768;
 /// Rows of a block whose time is that of reading weights: they push everything else out of the caches.
 const FEW_ROWS: usize = 4;
 /// Bytes of the next panel's weights that are then asked for ahead.

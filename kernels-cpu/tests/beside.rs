@@ -1,5 +1,5 @@
-//! Epilogues that run beside the products of the next tile, against the definition: every step, at every
-//! pace, width and height, with one segment and with several, and with sums far outside the output.
+//! Epilogues that run beside the products of the next tile or of a tile's other half, against the definition: every
+//! step, at every pace, width and height, with one segment and with several, and with sums far outside the output.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -171,23 +171,28 @@ fn check(rng: &mut Rng, isas: &[Isa], shape: ConvShape, kind: Kind) {
         output: output.clone(),
     };
     for &isa in isas {
-        let conv = Conv::new(isa, &spec).unwrap();
-        for threads in [1, 2] {
-            let mut scratch = vec![0xa5; conv.scratch_bytes(threads)];
-            // What lies behind the output must stay.
-            let mut got = vec![0x5a; want.len() + 64];
-            let io = ConvIo {
-                batch: 1,
-                input: &input,
-                other: Some(&other),
-                output: &mut got[..want.len()],
-                input_zero_point: None,
-                scratch: &mut scratch,
+        for algorithm in Conv::algorithms(isa, &spec).unwrap() {
+            let Some(conv) = Conv::by(isa, &spec, algorithm).unwrap() else {
+                continue;
             };
-            conv.run(io, &Threads(threads)).unwrap();
-            let what = || format!("{isa} {kind:?} {input_type} {shape:?} {output:?}");
-            assert_same(&got[..want.len()], &want, what);
-            assert!(got[want.len()..].iter().all(|&byte| byte == 0x5a));
+            for threads in [1, 2] {
+                let mut scratch = vec![0xa5; conv.scratch_bytes(threads)];
+                // What lies behind the output must stay.
+                let mut got = vec![0x5a; want.len() + 64];
+                let io = ConvIo {
+                    batch: 1,
+                    input: &input,
+                    other: Some(&other),
+                    output: &mut got[..want.len()],
+                    input_zero_point: None,
+                    scratch: &mut scratch,
+                };
+                conv.run(io, &Threads(threads)).unwrap();
+                let what =
+                    || format!("{isa} {algorithm} {kind:?} {input_type} {shape:?} {output:?}");
+                assert_same(&got[..want.len()], &want, what);
+                assert!(got[want.len()..].iter().all(|&byte| byte == 0x5a));
+            }
         }
     }
 }

@@ -442,10 +442,12 @@ fn first_layers() {
 fn short_products() {
     let isas = isas();
     let mut rng = Rng(8);
-    // Without a second operand, with a residual, with a sum.
-    let mut short = [0; 3];
-    for case in 0..cases(400) {
-        let (depth, channels, pixels) = match case % 5 {
+    // Without a second operand, with a residual, with a sum; halves of tiles that take turns know no residual.
+    let (mut short, mut turns) = ([0; 3], [0; 3]);
+    for case in 0..cases(600) {
+        let (depth, channels, pixels) = match case % 6 {
+            // Weights that no cache keeps beside the rows, and rows for which panels are shared out.
+            _ if case < 6 => rng.pick(&[(512, 832, 430), (512, 1024, 4)]),
             0 => (4, rng.size(16, 200), rng.size(12, 60)),
             // More than one stretch.
             1 => (rng.pick(&[64, 112]), 16, rng.size(500, 900)),
@@ -453,6 +455,11 @@ fn short_products() {
                 4 * rng.size(1, 64),
                 rng.pick(&[24, 40, 64]),
                 rng.size(1, 60),
+            ),
+            3 | 4 => (
+                4 * rng.size(3, 40),
+                rng.pick(&[64, 128, 192, 80, 150, 200]),
+                rng.size(3, 70),
             ),
             _ => (rng.size(1, 120), rng.size(1, 150), rng.size(1, 60)),
         };
@@ -463,22 +470,27 @@ fn short_products() {
         let spec = case.spec(case.zero_point);
         for algorithm in Conv::algorithms(*isas.last().unwrap(), &spec).unwrap() {
             let conv = Conv::by(*isas.last().unwrap(), &spec, algorithm).unwrap();
-            if conv.is_some_and(|conv| conv.kernel().contains("points")) {
-                let kind = match &case.output {
-                    Output::Quantized(quantized) => match quantized.join {
-                        Join::None => 0,
-                        Join::Residual { .. } => 1,
-                        Join::Add { .. } => 2,
-                    },
-                    Output::Accumulator => panic!("points are rounded"),
-                };
-                short[kind] += 1;
-            }
+            let name = conv.as_ref().map_or("", Conv::kernel);
+            let count = match name {
+                "avx512-vnni-points-u8s8" => &mut short,
+                "avx512-vnni-turns-u8s8" => &mut turns,
+                _ => continue,
+            };
+            let kind = match &case.output {
+                Output::Quantized(quantized) => match quantized.join {
+                    Join::None => 0,
+                    Join::Residual { .. } => 1,
+                    Join::Add { .. } => 2,
+                },
+                Output::Accumulator => panic!("{name} rounds"),
+            };
+            count[kind] += 1;
         }
         case.check_all(&isas);
     }
-    println!("{short:?} by panels of points");
-    assert!(short.iter().all(|&count| count > 0) || !isas.contains(&Isa::Avx512Vnni));
+    println!("{short:?} by panels of points, {turns:?} by halves");
+    let all = [short[0], short[1], short[2], turns[0], turns[2]];
+    assert!(all.iter().all(|&count| count > 0) || !isas.contains(&Isa::Avx512Vnni));
 }
 
 /// Groups of 4 to 32 channels, as many or fewer output channels, rows as long as tiles and longer.

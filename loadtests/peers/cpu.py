@@ -23,11 +23,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SLICE = 0.25
 
 
-def benchmark_binary():
-    """The newest build of the network benchmark, as cargo reports it."""
-    command = ["cargo", "bench", "--no-run", "-p", "requant-import", "--bench", "network", "--message-format", "json"]
+def benchmark_binary(package, name):
+    """The newest build of a benchmark, as cargo reports it."""
+    command = ["cargo", "bench", "--no-run", "-p", package, "--bench", name, "--message-format", "json"]
     lines = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-    found = [json.loads(line).get("executable") for line in lines if '"network"' in line]
+    found = [json.loads(line).get("executable") for line in lines if f'"{name}"' in line]
     return next(path for path in found if path)
 
 
@@ -138,7 +138,7 @@ def main():
     arguments = parser.parse_args()
 
     os.environ.setdefault("NNCF_LOG_LEVEL", "ERROR")
-    binary = os.environ.get("REQUANT_NETWORK_BENCH") or benchmark_binary()
+    binary = os.environ.get("REQUANT_NETWORK_BENCH") or benchmark_binary("requant-import", "network")
     if arguments.model:
         files = {path.stem: (None, path) for path in arguments.model}
     else:

@@ -25,6 +25,8 @@ pub enum Algorithm {
     Grouped,
     /// Short rows of a product, to finished bytes.
     Pointwise,
+    /// The same with halves of tiles that take turns.
+    Turns,
     /// Tiles of a kernel of the table, with weights in its format.
     Tiled(&'static Kernel),
     /// Rows of each channel, to finished bytes.
@@ -39,6 +41,7 @@ impl fmt::Display for Algorithm {
             Algorithm::Stem => f.write_str("stem"),
             Algorithm::Grouped => f.write_str("groups"),
             Algorithm::Pointwise => f.write_str("points"),
+            Algorithm::Turns => f.write_str("turns"),
             Algorithm::Tiled(kernel) => f.write_str(kernel.name),
             Algorithm::DepthwiseByRows(kernel) => write!(f, "rows {}", kernel.name),
             Algorithm::Depthwise(kernel) => write!(f, "stretches {}", kernel.name),
@@ -63,6 +66,9 @@ impl Conv {
                 .filter(|kernel| kernel.isa != Isa::Scalar && kernel.name != usual.name)
                 .filter(|kernel| takes(kernel, spec, signed));
             algorithms.extend(others.map(Algorithm::Tiled));
+            if !Pointwise::takes_turns(&spec.shape, &spec.output) {
+                algorithms.push(Algorithm::Turns);
+            }
             if !Pointwise::is_usual(&spec.shape, &spec.output) {
                 algorithms.push(Algorithm::Pointwise);
             }
@@ -95,7 +101,10 @@ impl Conv {
         let engine = match algorithm {
             Algorithm::Stem => Stem::new(isa, spec, signed)?.map(Engine::Stem),
             Algorithm::Grouped => Grouped::new(isa, spec, signed)?.map(Engine::Grouped),
-            Algorithm::Pointwise => Pointwise::new(isa, spec, signed)?.map(Engine::Pointwise),
+            Algorithm::Pointwise => {
+                Pointwise::new(isa, spec, signed, false)?.map(Engine::Pointwise)
+            }
+            Algorithm::Turns => Pointwise::new(isa, spec, signed, true)?.map(Engine::Pointwise),
             Algorithm::Tiled(kernel) => {
                 table::usable(kernel.isa, takes(kernel, spec, signed))?;
                 Some(Engine::Tiled(Tiled::new(isa, kernel, spec, signed)?))
@@ -123,6 +132,9 @@ pub(super) fn usual(isa: Isa, spec: &ConvSpec<'_>) -> Result<Vec<Algorithm>, Ker
     if !spec.shape.is_depthwise() {
         let kernel = usual_kernel(isa, spec, signed)?;
         let mut usual = vec![Algorithm::Stem, Algorithm::Grouped];
+        if Pointwise::takes_turns(&spec.shape, &spec.output) {
+            usual.push(Algorithm::Turns);
+        }
         if Pointwise::is_usual(&spec.shape, &spec.output) {
             usual.push(Algorithm::Pointwise);
         }

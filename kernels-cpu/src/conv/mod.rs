@@ -191,7 +191,7 @@ impl Conv {
             Engine::DepthwiseByRows(rows) => rows.kernel().name,
             Engine::Stem(_) => "avx512-vnni-stem-u8s8",
             Engine::Grouped(_) => "avx512-vnni-groups-u8s8",
-            Engine::Pointwise(_) => "avx512-vnni-points-u8s8",
+            Engine::Pointwise(pointwise) => pointwise.kernel(),
         }
     }
 

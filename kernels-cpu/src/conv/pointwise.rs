@@ -21,18 +21,28 @@ use super::{ConvIo, ConvShape, ConvSpec, Weights};
 const TILES: [(usize, usize); 3] = [(4, 6), (2, 12), (1, 12)];
 /// Tiles of outputs with a second operand, whose parameters take registers.
 const JOINED_TILES: [(usize, usize); 3] = [(4, 4), (2, 8), (1, 12)];
-/// Input bytes of a stretch.
+/// Vectors of a panel and pixels of the halves of a tile that take turns.
+const TURNS: (usize, usize) = (4, 3);
+/// Input bytes of a stretch, and where the weights, which every stretch meets, may not stay in the second-level
+/// cache.
 const STRETCH: usize = 24 << 10;
+const LONG_STRETCH: usize = 192 << 10;
+const MANY_WEIGHTS: usize = 384 << 10;
 /// Taps up to which this way is the fastest: in general, for one panel of channels, and with a residual, whose
 /// rounding is long. Measured on Zen 5.
 const MOST_TAPS: usize = 112;
 const MOST_TAPS_OF_ONE: usize = 192;
 const MOST_TAPS_BEFORE_RESIDUALS: usize = 384;
+/// Taps up to which tiles that take turns are the fastest: most of a panel stays in a first-level cache of 48 KiB.
+const MOST_TAPS_IN_TURNS: usize = 768;
 
 /// A product of short rows, prepared.
 #[derive(Debug)]
 pub(super) struct Pointwise {
     shape: ConvShape,
+    turns: bool,
+    /// Pixels of the tallest tile.
+    tallest: usize,
     panels: Vec<Panel>,
     weights: Aligned,
     bias: Folded,
@@ -53,11 +63,28 @@ impl Pointwise {
         shape.in_c <= most
     }
 
-    /// None where the ISA has no functions for the shape or the output.
+    /// Whether tiles that take turns are tried where nothing is measured: few channels are left to other tiles.
+    pub(super) fn takes_turns(shape: &ConvShape, output: &Output) -> bool {
+        // Rows of another operand come too late from memory for long stretches.
+        if output.other_dtype().is_some() && shape.in_c * shape.out_c > MANY_WEIGHTS {
+            return false;
+        }
+        let left = shape.out_c % (LANES * TURNS.0);
+        let most = if 4 * left > shape.out_c {
+            MOST_TAPS
+        } else {
+            MOST_TAPS_IN_TURNS
+        };
+        shape.in_c <= most
+    }
+
+    /// None where the ISA has no functions for the shape or the output. With `turns`, halves of wide tiles take
+    /// turns.
     pub(super) fn new(
         isa: Isa,
         spec: &ConvSpec<'_>,
         signed: bool,
+        turns: bool,
     ) -> Result<Option<Self>, KernelError> {
         let shape = spec.shape;
         let depth = shape.in_c;
@@ -68,7 +95,8 @@ impl Pointwise {
             && shape.pads == [0, 0]
             && (shape.out_h, shape.out_w) == (shape.in_h, shape.in_w)
             && depth.is_multiple_of(GROUP)
-            && shape.out_c >= LANES;
+            && shape.out_c >= LANES
+            && (!turns || (shape.out_c >= LANES * TURNS.0 && depth >= GROUP * TURNS.1));
         let (Weights::I8(_), true) = (&spec.weights, fits) else {
             return Ok(None);
         };
@@ -85,13 +113,19 @@ impl Pointwise {
         let groups = depth / GROUP;
         let mut panels = Vec::with_capacity(widths.len());
         let mut offset = 0;
+        let mut tallest = 1;
         for (channel, vectors) in widths {
-            let tile = tiles.iter().find(|(width, _)| *width == vectors);
-            let tile = tile.filter(|(_, least)| *least <= pixels);
-            let run = tile.and_then(|&(_, p)| arch::stem(isa, round, finish, signed, vectors, p));
-            let Some(run) = run else {
+            let tile = match turns && vectors == TURNS.0 {
+                true => Some(&TURNS),
+                false => tiles.iter().find(|(width, _)| *width == vectors),
+            };
+            let Some(&(_, height)) = tile.filter(|(_, height)| *height <= pixels) else {
                 return Ok(None);
             };
+            let Some(run) = arch::stem(isa, round, finish, signed, vectors, height) else {
+                return Ok(None);
+            };
+            tallest = tallest.max(height);
             panels.push(Panel {
                 channel,
                 vectors,
@@ -113,11 +147,20 @@ impl Pointwise {
         });
         Ok(Some(Pointwise {
             shape,
+            turns,
+            tallest,
             panels,
             weights,
             bias,
             epilogue,
         }))
+    }
+
+    pub(super) fn kernel(&self) -> &'static str {
+        match self.turns {
+            true => "avx512-vnni-turns-u8s8",
+            false => "avx512-vnni-points-u8s8",
+        }
     }
 
     pub(super) fn packed_bytes(&self) -> usize {
@@ -137,23 +180,39 @@ impl Pointwise {
         let mut carver = Carver::new(io.scratch);
         let bias = self.bias.get(zero_point, carver.words(self.bias.columns()));
         let pixels = io.batch * shape.out_h * shape.out_w;
-        let tallest = TILES.iter().map(|(_, pixels)| *pixels).max().unwrap_or(1);
         let macs = io.batch.saturating_mul(shape.macs());
-        let parts = usable_threads(pool)
-            .min(macs / MACS_PER_PART)
-            .min(pixels / tallest)
-            .max(1);
+        let wanted = usable_threads(pool).min(macs / MACS_PER_PART).max(1);
+        // The last piece takes what is left, so that none is shorter than a tile.
+        let pieces = (pixels / self.tallest).max(1);
+        let count = self.panels.len();
+        // Panels that share channels belong to one part.
+        let by_pieces = pieces >= wanted || !shape.out_c.is_multiple_of(LANES);
+        let parts = wanted.min(if by_pieces { pieces } else { count });
         let output = Shared::new(io.output);
-        let most = (STRETCH / shape.in_c).max(tallest);
+        let stretch = match shape.in_c * shape.out_c > MANY_WEIGHTS {
+            true => LONG_STRETCH,
+            false => STRETCH,
+        };
+        let most = (stretch / shape.in_c / self.tallest).max(1);
         run_parts(pool, parts, |part| {
-            let range = share(pixels, parts, part);
-            let stretches = range.len().div_ceil(most).min(range.len() / tallest).max(1);
+            let (own, panels) = match by_pieces {
+                true => (share(pieces, parts, part), 0..count),
+                false => (0..pieces, share(count, parts, part)),
+            };
+            let stretches = own.len().div_ceil(most);
             for index in 0..stretches {
-                let stretch = share(range.len(), stretches, index);
-                let first = range.start + stretch.start;
+                let stretch = share(own.len(), stretches, index);
+                let (first, end) = (own.start + stretch.start, own.start + stretch.end);
+                let first = first * self.tallest;
+                let end = if end == pieces {
+                    pixels
+                } else {
+                    end * self.tallest
+                };
                 let row = [io.input[first * shape.in_c..].as_ptr()];
-                let mut column = 0;
-                for panel in &self.panels {
+                for panel in &self.panels[panels.clone()] {
+                    // A column has a byte for each tap.
+                    let column = panel.offset / shape.in_c;
                     let at = first * shape.out_c + panel.channel;
                     let call = StemRow {
                         rows: row.as_ptr(),
@@ -165,7 +224,7 @@ impl Pointwise {
                         weights: self.weights.bytes()[panel.offset..].as_ptr(),
                         bias: bias[column..column + LANES * panel.vectors].as_ptr(),
                         column,
-                        pixels: stretch.len(),
+                        pixels: end - first,
                         out: output.start().wrapping_add(at),
                         out_step: shape.out_c,
                         other: io
@@ -177,7 +236,6 @@ impl Pointwise {
                     // parts are disjoint, and lengths were checked for the whole batch; the ISA was checked when
                     // the product was prepared.
                     unsafe { (panel.run)(round, finish, &call) };
-                    column += LANES * panel.vectors;
                 }
             }
         });

@@ -65,7 +65,7 @@ pub(crate) struct Beside {
 /// What the steps of a layer have in common.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-struct Constants {
+pub(crate) struct Constants {
     /// Position of each group of four bytes among packed ones.
     order: [i32; LANES],
     /// Limits of the bytes.
@@ -85,6 +85,46 @@ struct Constants {
     other: f32,
     /// Makes signed activations unsigned.
     sign: u32,
+}
+
+impl Constants {
+    pub(crate) fn new(finish: &Finish) -> Self {
+        let kind = match finish.store {
+            Store::Unsigned if finish.limits == (0, 255) => Kind::Plain,
+            Store::Unsigned => Kind::Unsigned,
+            Store::Signed | Store::Low | Store::Word => Kind::Signed,
+        };
+        let bits = MAGIC.to_bits() as i32;
+        let (product, other, offset) = match finish.join {
+            FinishJoin::Add {
+                sum:
+                    Sum::Float {
+                        product,
+                        other,
+                        offset,
+                        ..
+                    },
+                ..
+            } => (product, other, offset),
+            FinishJoin::Add { .. } | FinishJoin::None | FinishJoin::Residual(_) => (0.0, 0.0, 0.0),
+        };
+        Constants {
+            // Each quarter holds four columns of each vector.
+            order: core::array::from_fn(|at| (at % 4 * 4 + at / 4) as i32),
+            lo: [finish.limits.0 as u8; VECTOR],
+            hi: [finish.limits.1 as u8; VECTOR],
+            kind,
+            zero_point: finish.zero_point,
+            magic: MAGIC,
+            least: bits + finish.lo,
+            most: bits + finish.hi,
+            demagic: MAGIC - finish.zero_point as f32,
+            offset,
+            product,
+            other,
+            sign: 0x8080_8080,
+        }
+    }
 }
 
 /// How words become bytes.
@@ -217,11 +257,6 @@ impl Beside {
     ) -> Option<Self> {
         let step = step(round, finish)?;
         let functions = functions(step)?;
-        let kind = match finish.store {
-            Store::Unsigned if finish.limits == (0, 255) => Kind::Plain,
-            Store::Unsigned => Kind::Unsigned,
-            Store::Signed | Store::Low | Store::Word => Kind::Signed,
-        };
         let mut parameters = Aligned::zeroed(columns / LANES * step.parameters() * VECTOR);
         let words: &mut [i32] = bytemuck::cast_slice_mut(parameters.bytes_mut());
         let blocks = words.chunks_exact_mut(step.parameters() * LANES);
@@ -248,41 +283,11 @@ impl Beside {
                 words[3 * LANES + lane] = shift as i32;
             }
         }
-        let bits = MAGIC.to_bits() as i32;
-        let (product, other, offset) = match finish.join {
-            FinishJoin::Add {
-                sum:
-                    Sum::Float {
-                        product,
-                        other,
-                        offset,
-                        ..
-                    },
-                ..
-            } => (product, other, offset),
-            FinishJoin::Add { .. } | FinishJoin::None | FinishJoin::Residual(_) => (0.0, 0.0, 0.0),
-        };
-        let constants = Constants {
-            // Each quarter holds four columns of each vector.
-            order: core::array::from_fn(|at| (at % 4 * 4 + at / 4) as i32),
-            lo: [finish.limits.0 as u8; VECTOR],
-            hi: [finish.limits.1 as u8; VECTOR],
-            kind,
-            zero_point: finish.zero_point,
-            magic: MAGIC,
-            least: bits + finish.lo,
-            most: bits + finish.hi,
-            demagic: MAGIC - finish.zero_point as f32,
-            offset,
-            product,
-            other,
-            sign: 0x8080_8080,
-        };
         Some(Beside {
             functions,
             parameters,
             bytes: step.parameters() * VECTOR,
-            constants,
+            constants: Constants::new(finish),
         })
     }
 
@@ -347,7 +352,7 @@ impl Beside {
 }
 
 /// The step that an epilogue is, if it is one.
-fn step(round: &Round, finish: &Finish) -> Option<Step> {
+pub(crate) fn step(round: &Round, finish: &Finish) -> Option<Step> {
     if !matches!(finish.store, Store::Signed | Store::Unsigned) {
         return None;
     }

@@ -16,6 +16,7 @@ use crate::table::{StemFn, StemRow};
 use super::avx512::{Sign, Signed, Unsigned};
 use super::avx512_epilogue::{Straight, has_high_words, is_byte, unpack};
 use super::avx512_registers::{Alone, Ending, Residual, Summed, in_registers};
+use super::avx512_turns;
 
 const LANES: usize = 16;
 /// Bytes of a vector.
@@ -34,6 +35,9 @@ pub(super) fn select(
 ) -> Option<StemFn> {
     if !is_byte(finish) {
         return None;
+    }
+    if (vectors, pixels) == (4, 3) {
+        return avx512_turns::select(round, finish, signed);
     }
     match finish.join {
         FinishJoin::None => match signed {

@@ -24,6 +24,7 @@ mod avx512_registers;
 mod avx512_round;
 mod avx512_row_sums;
 mod avx512_stem;
+mod avx512_turns;
 mod avx512_words;
 mod avx_vnni;
 mod decode;
