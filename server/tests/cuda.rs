@@ -371,7 +371,10 @@ async fn a_model_on_two_devices_is_ready_with_the_instances_of_both() {
     let logits = fashion_logits();
     let lost = loop {
         match client.model_infer(common::fashion_request()).await {
-            Ok(answer) => assert_eq!(answer.into_inner().raw_output_contents, std::slice::from_ref(&logits)),
+            Ok(answer) => assert_eq!(
+                answer.into_inner().raw_output_contents,
+                std::slice::from_ref(&logits)
+            ),
             Err(lost) => break lost,
         }
     };
