@@ -218,7 +218,12 @@ impl Kernel {
 
     /// Whether blocks may share a tile of it, each a part of its depth.
     pub fn splits(self) -> bool {
-        self.is_product() && !self.name().starts_with("row_")
+        self.is_product() && !self.is_of_rows() && !self.is_persistent()
+    }
+
+    /// Whether it computes products of few rows.
+    pub(crate) fn is_of_rows(self) -> bool {
+        self.name().starts_with("row_")
     }
 
     /// Whether it reads 4-bit weights and multiplies bytes.

@@ -376,7 +376,7 @@ fn choose_all(ampere: bool) {
                 let way = Way { kernel, splits };
                 // As many parts as there are slices, of 64 elements or of 256.
                 let most = match kernel.name() {
-                    name if name.starts_with("row_") => 1,
+                    _ if !kernel.splits() => 1,
                     name if name.starts_with("bit_") => 2,
                     _ => 8,
                 };
@@ -412,7 +412,8 @@ fn choose_all(ampere: bool) {
     } else {
         assert_eq!(
             bytes,
-            "group_product_u8_128_any group_product_u8_64_any product_u8_128_any product_u8_64_any"
+            "group_product_u8_128_any group_product_u8_64_any pair_product_u8_256_any product_u8_128_any \
+             product_u8_64_any turn_product_u8_128_any turn_product_u8_64_any"
         );
         assert!(few.ends_with(" row_product_u8_1"), "{few}");
         assert_eq!(

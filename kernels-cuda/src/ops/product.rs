@@ -602,10 +602,10 @@ impl Product {
                 });
             }
         }
-        let shared = if choice.kernel.splits() {
-            shared_bytes(choice.kernel, self.stages)
-        } else {
+        let shared = if choice.kernel.is_of_rows() {
             self.row_bytes(choice.kernel)
+        } else {
+            shared_bytes(choice.kernel, self.stages)
         };
         Ok(Launch {
             kernel: choice.kernel,
@@ -710,7 +710,7 @@ fn kernel(input: Input, multiply: Multiply, side: usize, form: Form) -> Kernel {
 /// the depth.
 pub(crate) fn shared_bytes(kernel: Kernel, stages: usize) -> usize {
     let name = kernel.name();
-    if !kernel.splits() {
+    if !kernel.is_product() || kernel.is_of_rows() {
         return if kernel == Kernel::DynamicQuantize {
             1024
         } else {
