@@ -26,6 +26,7 @@ HOT = [
     (r"requant_kernels_cpu::arch::x86::avx2::tile", WORD, 2, 6),
     (r"requant_kernels_cpu::arch::x86::avx512_words::tile", WORD, 2, 6),
     (r"requant_kernels_cpu::arch::x86::avx512_beside::.*", DOT, 4, 10),
+    (r"requant_kernels_cpu::arch::x86::avx512_turns::.*", DOT, 4, 12),
     (r"requant_kernels_cpu::arch::x86::avx512_stem::row", DOT, 4, 40),
     (r"requant_kernels_cpu::arch::x86::avx512_grouped::row", DOT, 4, 20),
     (r"requant_kernels_cpu::arch::x86::avx512_depthwise::.*", DOT, 2, 1),
