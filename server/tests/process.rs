@@ -318,11 +318,11 @@ async fn a_lost_device_is_one_line_of_the_log() {
         return;
     };
     let folder = library.parent().unwrap().to_str().unwrap();
-    // The built-in model is nine launches; three runs make it ready.
+    // The built-in model is nine launches; three runs make each of its two instances ready.
     for (settings, line) in [
-        ("fault=30,recover=1", "device lost and opened anew"),
+        ("fault=57,recover=1", "device lost and opened anew"),
         (
-            "fault=30,recover=1,faults=2",
+            "fault=57,recover=1,faults=2",
             "device lost again: the CPU computes",
         ),
     ] {
