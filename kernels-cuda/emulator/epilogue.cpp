@@ -18,7 +18,11 @@ API void requant_epilogue_round(int32_t scheme, const int32_t* acc, int32_t* y, 
   }
 }
 
-// y[i] = what leaves the whole epilogue for accumulator i of `channel`.
-API void requant_epilogue_finish(const Epilogue* e, const int32_t* acc, int32_t* y, size_t count, int32_t channel) {
-  for (size_t i = 0; i < count; i++) y[i] = finish(*e, acc[i], channel, static_cast<int64_t>(i));
+// Stores at `y` what leaves the whole epilogue for accumulators of channels 0 .. channels - 1 in turn, the
+// channels' biases not added.
+API void requant_epilogue_finish(const Epilogue* e, const int32_t* acc, void* y, size_t count, int32_t channels) {
+  for (size_t i = 0; i < count; i++) {
+    const int64_t index = static_cast<int64_t>(i);
+    store_int(y, e->out_type, index, finish(*e, acc[i], static_cast<int32_t>(index % channels), index));
+  }
 }

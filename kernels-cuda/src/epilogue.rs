@@ -92,26 +92,26 @@ pub enum Form {
     Any,
 }
 
-/// An epilogue whose parameters are on the device.
-#[derive(Debug)]
-pub struct Uploaded {
-    /// What kernels take, but for the second operand's address.
-    pub params: Epilogue,
+/// An epilogue as kernels read it, in the host's memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Encoded {
+    /// The channels, then thresholds and table, where there are any.
+    pub bytes: Vec<u8>,
+    params: Epilogue,
     form: Form,
-    memory: DeviceMemory,
+    table_bytes: usize,
 }
 
-impl Uploaded {
-    /// Uploads the parameters of `channels` channels.
+impl Encoded {
+    /// Writes the parameters of `entries` channels.
     ///
     /// `bias` gives what is added to each accumulator, the input's zero point included; `weight_sum`
     /// the sum of a channel's weights where the zero point is known only at run time. Entry `i` of the
     /// table belongs to channel `channel_of(i)` of the requantization; entries without one are zeros.
     ///
     /// # Errors
-    /// Types that no kernel takes; a device that fails.
+    /// Types that no kernel takes.
     pub fn new(
-        context: &Arc<Context>,
         finish: &Finish,
         entries: usize,
         channel_of: impl Fn(usize) -> Option<usize>,
@@ -146,22 +146,63 @@ impl Uploaded {
             bytes.extend_from_slice(data);
             start as u64
         };
-        let channels_at = place(&channel_bytes(&table));
-        let tau_at = place(
+        params.channels = place(&channel_bytes(&table));
+        params.tau = place(
             &tau.iter()
                 .flat_map(|t| t.to_le_bytes())
                 .collect::<Vec<u8>>(),
         );
-        let table_at = place(last);
-        let memory = DeviceMemory::from_bytes(context, &bytes)?;
-        params.channels = memory.address() + channels_at;
-        params.tau = memory.address() + tau_at;
-        if !last.is_empty() {
-            params.table = memory.address() + table_at;
-        }
-        Ok(Uploaded {
+        params.table = place(last);
+        Ok(Encoded {
+            bytes,
             params,
             form,
+            table_bytes: last.len(),
+        })
+    }
+
+    /// What kernels take where the bytes are at `address`, but for the second operand's address.
+    pub fn at(&self, address: u64) -> Epilogue {
+        Epilogue {
+            channels: address + self.params.channels,
+            tau: address + self.params.tau,
+            table: if self.table_bytes == 0 {
+                0
+            } else {
+                address + self.params.table
+            },
+            ..self.params
+        }
+    }
+}
+
+/// An epilogue whose parameters are on the device.
+#[derive(Debug)]
+pub struct Uploaded {
+    /// What kernels take, but for the second operand's address.
+    pub params: Epilogue,
+    form: Form,
+    memory: DeviceMemory,
+}
+
+impl Uploaded {
+    /// Uploads what [`Encoded::new`] makes of the same arguments.
+    ///
+    /// # Errors
+    /// Types that no kernel takes; a device that fails.
+    pub fn new(
+        context: &Arc<Context>,
+        finish: &Finish,
+        entries: usize,
+        channel_of: impl Fn(usize) -> Option<usize>,
+        bias: impl Fn(usize) -> i32,
+        weight_sum: impl Fn(usize) -> i32,
+    ) -> Result<Self, OpError> {
+        let encoded = Encoded::new(finish, entries, channel_of, bias, weight_sum)?;
+        let memory = DeviceMemory::from_bytes(context, &encoded.bytes)?;
+        Ok(Uploaded {
+            params: encoded.at(memory.address()),
+            form: encoded.form,
             memory,
         })
     }

@@ -1,5 +1,7 @@
 //! Random convolutions on a device against plain loops; shared by the tests and `gpucheck`.
 
+mod finish;
+
 use std::sync::Arc;
 
 use requant_conformance::Rng;
@@ -254,30 +256,7 @@ fn expected(spec: &ConvSpec<'_>, samples: usize, x: &[i32], other: &[u8]) -> Vec
             }
             let acc = i32::try_from(acc).unwrap();
             let other = i32::from(other[out.len()]);
-            let value = match (&spec.finish.requantize, &spec.finish.join) {
-                (None, _) => acc,
-                (Some(r), Join::None) => r.apply(acc, o),
-                (Some(r), Join::Residual { residual, .. }) => {
-                    r.apply_residual(acc, other, residual, o)
-                }
-                (Some(r), Join::Add { params, first, .. }) => {
-                    let own = r.apply(acc, o);
-                    if *first {
-                        params.apply(own, other)
-                    } else {
-                        params.apply(other, own)
-                    }
-                }
-            };
-            let table = spec.finish.table.as_ref();
-            out.push(table.map_or(value, |table| {
-                let byte = table[usize::from(value as u8)];
-                if spec.finish.dtype == DType::I8 {
-                    i32::from(byte as i8)
-                } else {
-                    i32::from(byte)
-                }
-            }));
+            out.push(finish::value(&spec.finish, acc, other, o));
         }
     }
     out
