@@ -8,7 +8,7 @@ mkdir -p "$(dirname "$out")"
 "${CXX:-c++}" -std=c++17 -O2 -shared -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing \
     -U_FORTIFY_SOURCE -fsanitize=signed-integer-overflow,shift-exponent,bounds -fsanitize-undefined-trap-on-error \
     -DREQUANT_EMULATED -Wall -Wextra -Wno-missing-field-initializers -Wno-unused-function -Wno-unknown-pragmas \
-    "$here/driver.cpp" "$here/device.cpp" "$here/fibers.cpp" "$here/epilogue.cpp" \
+    "$here/driver.cpp" "$here/device.cpp" "$here/fibers.cpp" "$here/epilogue.cpp" "$here/layout.cpp" \
     -x c++ "$here/../cuda/requant.cu" -o "$out.$$"
 # Whoever has the old one open keeps it.
 mv "$out.$$" "$out"

@@ -357,7 +357,7 @@ fn sum(rng: &mut Rng, kind: usize) -> AddScheme {
             let power = |rng: &mut Rng| 1 << rng.size(0, 4);
             let m = |rng: &mut Rng| if ties { power(rng) } else { any(rng) };
             AddScheme::Rhu {
-                m_a: m(rng) * sign as i32,
+                m_a: m(rng) * sign,
                 m_b: m(rng),
                 s: if ties {
                     rng.size(9, 13)

@@ -7,7 +7,7 @@ pub mod bits;
 pub mod conv;
 pub mod edges;
 pub mod maps;
-pub(crate) mod nibbles;
+pub mod nibbles;
 pub mod norms;
 pub mod pools;
 pub mod product;
