@@ -89,8 +89,8 @@ struct BitReader {
 
 // Adds what bits of pixels and weights count, of one fragment.
 template <bool is_xor, int planes>
-DEVICE void count_bits(int32_t (&acc)[4], const uint32_t (&a)[4], const uint32_t (&not_a)[4], const uint32_t (&first)[2],
-                       const uint32_t (&second)[2]) {
+DEVICE void count_bits(int32_t (&acc)[4], const uint32_t (&a)[4], [[maybe_unused]] const uint32_t (&not_a)[4],
+                       const uint32_t (&first)[2], const uint32_t (&second)[2]) {
   if constexpr (is_xor) {
 #ifdef REQUANT_BITS_XOR
     count_xor(acc, a, first[0], first[1]);

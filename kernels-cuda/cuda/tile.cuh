@@ -4,8 +4,8 @@
 // Products are implicit GEMM: a row is an output pixel, a column an output channel, K runs over (kernel
 // row, kernel column, channel) of NHWC inputs. Weights are packed by ../src/ops/product.rs: rows of K
 // bytes, padded with zeros to slices of 64, and the rows of each 32 channels permuted so that the eight
-// results that a lane holds of them are neighbours (`channel_of_row` there). Narrower weights have rows of
-// their own kind: nibbles.cuh, bits.cuh.
+// results that a lane holds of them are neighbours (`channel_of_row` in ../src/layout.rs, which has every
+// order of elements). Narrower weights have rows of their own kind: nibbles.cuh, bits.cuh.
 #pragma once
 
 #include "epilogue.h"

@@ -34,6 +34,7 @@ void run(const void* params) {
     memcpy(o.result + 4 * lane, registers, sizeof(registers));
     return;
   }
+#ifdef REQUANT_WGMMA
   if (o.what == kGroupMultiply) {
     int32_t c[16][4] = {};
     const uint64_t a = tile_descriptor(smem) + o.rows[0] / 16, b = tile_descriptor(smem) + o.rows[1] / 16;
@@ -43,6 +44,7 @@ void run(const void* params) {
     memcpy(o.result + o.columns / 2 * lane, c, o.columns / 2 * sizeof(int32_t));
     return;
   }
+#endif
   uint32_t a[4], b[2];
   int32_t c[4] = {};
   memcpy(a, o.a + 4 * lane, sizeof(a));
@@ -51,7 +53,10 @@ void run(const void* params) {
     case kMultiply8: multiply_add<true>(c, a, b[0], b[1]); break;
     case kMultiply4: multiply_add_4<true>(c, a, b[0], b[1]); break;
     case kCountXor: count_xor(c, a, b[0], b[1]); break;
-    default: count_and(c, a, b[0], b[1]); break;
+#ifdef REQUANT_BITS_AND
+    case kCountAnd: count_and(c, a, b[0], b[1]); break;
+#endif
+    default: return;
   }
   memcpy(o.result + 4 * lane, c, sizeof(c));
 }

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use libloading::Library;
-use requant_conformance::{Rng, emulator};
+use requant_conformance::Rng;
+use requant_conformance::emulator::{self, Form};
 use requant_kernels_cuda::layout::{self, CHUNK, Mma, NARROW_SLICE, SLICE, WARP, WARPGROUP};
 use requant_kernels_cuda::ops::bits::{Bits, Counting};
 use requant_kernels_cuda::ops::{nibbles, product};
@@ -722,6 +723,48 @@ type Multiply = unsafe extern "C" fn(i32, *const u32, *const u32, *mut u32) -> b
 type GroupMultiply = unsafe extern "C" fn(*const u8, u64, *const u32, i32, *mut u32) -> bool;
 type Swizzled = unsafe extern "C" fn(i32, i32, i32) -> i32;
 
+/// Asks the device in `library` for a warp's multiplications.
+fn multiplications(library: &Library, turing: bool, rng: &mut Rng) {
+    // SAFETY: the function has this type in emulator/layout.cpp.
+    let warp = unsafe { library.get::<Multiply>(b"requant_layout_multiply").unwrap() };
+    for (bits, mma, term) in [
+        (8, layout::M16N8K32, Term::Unsigned),
+        (4, layout::M16N8K64, Term::Unsigned),
+        (1, layout::M16N8K256, Term::Xor),
+        (0, layout::M16N8K256, Term::And),
+    ] {
+        if turing && term == Term::And {
+            continue;
+        }
+        let a: Registers<4> = std::array::from_fn(|_| std::array::from_fn(|_| rng.bits() as u32));
+        let b: Registers<2> = std::array::from_fn(|_| std::array::from_fn(|_| rng.bits() as u32));
+        let mut got = [[0; 4]; WARP];
+        let (left, right) = (a.as_ptr().cast(), b.as_ptr().cast());
+        // SAFETY: there are 32 times 4, 2 and 4 registers.
+        let ran = unsafe { warp(bits, left, right, got.as_mut_ptr().cast()) };
+        assert!(ran);
+        let words = |register: usize| b.map(|lane| lane[register]);
+        // However it is done, it is the same multiplication.
+        for parts in [false, true] {
+            let mut want = [[0; 4]; WARP];
+            let b = [&words(0), &words(1)];
+            multiply_add((mma, parts), term, &mut want, &a, b);
+            assert_eq!(got, want, "{mma:?} {term:?} {turing} {parts}");
+        }
+    }
+}
+
+#[test]
+fn emulated_turing_follows_the_maps() {
+    let Some(path) = emulator::library_as(Form::Turing) else {
+        println!("skipped: no C++ compiler");
+        return;
+    };
+    // SAFETY: the library is ours; loading it registers its kernels and nothing else.
+    let library = unsafe { Library::new(path).unwrap() };
+    multiplications(&library, true, &mut Rng::new(33));
+}
+
 #[test]
 fn the_emulated_device_follows_the_maps() {
     let Some(path) = emulator::library() else {
@@ -731,12 +774,11 @@ fn the_emulated_device_follows_the_maps() {
     // SAFETY: the library is ours; loading it registers its kernels and nothing else.
     let library = unsafe { Library::new(path).unwrap() };
     // SAFETY: the functions have these types in emulator/layout.cpp.
-    let (load, warp, group, swizzle) = unsafe {
+    let (load, group, swizzle) = unsafe {
         (
             library
                 .get::<LoadMatrices>(b"requant_layout_load_matrices")
                 .unwrap(),
-            library.get::<Multiply>(b"requant_layout_multiply").unwrap(),
             library
                 .get::<GroupMultiply>(b"requant_layout_group_multiply")
                 .unwrap(),
@@ -775,23 +817,7 @@ fn the_emulated_device_follows_the_maps() {
             }
         }
     }
-    for (bits, mma, term) in [
-        (8, layout::M16N8K32, Term::Unsigned),
-        (4, layout::M16N8K64, Term::Unsigned),
-        (1, layout::M16N8K256, Term::Xor),
-        (0, layout::M16N8K256, Term::And),
-    ] {
-        let a: Registers<4> = std::array::from_fn(|_| std::array::from_fn(|_| rng.bits() as u32));
-        let b: Registers<2> = std::array::from_fn(|_| std::array::from_fn(|_| rng.bits() as u32));
-        let (mut got, mut want) = ([[0; 4]; WARP], [[0; 4]; WARP]);
-        let ran =
-            // SAFETY: there are 32 times 4, 2 and 4 registers.
-            unsafe { warp(bits, a.as_ptr().cast(), b.as_ptr().cast(), got.as_mut_ptr().cast()) };
-        assert!(ran);
-        let words = |register: usize| b.map(|lane| lane[register]);
-        multiply_add((mma, false), term, &mut want, &a, [&words(0), &words(1)]);
-        assert_eq!(got, want, "{mma:?} {term:?}");
-    }
+    multiplications(&library, false, &mut rng);
     for columns in [64, 128] {
         let bytes = (64 + columns) * 128;
         let shared: Vec<u8> = (0..bytes).map(|_| rng.bits() as u8).collect();

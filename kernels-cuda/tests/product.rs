@@ -6,7 +6,8 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use requant_conformance::{Rng, emulator};
+use requant_conformance::Rng;
+use requant_conformance::emulator::{self, Form};
 use requant_kernels_cuda::epilogue::{Finish, Join};
 use requant_kernels_cuda::ops::Window;
 use requant_kernels_cuda::ops::conv::{Conv, ConvIo, ConvSpec, ZeroPoint};
@@ -37,6 +38,14 @@ fn every_product_by_wgmma_equals_plain_loops() {
 }
 
 #[test]
+fn every_product_on_turing_equals_plain_loops() {
+    let name = "every_product_on_turing_equals_plain_loops";
+    if emulator::is_emulated_as(Form::Turing, name, "") {
+        compare_all(|kernel| kernel.is_in("sm_75"));
+    }
+}
+
+#[test]
 fn products_without_narrow_units_equal_plain_loops() {
     let name = "products_without_narrow_units_equal_plain_loops";
     if emulator::is_emulated(name, "major=10") {
@@ -48,12 +57,17 @@ fn products_without_narrow_units_equal_plain_loops() {
 /// bound of weights times 16, which are bytes then.
 #[test]
 fn narrow_numbers_at_their_limits() {
-    for (architecture, settings) in [("8", "major=8"), ("9", "major=9")] {
+    let name = "narrow_numbers_at_their_limits";
+    for (form, settings) in [
+        (Form::Turing, "major=7,minor=5"),
+        (Form::Any, "major=8"),
+        (Form::Any, "major=9"),
+    ] {
         if emulator::is_child() && std::env::var("REQUANT_EMULATED").as_deref() != Ok(settings) {
             continue;
         }
-        if emulator::is_emulated("narrow_numbers_at_their_limits", settings) {
-            println!("on {architecture}");
+        if emulator::is_emulated_as(form, name, settings) {
+            println!("on {settings}");
             at_their_limits();
         }
     }
