@@ -150,7 +150,7 @@ fn products(context: &Arc<Context>, options: &Options, report: &mut Report) {
     for round in 0..rounds {
         let large = if round < large { support::LARGE } else { &[] };
         for &shape in support::SHAPES.iter().chain(large) {
-            for kind in 0..7 {
+            for kind in 0..support::FINISHES {
                 let name = format!("product {shape:?}, finish {kind}, round {round}");
                 let run = || support::run(context, shape, kind, &mut rng);
                 if let Some((kernel, _)) = report.check(&name, run) {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use libloading::{Library, Symbol};
 use requant_conformance::{Rng, emulator};
-use requant_kernels_cuda::epilogue::{Encoded, Finish, Join};
+use requant_kernels_cuda::epilogue::{Encoded, Finish, Form, Join};
 use requant_kernels_cuda::params::Epilogue;
 use requant_numerics::elementwise::{AddParams, AddScheme, TfliteMultiplier};
 use requant_numerics::{DType, Requantize, Residual, Scheme, rounding};
@@ -507,4 +507,164 @@ fn whole_epilogues_equal_the_specification() {
     }
     every("none", &|l| l.0 == "none" && l.2 == DType::I32);
     every("i32", &|l| l.0 == "rhu" && l.2 == DType::I32);
+}
+
+type FinishShort = unsafe extern "C" fn(*const Epilogue, *const i32, *mut u8, usize);
+
+/// Channels of the short forms' cases: as many as are rounded together.
+const TOGETHER: usize = 4;
+
+impl Case {
+    /// A case that a short form takes, and what its channels' biases are.
+    fn short(rng: &mut Rng, turn: usize) -> (Self, Vec<i32>) {
+        let scale = |rng: &mut Rng| rng.log(1e-9, 0.4);
+        let integer = !turn.is_multiple_of(3);
+        let scheme = if integer {
+            Scheme::Rhu {
+                m: entries(rng, TOGETHER, mantissa),
+                s: entries(rng, TOGETHER, |rng| rng.size(32, 52) as u8),
+            }
+        } else {
+            Scheme::F32Rne {
+                scale: entries(rng, TOGETHER, |rng| scale(rng) as f32),
+            }
+        };
+        let dtype = rng.pick(&[DType::U8, DType::I8, DType::U4, DType::I16]);
+        let (min, max) = dtype.range().unwrap();
+        let inside = rng.range(min, max);
+        let (lo, hi) = rng.pick(&[(min, max), (min, max), (min, inside), (inside, max)]);
+        // The zero point has room in the short form of `rhu`.
+        let zero_point = rng.range(min.max(-128), max.min(127)) as i32;
+        let other_type = rng.pick(&[DType::U8, DType::I8, DType::U4]);
+        let other = other_type.range().unwrap();
+        let wide = dtype == DType::I16;
+        let join = match rng.size(0, 3) {
+            0 | 1 if integer => Join::Residual {
+                residual: Residual {
+                    m: entries(rng, TOGETHER, mantissa),
+                    zero_point: rng.range(other.0, other.1) as i32,
+                },
+                dtype: other_type,
+            },
+            2 if !wide => Join::Add {
+                params: AddParams {
+                    scheme: {
+                        let kind = rng.pick(&[10, 11, 12]);
+                        sum(rng, if integer { kind.max(11) } else { kind })
+                    },
+                    zero_point_a: rng.range(-128, 127) as i32,
+                    zero_point_b: rng.range(-128, 127) as i32,
+                    zero_point: rng.range(min, max) as i32,
+                    lo: min as i32,
+                    hi: max as i32,
+                },
+                dtype: other_type,
+                first: rng.one_in(2),
+            },
+            _ => Join::None,
+        };
+        let table: [u8; 256] = std::array::from_fn(|_| rng.bits() as u8);
+        let case = Case {
+            finish: Finish {
+                requantize: Some(Requantize {
+                    scheme,
+                    zero_point,
+                    lo: lo as i32,
+                    hi: hi as i32,
+                }),
+                join,
+                table: (!wide && rng.one_in(3)).then(|| Arc::new(table)),
+                dtype,
+            },
+            single: false,
+            channels: TOGETHER,
+            other,
+        };
+        let most = rng.pick(&[0, 1000, 1 << 30]);
+        let biases = entries(rng, TOGETHER, |rng| rng.range(-most, most) as i32);
+        (case, biases)
+    }
+}
+
+#[test]
+fn short_epilogues_equal_the_specification() {
+    let Some(path) = emulator::library() else {
+        println!("skipped: no C++ compiler");
+        return;
+    };
+    // SAFETY: the library is ours; loading it registers its kernels and nothing else.
+    let library = unsafe { Library::new(path).unwrap() };
+    // SAFETY: the function has this type in emulator/epilogue.cpp.
+    let finish_short: Symbol<'_, FinishShort> =
+        unsafe { library.get(b"requant_epilogue_short").unwrap() };
+    let mut rng = Rng::new(13);
+    let mut met: BTreeMap<Label, usize> = BTreeMap::new();
+    for turn in 0..900 {
+        let (case, biases) = Case::short(&mut rng, turn);
+        let finish = &case.finish;
+        let encoded = Encoded::new(finish, TOGETHER, Some, |o| biases[o], |_| 0).unwrap();
+        let form = if turn.is_multiple_of(3) {
+            Form::F32
+        } else {
+            Form::Rhu
+        };
+        assert_eq!(encoded.form(), form, "{finish:?}");
+        let others = rng.integers(VALUES, case.other.0, case.other.1);
+        let other_bytes: Vec<u8> = others.iter().map(|&other| other as u8).collect();
+        // What is rounded, the bias in it.
+        let values: Vec<i32> = others
+            .iter()
+            .enumerate()
+            .map(|(index, &other)| {
+                let channel = index % TOGETHER;
+                let acc = case.accumulator(&mut rng, channel, other as i32);
+                let bias = i64::from(biases[channel]);
+                let most = i64::from(i32::MAX);
+                i64::from(acc).clamp(bias.max(0) - most, bias.min(0) + most) as i32
+            })
+            .collect();
+        let sums: Vec<i32> = values
+            .iter()
+            .enumerate()
+            .map(|(index, acc)| acc - biases[index % TOGETHER])
+            .collect();
+        let epilogue = Epilogue {
+            other: other_bytes.as_ptr() as u64,
+            ..encoded.at(encoded.bytes.as_ptr() as u64)
+        };
+        let size = finish.dtype.size_in_memory();
+        let mut got = vec![0xA5; VALUES * size];
+        // SAFETY: there are as many values as stated, of the sizes that the epilogue says, a multiple of
+        // four, and parameters for four channels.
+        unsafe {
+            finish_short(&raw const epilogue, sums.as_ptr(), got.as_mut_ptr(), VALUES);
+        }
+        for (index, (got, &acc)) in got.chunks_exact(size).zip(&values).enumerate() {
+            let want = finish::value(finish, acc, others[index] as i32, index % TOGETHER);
+            let want = &want.to_le_bytes()[..size];
+            let (other, bias) = (others[index], biases[index % TOGETHER]);
+            assert_eq!(
+                got, want,
+                "{acc} of {index}, {bias} of it bias, joined by {other} with {finish:?}"
+            );
+        }
+        *met.entry(case.label()).or_default() += 1;
+    }
+    for join in [
+        "alone",
+        "residual",
+        "f32 sum, first",
+        "f32 sum, second",
+        "rhu sum, first",
+        "rhu sum, second",
+        "tflite sum, first",
+        "tflite difference, second",
+    ] {
+        let mut tables = met.keys().filter(|l| l.1 == join);
+        assert!(tables.any(|l| l.4), "{join} was not met with a table");
+    }
+    for join in ["alone", "residual"] {
+        let mut wide = met.keys().filter(|l| l.1 == join && l.2 == DType::I16);
+        assert!(wide.next().is_some(), "{join} was not met with 16 bits");
+    }
 }

@@ -9,6 +9,7 @@ pub mod edges;
 pub mod maps;
 pub mod nibbles;
 pub mod norms;
+pub mod operands;
 pub mod pools;
 pub mod product;
 

@@ -18,11 +18,13 @@ const BIT_STAGES: usize = 3;
 /// Rows of packed weights are padded to a multiple of this, the channels of the smallest tile.
 pub(crate) const CHANNEL_UNIT: usize = 64;
 /// Most blocks along the second and third axis of a grid.
-const MOST_BLOCKS: usize = 65_535;
+pub(crate) const MOST_BLOCKS: usize = 65_535;
 /// Most rows of products that are bound by reading the weights.
 const FEW_ROWS: usize = 4;
 /// Output channels that a block of those kernels computes.
 const ROW_CHANNELS: usize = 16;
+/// Bytes by which rows of a tile of results are apart in shared memory, beyond their own.
+const PITCH: usize = 32;
 /// Shared memory that a block has without asking.
 const SHARED_BYTES: usize = 48 << 10;
 
@@ -223,6 +225,8 @@ impl Product {
         };
         let params = ProductParams {
             weights: weights.address(),
+            x_step: group_in as i64,
+            y_step: channels as i64,
             channels: int("output channels", channels)?,
             channels_padded: int("output channels", padded)?,
             channels_total: int("output channels", out_c)?,
@@ -474,7 +478,7 @@ pub(crate) enum Multiply {
     Group,
 }
 
-fn kernel(input: Input, multiply: Multiply, side: usize, form: Form) -> Kernel {
+pub(crate) fn kernel(input: Input, multiply: Multiply, side: usize, form: Form) -> Kernel {
     use Kernel as K;
     let (warp, large) = (multiply == Multiply::Warp, side == 128);
     let all = match (input, warp, large) {
@@ -512,8 +516,11 @@ fn kernel(input: Input, multiply: Multiply, side: usize, form: Form) -> Kernel {
 pub(crate) fn shared_bytes(kernel: Kernel, stages: usize) -> usize {
     let name = kernel.name();
     if !name.contains("product_") || name.starts_with("row_") {
+        // A number a thread, or two.
         return if kernel == Kernel::DynamicQuantize {
             1024
+        } else if kernel == Kernel::PackOperand {
+            512
         } else {
             0
         };
@@ -523,16 +530,20 @@ pub(crate) fn shared_bytes(kernel: Kernel, stages: usize) -> usize {
         return BIT_STAGES * (2 + weights) * 64 * (BIT_SLICE / 8);
     }
     let side = if name.contains("_128_") { 128 } else { 64 };
-    // The slices in flight; afterwards half a tile of accumulators, or the tile's bytes.
-    if kernel.needs_wgmma() {
-        return GROUP_STAGES * (128 + side) * 2 * SLICE;
-    }
-    let weights = if name.contains("_w4") {
-        NARROW_SLICE
-    } else {
-        SLICE
+    // The slices in flight; afterwards half a tile of accumulators, or the tile's bytes and those that join them.
+    let (weights, rows) = match kernel.needs_wgmma() {
+        true => (SLICE, 128),
+        false if name.contains("_w4") => (NARROW_SLICE, side),
+        false => (SLICE, side),
     };
-    (stages * side * (SLICE + weights)).max(side / 2 * side * 4)
+    let slices = if kernel.needs_wgmma() {
+        GROUP_STAGES * (rows + side) * 2 * SLICE
+    } else {
+        stages * side * (SLICE + weights)
+    };
+    slices
+        .max(rows / 2 * side * 4)
+        .max(2 * rows * (side + PITCH))
 }
 
 #[cfg(test)]
