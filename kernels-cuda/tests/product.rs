@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use requant_conformance::{Rng, emulator};
+use requant_conformance::Rng;
+use requant_conformance::emulator::{self, Form};
 use requant_kernels_cuda::epilogue::{Finish, Join};
 use requant_kernels_cuda::ops::conv::{Conv, ConvIo, ConvSpec, ZeroPoint};
 use requant_kernels_cuda::ops::{Way, Window};
@@ -159,6 +160,14 @@ fn a_driver_that_makes_no_maps() {
 }
 
 #[test]
+fn every_product_on_turing_equals_plain_loops() {
+    let name = "every_product_on_turing_equals_plain_loops";
+    if emulator::is_emulated_as(Form::Turing, name, "") {
+        compare_all("sm_75");
+    }
+}
+
+#[test]
 fn products_without_narrow_units_equal_plain_loops() {
     let name = "products_without_narrow_units_equal_plain_loops";
     if emulator::is_emulated(name, "major=10") {
@@ -170,12 +179,17 @@ fn products_without_narrow_units_equal_plain_loops() {
 /// bound of weights times 16, which are bytes then.
 #[test]
 fn narrow_numbers_at_their_limits() {
-    for (architecture, settings) in [("8", "major=8"), ("9", "major=9")] {
+    let name = "narrow_numbers_at_their_limits";
+    for (form, settings) in [
+        (Form::Turing, "major=7,minor=5"),
+        (Form::Any, "major=8"),
+        (Form::Any, "major=9"),
+    ] {
         if emulator::is_child() && std::env::var("REQUANT_EMULATED").as_deref() != Ok(settings) {
             continue;
         }
-        if emulator::is_emulated("narrow_numbers_at_their_limits", settings) {
-            println!("on {architecture}");
+        if emulator::is_emulated_as(form, name, settings) {
+            println!("on {settings}");
             at_their_limits();
         }
     }
@@ -376,7 +390,7 @@ fn choose_all(ampere: bool) {
                 let way = Way { kernel, splits };
                 // As many parts as there are slices, of 64 elements or of 256.
                 let most = match kernel.name() {
-                    name if name.starts_with("row_") => 1,
+                    name if name.starts_with("row_") || kernel.is_persistent() => 1,
                     name if name.starts_with("bit_") => 2,
                     _ => 8,
                 };
@@ -412,7 +426,8 @@ fn choose_all(ampere: bool) {
     } else {
         assert_eq!(
             bytes,
-            "group_product_u8_128_any group_product_u8_64_any product_u8_128_any product_u8_64_any"
+            "group_product_u8_128_any group_product_u8_64_any pair_product_u8_256_any \
+             product_u8_128_any product_u8_64_any turn_product_u8_128_any turn_product_u8_64_any"
         );
         assert!(few.ends_with(" row_product_u8_1"), "{few}");
         assert_eq!(
@@ -462,8 +477,8 @@ fn compare_all(image: &str) {
     for turn in 0..4000 {
         let Some(name) = missing(&met) else { break };
         let kind = match name {
-            name if name.ends_with("_rhu") => rng.pick(&[0, 4]),
-            name if name.ends_with("_f32") => rng.pick(&[1, 5]),
+            name if name.ends_with("_rhu") => rng.pick(&[0, 4, 11, 12, 14]),
+            name if name.ends_with("_f32") => rng.pick(&[1, 5, 13]),
             _ => rng.pick(&[2, 3, 6, 7, 8, 9, 10]),
         };
         let numbers = numbers_of(name, &mut rng);
