@@ -53,7 +53,10 @@ fn dense_products() {
     let mut met: BTreeMap<&str, usize> = BTreeMap::new();
     for (index, &shape) in DENSE.iter().enumerate() {
         // Each form of finishing, with its joins and tables for every other shape.
-        for (turn, kind) in [[0, 5, 6], [4, 1, 2]][index % 2].into_iter().enumerate() {
+        for (turn, kind) in [[0, 5, 6, 11, 13], [4, 1, 2, 12, 14]][index % 2]
+            .into_iter()
+            .enumerate()
+        {
             let numbers = Numbers {
                 weights: (-127, 127),
                 dtype: [DType::U8, DType::I8][(turn + index) % 2],
