@@ -104,34 +104,28 @@ impl PoolShape {
             self.pads[axis],
             self.dilations[axis],
         );
+        // A division takes longer than the maximum of a small window.
+        let steps = |distance: usize| match step {
+            1 => distance,
+            _ => distance.div_ceil(step),
+        };
         // The first tap at or after the border, and the first past the image.
-        let first = pad.saturating_sub(start).div_ceil(step);
-        let last = (limit + pad)
-            .saturating_sub(start)
-            .div_ceil(step)
-            .min(self.kernel[axis]);
+        let first = steps(pad.saturating_sub(start));
+        let last = steps((limit + pad).saturating_sub(start)).min(self.kernel[axis]);
         (first..last).map(move |tap| start + tap * step - pad)
     }
 
-    /// Where the image of output pixel `pixel`, counted over the batch, starts, and the rows and columns of
-    /// the pixel's window.
+    /// Where the image of an output row, counted over the batch, starts, and the rows of its windows.
     #[inline(always)]
-    fn extent(
-        &self,
-        pixel: usize,
-    ) -> (
-        usize,
-        impl Iterator<Item = usize> + Clone,
-        impl Iterator<Item = usize> + Clone,
-    ) {
-        let (oy, ox) = (pixel / self.out_w % self.out_h, pixel % self.out_w);
-        let image = pixel / (self.out_h * self.out_w) * self.input_elements();
-        (image, self.taps(0, oy), self.taps(1, ox))
+    fn row(&self, row: usize) -> (usize, impl Iterator<Item = usize> + Clone) {
+        let image = row / self.out_h * self.input_elements();
+        (image, self.taps(0, row % self.out_h))
     }
 
     /// The offsets of the pixels in the window of output pixel `pixel`, counted over the batch.
     fn window(&self, pixel: usize) -> impl Iterator<Item = usize> + '_ {
-        let (image, rows, columns) = self.extent(pixel);
+        let (image, rows) = self.row(pixel / self.out_w);
+        let columns = self.taps(1, pixel % self.out_w);
         rows.flat_map(move |y| {
             columns
                 .clone()
@@ -247,9 +241,30 @@ fn maxima<const SIGNED: bool>(
     input: &[u8],
     output: &mut [u8],
 ) {
+    let mut rest = output;
+    let (mut row, mut start) = (first / shape.out_w, first % shape.out_w);
+    while rest.len() >= shape.channels {
+        let count = (shape.out_w - start).min(rest.len() / shape.channels);
+        let (pixels, after) = rest.split_at_mut(count * shape.channels);
+        maxima_of_row::<SIGNED>(shape, lowest, row, start, input, pixels);
+        (row, start, rest) = (row + 1, 0, after);
+    }
+}
+
+/// Pixels of an output row, counted over the batch, from the one at `start` on.
+#[inline(always)]
+fn maxima_of_row<const SIGNED: bool>(
+    shape: &PoolShape,
+    lowest: u8,
+    row: usize,
+    start: usize,
+    input: &[u8],
+    output: &mut [u8],
+) {
     let channels = shape.channels;
+    let (image, rows) = shape.row(row);
     for (index, pixel) in output.chunks_exact_mut(channels).enumerate() {
-        let (image, rows, columns) = shape.extent(first + index);
+        let columns = shape.taps(1, start + index);
         let (blocks, rest) = pixel.as_chunks_mut::<BLOCK>();
         let full = blocks.len() * BLOCK;
         for (index, block) in blocks.iter_mut().enumerate() {
@@ -268,7 +283,7 @@ fn maxima<const SIGNED: bool>(
             continue;
         }
         rest.fill(lowest);
-        for y in rows {
+        for y in rows.clone() {
             for x in columns.clone() {
                 let at = image + (y * shape.in_w + x) * channels + full;
                 larger::<SIGNED>(rest, &input[at..at + channels - full]);

@@ -169,6 +169,11 @@ impl RowPlan {
         (within < self.segment).then_some(index * self.segment + within)
     }
 
+    /// Whether row after row is pixel after pixel.
+    pub(crate) fn is_dense(&self) -> bool {
+        self.dense
+    }
+
     /// What segments consist of.
     pub(crate) fn element(&self) -> Element {
         match (self.widen, self.signed) {

@@ -424,6 +424,42 @@ pub(crate) struct StemRow {
 /// The contract of [`StemRow`].
 pub(crate) type StemFn = unsafe fn(&Round, &Finish, &StemRow);
 
+/// What a function of windows reads and writes: output pixels by 64 or 32 channels, by halves of 3 or 6 pixels that
+/// take turns. The last half ends with the last pixel, so that it may compute pixels of the one before it again.
+///
+/// # Contract
+/// All of this holds at the call, for a function of `v` vectors of 16 channels and halves of `h` pixels:
+/// - `pointers` holds, for each of `segments`, a pointer for each pixel, readable for `groups` times four bytes, or,
+///   behind twice a third of the segments, for `last_groups` times four; there are at least three segments, and
+///   neither count is 0;
+/// - `weights` is readable for `v` vectors for each segment and group: channel by channel four taps, in the order of
+///   [`stem_column`];
+/// - `bias` is readable for `16·v` values in that order, and the rounding has as many packed columns from `column` on;
+/// - `pixels` is at least `h`, and `out` is writable for `16·v` bytes at as many places, `out_step` bytes apart; where
+///   the output has another operand, `other` is readable at places like them;
+/// - the machine has the function's ISA.
+#[derive(Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(crate) struct Windows {
+    pub(crate) pointers: *const *const u8,
+    pub(crate) segments: usize,
+    pub(crate) groups: usize,
+    pub(crate) last_groups: usize,
+    pub(crate) weights: *const u8,
+    pub(crate) bias: *const i32,
+    pub(crate) column: usize,
+    pub(crate) pixels: usize,
+    pub(crate) out: *mut u8,
+    pub(crate) out_step: usize,
+    pub(crate) other: *const u8,
+}
+
+/// Computes pixels, rounded and narrowed.
+///
+/// # Safety
+/// The contract of [`Windows`].
+pub(crate) type WindowsFn = unsafe fn(&Round, &Finish, &Windows);
+
 /// The channel that a position holds among the `16·vectors` of a function for first layers: packs take four
 /// values of each vector in turn.
 pub(crate) fn stem_column(vectors: usize, position: usize) -> usize {

@@ -16,8 +16,9 @@ use support::{Rng, Threads, assert_same, isas, load, naive_conv, store_one};
 const COLUMNS: [usize; 9] = [16, 24, 32, 48, 64, 96, 128, 150, 410];
 /// Rows: tiles of one height, of two heights, and of heights that have no such kernel.
 const ROWS: [usize; 7] = [1, 5, 6, 7, 16, 23, 36];
-/// Depths: no tail, nothing but a tail, and each pace with and without steps left over.
-const DEPTHS: [usize; 12] = [4, 8, 15, 16, 20, 24, 28, 36, 44, 60, 64, 132];
+/// Depths: no tail, nothing but a tail, and each pace with and without steps left over; of narrow halves beside wide
+/// ones, and of narrow ones alone.
+const DEPTHS: [usize; 14] = [4, 8, 15, 16, 20, 24, 28, 36, 44, 60, 64, 132, 204, 772];
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
@@ -137,19 +138,26 @@ fn output(rng: &mut Rng, kind: Kind, channels: usize, magnitude: f64) -> Output 
     }))
 }
 
-fn check(rng: &mut Rng, isas: &[Isa], shape: ConvShape, kind: Kind) {
+/// Runs a convolution in every way there is; the kernels that were used.
+fn check(
+    rng: &mut Rng,
+    isas: &[Isa],
+    shape: ConvShape,
+    kind: Kind,
+    batch: usize,
+) -> Vec<&'static str> {
     let depth = shape.depth();
     let input_type = rng.pick(&[DType::U8, DType::I8]);
-    let input = rng.tensor(input_type, shape.input_elements());
+    let input = rng.tensor(input_type, batch * shape.input_elements());
     let weights: Vec<i8> = (0..shape.out_c * depth).map(|_| rng.bits() as i8).collect();
     let bias: Vec<i32> = (0..shape.out_c)
         .map(|_| rng.int(-9999, 9999) as i32)
         .collect();
     let output = output(rng, kind, shape.out_c, 5000.0 * (depth as f64).sqrt());
-    let other = rng.tensor(DType::U8, shape.output_elements());
+    let other = rng.tensor(DType::U8, batch * shape.output_elements());
     let sums = naive_conv(
         &shape,
-        1,
+        batch,
         |at| load(input_type, &input, at),
         3,
         |o, k| i32::from(weights[o * depth + k]),
@@ -170,17 +178,19 @@ fn check(rng: &mut Rng, isas: &[Isa], shape: ConvShape, kind: Kind) {
         bias: &bias,
         output: output.clone(),
     };
+    let mut used = Vec::new();
     for &isa in isas {
         for algorithm in Conv::algorithms(isa, &spec).unwrap() {
             let Some(conv) = Conv::by(isa, &spec, algorithm).unwrap() else {
                 continue;
             };
+            used.push(conv.kernel());
             for threads in [1, 2] {
                 let mut scratch = vec![0xa5; conv.scratch_bytes(threads)];
                 // What lies behind the output must stay.
                 let mut got = vec![0x5a; want.len() + 64];
                 let io = ConvIo {
-                    batch: 1,
+                    batch,
                     input: &input,
                     other: Some(&other),
                     output: &mut got[..want.len()],
@@ -195,6 +205,7 @@ fn check(rng: &mut Rng, isas: &[Isa], shape: ConvShape, kind: Kind) {
             }
         }
     }
+    used
 }
 
 #[test]
@@ -205,7 +216,7 @@ fn products() {
             for rows in ROWS {
                 for depth in DEPTHS {
                     let shape = ConvShape::gemm(rows, depth, columns);
-                    check(&mut rng, &isas, shape, kind);
+                    check(&mut rng, &isas, shape, kind, 1);
                 }
             }
         }
@@ -215,23 +226,51 @@ fn products() {
 #[test]
 fn windows() {
     let (mut rng, isas) = (Rng(42), isas());
+    // Image, channels, kernel, stride, dilation: a segment for each row of the kernel or for each tap, windows at the
+    // border or none, fewer pixels than a block and more.
+    let shapes = [
+        ([5, 7], 4, [3, 3], 1, 1),
+        ([5, 7], 12, [3, 3], 1, 1),
+        ([5, 7], 16, [3, 3], 1, 2),
+        ([5, 7], 24, [3, 3], 2, 1),
+        ([5, 7], 64, [3, 3], 1, 1),
+        ([1, 3], 32, [3, 1], 1, 1),
+        ([9, 6], 8, [5, 5], 1, 1),
+        ([6, 6], 16, [4, 3], 1, 1),
+        ([23, 29], 16, [3, 3], 1, 1),
+        ([5, 7], 88, [3, 3], 1, 1),
+    ];
     for kind in KINDS {
-        for columns in [16, 64, 96] {
-            for (channels, dilation) in [(4, 1), (12, 1), (16, 2), (24, 1), (64, 1)] {
+        for columns in [16, 64, 96, 128] {
+            for ([height, width], channels, kernel, stride, dilation) in shapes {
+                let pads = kernel.map(|size| dilation * (size - 1) / 2);
+                let reach = kernel.map(|size| dilation * (size - 1));
                 let shape = ConvShape {
-                    in_h: 5,
-                    in_w: 7,
+                    in_h: height,
+                    in_w: width,
                     in_c: channels,
-                    out_h: 5,
-                    out_w: 7,
+                    out_h: (height + 2 * pads[0] - reach[0] - 1) / stride + 1,
+                    out_w: (width + 2 * pads[1] - reach[1] - 1) / stride + 1,
                     out_c: columns,
-                    kernel: [3, 3],
-                    strides: [1, 1],
-                    pads: [dilation, dilation],
-                    dilations: [dilation, dilation],
+                    kernel,
+                    strides: [stride; 2],
+                    pads,
+                    dilations: [dilation; 2],
                     groups: 1,
                 };
-                check(&mut rng, &isas, shape, kind);
+                let batch = if shape.out_h * shape.out_w < 100 {
+                    2
+                } else {
+                    1
+                };
+                let used = check(&mut rng, &isas, shape, kind, batch);
+                let turns = columns % 64 == 0 && !matches!(kind, Kind::Rhu { floats: false, .. });
+                if turns && isas.contains(&Isa::Avx512Vnni) {
+                    assert!(
+                        used.contains(&"avx512-vnni-turns-u8s8"),
+                        "{shape:?} {used:?}"
+                    );
+                }
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
 use crate::rows::Element;
-use crate::table::{DepthwiseKernel, GroupedFn, Kernel, RowSumsFn, Spread, StemFn};
+use crate::table::{DepthwiseKernel, GroupedFn, Kernel, RowSumsFn, Spread, StemFn, WindowsFn};
 
 mod portable;
 mod walk;
@@ -75,6 +75,18 @@ pub(crate) fn stem(
     pixels: usize,
 ) -> Option<StemFn> {
     native::stem(isa, round, finish, signed, vectors, pixels)
+}
+
+/// The function of an ISA for windows, by the sign of activations and vectors of 16 channels, where there is one for
+/// these parameters.
+pub(crate) fn windows(
+    isa: Isa,
+    round: &Round,
+    finish: &Finish,
+    signed: bool,
+    vectors: usize,
+) -> Option<WindowsFn> {
+    native::windows(isa, round, finish, signed, vectors)
 }
 
 /// The function of an ISA for groups of few channels, by the way lanes are spread and pixels of a tile, where

@@ -7,7 +7,7 @@ use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
 use crate::rows::Element;
-use crate::table::{DepthwiseKernel, GroupedFn, Kernel, RowSumsFn, Spread, StemFn};
+use crate::table::{DepthwiseKernel, GroupedFn, Kernel, RowSumsFn, Spread, StemFn, WindowsFn};
 
 pub(super) const KERNELS: &[&[Kernel]] = &[];
 pub(super) const DEPTHWISE: &[&[DepthwiseKernel]] = &[];
@@ -28,6 +28,16 @@ pub(super) fn stem(
     _vectors: usize,
     _pixels: usize,
 ) -> Option<StemFn> {
+    None
+}
+
+pub(super) fn windows(
+    _isa: Isa,
+    _round: &Round,
+    _finish: &Finish,
+    _signed: bool,
+    _vectors: usize,
+) -> Option<WindowsFn> {
     None
 }
 

@@ -14,6 +14,7 @@ use super::pointwise::Pointwise;
 use super::stem::Stem;
 use super::table_after::TableAfter;
 use super::tiled::Tiled;
+use super::windows::Windowed;
 use super::{Conv, ConvSpec, Engine, Weights, check, fits_sixteen_fold, shift};
 
 /// A way to compute a convolution.
@@ -25,7 +26,7 @@ pub enum Algorithm {
     Grouped,
     /// Short rows of a product, to finished bytes.
     Pointwise,
-    /// The same with halves of tiles that take turns.
+    /// Windows, to finished bytes, by halves of tiles that take turns.
     Turns,
     /// Tiles of a kernel of the table, with weights in its format.
     Tiled(&'static Kernel),
@@ -66,7 +67,7 @@ impl Conv {
                 .filter(|kernel| kernel.isa != Isa::Scalar && kernel.name != usual.name)
                 .filter(|kernel| takes(kernel, spec, signed));
             algorithms.extend(others.map(Algorithm::Tiled));
-            if !Pointwise::takes_turns(&spec.shape, &spec.output) {
+            if !Windowed::is_usual(&spec.shape, &spec.output) {
                 algorithms.push(Algorithm::Turns);
             }
             if !Pointwise::is_usual(&spec.shape, &spec.output) {
@@ -101,10 +102,8 @@ impl Conv {
         let engine = match algorithm {
             Algorithm::Stem => Stem::new(isa, spec, signed)?.map(Engine::Stem),
             Algorithm::Grouped => Grouped::new(isa, spec, signed)?.map(Engine::Grouped),
-            Algorithm::Pointwise => {
-                Pointwise::new(isa, spec, signed, false)?.map(Engine::Pointwise)
-            }
-            Algorithm::Turns => Pointwise::new(isa, spec, signed, true)?.map(Engine::Pointwise),
+            Algorithm::Pointwise => Pointwise::new(isa, spec, signed)?.map(Engine::Pointwise),
+            Algorithm::Turns => Windowed::new(isa, spec, signed)?.map(Engine::Windowed),
             Algorithm::Tiled(kernel) => {
                 table::usable(kernel.isa, takes(kernel, spec, signed))?;
                 Some(Engine::Tiled(Tiled::new(isa, kernel, spec, signed)?))
@@ -132,7 +131,7 @@ pub(super) fn usual(isa: Isa, spec: &ConvSpec<'_>) -> Result<Vec<Algorithm>, Ker
     if !spec.shape.is_depthwise() {
         let kernel = usual_kernel(isa, spec, signed)?;
         let mut usual = vec![Algorithm::Stem, Algorithm::Grouped];
-        if Pointwise::takes_turns(&spec.shape, &spec.output) {
+        if Windowed::is_usual(&spec.shape, &spec.output) {
             usual.push(Algorithm::Turns);
         }
         if Pointwise::is_usual(&spec.shape, &spec.output) {

@@ -3,6 +3,8 @@
 //! `Σ (x − z)·w + b = Σ (x + o)·w + (b − (z + o)·Σw)`, where `o` is what a kernel adds to activations as it
 //! reads them. All of it is exact modulo 2^32, and the true value fits.
 
+use super::ConvSpec;
+
 /// The biases of a layer, one for each packed column.
 #[derive(Debug)]
 pub(super) struct Folded {
@@ -38,6 +40,17 @@ impl Folded {
             zero_point,
             offset,
         }
+    }
+
+    /// Those of a convolution whose packed columns are channels with all their taps.
+    pub(super) fn of_columns(spec: &ConvSpec<'_>, columns: &[Option<usize>], offset: i32) -> Self {
+        let depth = spec.shape.depth();
+        Folded::new(columns.len(), spec.input_zero_point, offset, |column| {
+            let channel = columns[column]?;
+            let bias = spec.bias.get(channel).copied().unwrap_or(0);
+            let weights = (0..depth).map(move |k| spec.weights.get(channel, k, depth));
+            Some((bias, weights))
+        })
     }
 
     pub(super) fn columns(&self) -> usize {

@@ -26,6 +26,7 @@ mod shift;
 mod stem;
 mod table_after;
 mod tiled;
+mod windows;
 
 pub use algorithm::Algorithm;
 pub use shape::ConvShape;
@@ -40,6 +41,7 @@ use pointwise::Pointwise;
 use stem::Stem;
 use table_after::TableAfter;
 use tiled::Tiled;
+use windows::Windowed;
 
 /// Weights in OHWI order: `[out_c][kernel_h][kernel_w][in_c / groups]`.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +109,7 @@ enum Engine {
     Stem(Stem),
     Grouped(Grouped),
     Pointwise(Pointwise),
+    Windowed(Windowed),
 }
 
 impl Conv {
@@ -191,7 +194,8 @@ impl Conv {
             Engine::DepthwiseByRows(rows) => rows.kernel().name,
             Engine::Stem(_) => "avx512-vnni-stem-u8s8",
             Engine::Grouped(_) => "avx512-vnni-groups-u8s8",
-            Engine::Pointwise(pointwise) => pointwise.kernel(),
+            Engine::Pointwise(_) => "avx512-vnni-points-u8s8",
+            Engine::Windowed(_) => "avx512-vnni-turns-u8s8",
         }
     }
 
@@ -205,6 +209,7 @@ impl Conv {
             Engine::Stem(stem) => stem.packed_bytes(),
             Engine::Grouped(grouped) => grouped.packed_bytes(),
             Engine::Pointwise(pointwise) => pointwise.packed_bytes(),
+            Engine::Windowed(windowed) => windowed.packed_bytes(),
         }
     }
 
@@ -218,6 +223,7 @@ impl Conv {
             Engine::Stem(stem) => stem.scratch_bytes(threads),
             Engine::Grouped(grouped) => grouped.scratch_bytes(threads),
             Engine::Pointwise(pointwise) => pointwise.scratch_bytes(),
+            Engine::Windowed(windowed) => windowed.scratch_bytes(threads),
         }
     }
 
@@ -256,6 +262,7 @@ impl Conv {
             Engine::Stem(stem) => stem.run(io, zero_point, pool),
             Engine::Grouped(grouped) => grouped.run(io, zero_point, pool),
             Engine::Pointwise(pointwise) => pointwise.run(io, zero_point, pool),
+            Engine::Windowed(windowed) => windowed.run(io, zero_point, pool),
         }
         if let Some(table) = &self.table {
             table.run(&mut output[..outputs], pool);

@@ -21,26 +21,17 @@ use super::{ConvIo, ConvShape, ConvSpec, Weights};
 const TILES: [(usize, usize); 3] = [(4, 6), (2, 12), (1, 12)];
 /// Tiles of outputs with a second operand, whose parameters take registers.
 const JOINED_TILES: [(usize, usize); 3] = [(4, 4), (2, 8), (1, 12)];
-/// Vectors of a panel and pixels of the halves of a tile that take turns.
-const TURNS: (usize, usize) = (4, 3);
-/// Input bytes of a stretch, and where the weights, which every stretch meets, may not stay in the second-level
-/// cache.
+/// Input bytes of a stretch.
 const STRETCH: usize = 24 << 10;
-const LONG_STRETCH: usize = 192 << 10;
-const MANY_WEIGHTS: usize = 384 << 10;
 /// Taps up to which this way is the fastest: in general, for one panel of channels, and with a residual, whose
 /// rounding is long. Measured on Zen 5.
-const MOST_TAPS: usize = 112;
+pub(super) const MOST_TAPS: usize = 112;
 const MOST_TAPS_OF_ONE: usize = 192;
 const MOST_TAPS_BEFORE_RESIDUALS: usize = 384;
-/// Taps up to which tiles that take turns are the fastest: most of a panel stays in a first-level cache of 48 KiB.
-const MOST_TAPS_IN_TURNS: usize = 768;
-
 /// A product of short rows, prepared.
 #[derive(Debug)]
 pub(super) struct Pointwise {
     shape: ConvShape,
-    turns: bool,
     /// Pixels of the tallest tile.
     tallest: usize,
     panels: Vec<Panel>,
@@ -63,28 +54,11 @@ impl Pointwise {
         shape.in_c <= most
     }
 
-    /// Whether tiles that take turns are tried where nothing is measured: few channels are left to other tiles.
-    pub(super) fn takes_turns(shape: &ConvShape, output: &Output) -> bool {
-        // Rows of another operand come too late from memory for long stretches.
-        if output.other_dtype().is_some() && shape.in_c * shape.out_c > MANY_WEIGHTS {
-            return false;
-        }
-        let left = shape.out_c % (LANES * TURNS.0);
-        let most = if 4 * left > shape.out_c {
-            MOST_TAPS
-        } else {
-            MOST_TAPS_IN_TURNS
-        };
-        shape.in_c <= most
-    }
-
-    /// None where the ISA has no functions for the shape or the output. With `turns`, halves of wide tiles take
-    /// turns.
+    /// None where the ISA has no functions for the shape or the output.
     pub(super) fn new(
         isa: Isa,
         spec: &ConvSpec<'_>,
         signed: bool,
-        turns: bool,
     ) -> Result<Option<Self>, KernelError> {
         let shape = spec.shape;
         let depth = shape.in_c;
@@ -95,8 +69,7 @@ impl Pointwise {
             && shape.pads == [0, 0]
             && (shape.out_h, shape.out_w) == (shape.in_h, shape.in_w)
             && depth.is_multiple_of(GROUP)
-            && shape.out_c >= LANES
-            && (!turns || (shape.out_c >= LANES * TURNS.0 && depth >= GROUP * TURNS.1));
+            && shape.out_c >= LANES;
         let (Weights::I8(_), true) = (&spec.weights, fits) else {
             return Ok(None);
         };
@@ -114,11 +87,8 @@ impl Pointwise {
         let mut panels = Vec::with_capacity(widths.len());
         let mut offset = 0;
         let mut tallest = 1;
-        for (channel, vectors) in widths {
-            let tile = match turns && vectors == TURNS.0 {
-                true => Some(&TURNS),
-                false => tiles.iter().find(|(width, _)| *width == vectors),
-            };
+        for &(channel, vectors) in &widths {
+            let tile = tiles.iter().find(|(width, _)| *width == vectors);
             let Some(&(_, height)) = tile.filter(|(_, height)| *height <= pixels) else {
                 return Ok(None);
             };
@@ -134,33 +104,20 @@ impl Pointwise {
             });
             offset += product(&[groups, GROUP, LANES, vectors])?;
         }
-        let weights = Panel::pack(&panels, groups, |channel, group, tap| {
+        let weights = Panel::pack(&widths, groups, |channel, group, tap| {
             Some(spec.weights.get(channel, group * GROUP + tap, depth))
         });
         // What a function adds to signed activations.
         let offset = if signed { 128 } else { 0 };
-        let bias = Folded::new(columns.len(), spec.input_zero_point, offset, |column| {
-            let channel = columns[column]?;
-            let bias = spec.bias.get(channel).copied().unwrap_or(0);
-            let weights = (0..depth).map(move |k| spec.weights.get(channel, k, depth));
-            Some((bias, weights))
-        });
+        let bias = Folded::of_columns(spec, &columns, offset);
         Ok(Some(Pointwise {
             shape,
-            turns,
             tallest,
             panels,
             weights,
             bias,
             epilogue,
         }))
-    }
-
-    pub(super) fn kernel(&self) -> &'static str {
-        match self.turns {
-            true => "avx512-vnni-turns-u8s8",
-            false => "avx512-vnni-points-u8s8",
-        }
     }
 
     pub(super) fn packed_bytes(&self) -> usize {
@@ -189,11 +146,7 @@ impl Pointwise {
         let by_pieces = pieces >= wanted || !shape.out_c.is_multiple_of(LANES);
         let parts = wanted.min(if by_pieces { pieces } else { count });
         let output = Shared::new(io.output);
-        let stretch = match shape.in_c * shape.out_c > MANY_WEIGHTS {
-            true => LONG_STRETCH,
-            false => STRETCH,
-        };
-        let most = (stretch / shape.in_c / self.tallest).max(1);
+        let most = (STRETCH / shape.in_c / self.tallest).max(1);
         run_parts(pool, parts, |part| {
             let (own, panels) = match by_pieces {
                 true => (share(pieces, parts, part), 0..count),
@@ -244,7 +197,7 @@ impl Pointwise {
 
 /// The first channel and the vectors of each panel; there are at least 16 channels. The last panel may take
 /// channels of the one before it again.
-fn widths(channels: usize) -> Vec<(usize, usize)> {
+pub(super) fn widths(channels: usize) -> Vec<(usize, usize)> {
     let mut widths = stem::widths(channels);
     if !channels.is_multiple_of(LANES) {
         widths.push((channels - LANES, 1));

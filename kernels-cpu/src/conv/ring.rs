@@ -70,14 +70,8 @@ impl Rows {
         epilogue: Epilogue,
     ) -> Result<Option<Self>, KernelError> {
         let shape = spec.shape;
-        let depth = shape.depth();
         let (flip, offset) = if signed { (0x80, 128) } else { (0, 0) };
-        let bias = Folded::new(columns.len(), spec.input_zero_point, offset, |column| {
-            let channel = columns[column]?;
-            let bias = spec.bias.get(channel).copied().unwrap_or(0);
-            let weights = (0..depth).map(move |k| spec.weights.get(channel, k, depth));
-            Some((bias, weights))
-        });
+        let bias = Folded::of_columns(spec, columns, offset);
         let copied = product(&[shape.pads[1] + shape.in_w, shape.in_c])?;
         product(&[copied.max(read).max(working), MOST_LINES + 2, MAX_PARTS])?;
         Ok(Lines::new(&shape, read, flip).map(|lines| Rows {

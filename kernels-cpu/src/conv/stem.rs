@@ -62,22 +62,23 @@ impl Panel {
         columns.collect()
     }
 
-    /// The weights of all panels, `groups` groups of taps each: `weight` gives that of a channel at a group's tap,
-    /// none for padding.
+    /// The weights of panels that start at channels and have as many vectors, one after the other, `groups` groups of
+    /// taps each: `weight` gives that of a channel at a group's tap, none for padding.
     pub(super) fn pack(
-        panels: &[Panel],
+        widths: &[(usize, usize)],
         groups: usize,
         weight: impl Fn(usize, usize, usize) -> Option<i16>,
     ) -> Aligned {
-        let bytes = |panel: &Panel| groups * GROUP * LANES * panel.vectors;
-        let end = panels.last().map_or(0, |panel| panel.offset + bytes(panel));
-        let mut weights = Aligned::zeroed(end);
-        for panel in panels {
-            let packed = &mut weights.bytes_mut()[panel.offset..][..bytes(panel)];
-            let step = GROUP * LANES * panel.vectors;
+        let bytes = |vectors: usize| groups * GROUP * LANES * vectors;
+        let mut weights = Aligned::zeroed(widths.iter().map(|&(_, vectors)| bytes(vectors)).sum());
+        let mut rest = weights.bytes_mut();
+        for &(first, vectors) in widths {
+            let (packed, after) = rest.split_at_mut(bytes(vectors));
+            rest = after;
+            let step = GROUP * LANES * vectors;
             for (group, packed) in packed.chunks_exact_mut(step).enumerate() {
                 for (at, taps) in packed.chunks_exact_mut(GROUP).enumerate() {
-                    let channel = panel.channel + stem_column(panel.vectors, at);
+                    let channel = first + stem_column(vectors, at);
                     for (tap, to) in taps.iter_mut().enumerate() {
                         *to = weight(channel, group, tap).unwrap_or(0) as u8;
                     }
@@ -123,7 +124,7 @@ impl Stem {
         let all_groups = kernel_h * groups + rest_groups;
         let mut panels = Vec::with_capacity(widths.len());
         let mut offset = 0;
-        for (channel, vectors) in widths {
+        for &(channel, vectors) in &widths {
             let tiles = TILES.iter().find(|(width, _)| *width == vectors);
             let pixels = tiles.and_then(|(_, p)| p.iter().find(|p| **p <= shape.out_w));
             let run = pixels.and_then(|&p| arch::stem(isa, round, finish, false, vectors, p));
@@ -139,7 +140,7 @@ impl Stem {
             offset += product(&[all_groups, GROUP, LANES, vectors])?;
         }
         let depth = shape.depth();
-        let weights = Panel::pack(&panels, all_groups, |channel, index, tap| {
+        let weights = Panel::pack(&widths, all_groups, |channel, index, tap| {
             let (row, k) = match index.checked_sub(kernel_h * groups) {
                 Some(group) => (group * GROUP + tap, run - 1),
                 None => (index / groups, index % groups * GROUP + tap),

@@ -8,7 +8,7 @@ use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
 use crate::rows::Element;
-use crate::table::{DepthwiseKernel, GroupedFn, Kernel, RowSumsFn, Spread, StemFn};
+use crate::table::{DepthwiseKernel, GroupedFn, Kernel, RowSumsFn, Spread, StemFn, WindowsFn};
 
 mod dotprod;
 mod i8mm;
@@ -32,6 +32,16 @@ pub(super) fn stem(
     _vectors: usize,
     _pixels: usize,
 ) -> Option<StemFn> {
+    None
+}
+
+pub(super) fn windows(
+    _isa: Isa,
+    _round: &Round,
+    _finish: &Finish,
+    _signed: bool,
+    _vectors: usize,
+) -> Option<WindowsFn> {
     None
 }
 

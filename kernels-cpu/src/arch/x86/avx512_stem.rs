@@ -37,7 +37,7 @@ pub(super) fn select(
         return None;
     }
     if (vectors, pixels) == (4, 3) {
-        return avx512_turns::select(round, finish, signed);
+        return avx512_turns::steps(round, finish, signed);
     }
     match finish.join {
         FinishJoin::None => match signed {

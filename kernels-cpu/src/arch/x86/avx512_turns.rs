@@ -1,14 +1,17 @@
-//! Two halves of a tile that take turns, for products of short rows: while one half's sums are rounded and
-//! stored, the other half's are added to, and no sum leaves its register before it is a byte.
+//! Two halves of a tile that take turns: while one half's sums are rounded and stored, the other half's are added
+//! to, and no sum leaves its register before it is a byte.
 //!
 //! A dot product takes one of two of a core's four vector pipes, and most of a rounding takes the others. A
-//! processor looks ahead far enough to fill them from both kinds of work if they follow each other closely, a row
-//! of one and a few k-groups of the other. With few taps that hides a rounding altogether; with many taps weights,
-//! which are read twice as often as by a tile of six rows, would come from too far away.
+//! processor looks ahead far enough to fill them from both kinds of work if they follow each other closely, some rows
+//! of one and a few k-groups of the other. That hides a rounding altogether.
 //!
-//! In assembly, because all 32 registers have their places: 12 sums of either half (zmm0 to 11, 12 to 23), four
-//! vectors of weights (24 to 27), activations (28) and what makes them unsigned (31); a row's rounding has the last
-//! eight to itself.
+//! A half is wide, four vectors by three pixels, or narrow, two vectors by six pixels: that reads half as many weights
+//! and twice as many activations, for panels of so many taps that their weights come from far away. Taps are found
+//! through a table of segments, or, by a third kind of half, wide too, at pixels one after the other: with few taps,
+//! a table would take too long.
+//!
+//! In assembly, because all 32 registers have their places: 12 sums of either half (zmm0 to 11, 12 to 23), vectors of
+//! weights (24 to 27), activations (28) and what makes them unsigned (31); a rounding has the last eight to itself.
 
 use core::arch::asm;
 use core::mem::offset_of;
@@ -16,14 +19,18 @@ use core::mem::offset_of;
 use crate::epilogue::beside::{self, Constants, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
-use crate::table::{StemFn, StemRow};
+use crate::table::{StemFn, StemRow, Windows, WindowsFn};
 
-/// Pixels of one half.
-const HALF: usize = 3;
+use super::avx512_epilogue::is_byte;
+
 /// Most pixels that are fetched ahead of the one that is stored, beside one 24 pixels away: those that the same panel
 /// meets in the next call. Rows may be in memory, and a core, which watches single instructions, fetches none of them
 /// itself, because each has every sixth pixel only.
 const AHEAD: usize = 384;
+/// Parts of a half's products: before each rounding of the other half but the first, and behind the last.
+const PARTS: usize = 3;
+/// Taps of a group.
+const GROUP: usize = 4;
 
 /// The state of a function, by the places of its fields.
 #[repr(C)]
@@ -31,14 +38,16 @@ struct Turns {
     constants: Constants,
     /// Pixels that no half has taken yet.
     left: usize,
-    /// Bytes from a pixel to the next.
-    step: usize,
     out_step: usize,
-    /// Bytes of a pixel.
+    /// Bytes of a segment, and of those behind the last rounding; or of a pixel.
     span: usize,
-    /// K-groups between the roundings of two rows.
+    last_span: usize,
+    /// Segments, or k-groups, between two roundings, and segments behind the last one.
     burst: usize,
-    /// The first pixel.
+    last: usize,
+    /// Bytes from a segment's pointers to those of the next, or from a pixel to the next.
+    step: usize,
+    /// The pointers of a half's first segment, or the first pixel.
     input: *const u8,
     /// Where the first pixel goes that the next rounding stores.
     out: *mut u8,
@@ -51,22 +60,29 @@ struct Turns {
     second: *const u8,
     /// Bytes of output to the pixel that is fetched ahead.
     ahead: usize,
+    /// Quarters of two pixels one after the other, from where packs leave them, and the way back.
+    apart: [u64; 8],
+    together: [u64; 8],
 }
 
 const _: () = {
     assert!(offset_of!(Turns, left) == 232);
-    assert!(offset_of!(Turns, step) == 240);
-    assert!(offset_of!(Turns, out_step) == 248);
-    assert!(offset_of!(Turns, span) == 256);
+    assert!(offset_of!(Turns, out_step) == 240);
+    assert!(offset_of!(Turns, span) == 248);
+    assert!(offset_of!(Turns, last_span) == 256);
     assert!(offset_of!(Turns, burst) == 264);
-    assert!(offset_of!(Turns, input) == 272);
-    assert!(offset_of!(Turns, out) == 280);
-    assert!(offset_of!(Turns, distance) == 288);
-    assert!(offset_of!(Turns, weights) == 296);
-    assert!(offset_of!(Turns, bias) == 304);
-    assert!(offset_of!(Turns, first) == 312);
-    assert!(offset_of!(Turns, second) == 320);
-    assert!(offset_of!(Turns, ahead) == 328);
+    assert!(offset_of!(Turns, last) == 272);
+    assert!(offset_of!(Turns, step) == 280);
+    assert!(offset_of!(Turns, input) == 288);
+    assert!(offset_of!(Turns, out) == 296);
+    assert!(offset_of!(Turns, distance) == 304);
+    assert!(offset_of!(Turns, weights) == 312);
+    assert!(offset_of!(Turns, bias) == 320);
+    assert!(offset_of!(Turns, first) == 328);
+    assert!(offset_of!(Turns, second) == 336);
+    assert!(offset_of!(Turns, ahead) == 344);
+    assert!(offset_of!(Turns, apart) == 352);
+    assert!(offset_of!(Turns, together) == 416);
 };
 
 /// One of the state's fields as an operand. [`Constants`] have their places checked where they are defined.
@@ -110,41 +126,53 @@ macro_rules! field {
     (left) => {
         "qword ptr [rdi+232]"
     };
-    (step) => {
+    (out_step) => {
         "qword ptr [rdi+240]"
     };
-    (out_step) => {
+    (span) => {
         "qword ptr [rdi+248]"
     };
-    (span) => {
+    (last_span) => {
         "qword ptr [rdi+256]"
     };
     (burst) => {
         "qword ptr [rdi+264]"
     };
-    (input) => {
+    (last) => {
         "qword ptr [rdi+272]"
     };
-    (out) => {
+    (step) => {
         "qword ptr [rdi+280]"
     };
-    (distance) => {
+    (input) => {
         "qword ptr [rdi+288]"
     };
-    (weights) => {
+    (out) => {
         "qword ptr [rdi+296]"
     };
-    (bias) => {
+    (distance) => {
         "qword ptr [rdi+304]"
     };
-    (first) => {
+    (weights) => {
         "qword ptr [rdi+312]"
     };
-    (second) => {
+    (bias) => {
         "qword ptr [rdi+320]"
     };
-    (ahead) => {
+    (first) => {
         "qword ptr [rdi+328]"
+    };
+    (second) => {
+        "qword ptr [rdi+336]"
+    };
+    (ahead) => {
+        "qword ptr [rdi+344]"
+    };
+    (apart) => {
+        "[rdi+352]"
+    };
+    (together) => {
+        "[rdi+416]"
     };
 }
 
@@ -160,56 +188,71 @@ macro_rules! convert {
     ($op:literal, [$($x:literal)*]) => { concat!($($op, " zmm", $x, ", zmm", $x, "\n"),*) };
 }
 
-/// The products of one row with four vectors of weights.
-macro_rules! row {
-    ($sign:ident, $row:literal, [$a:literal $b:literal $c:literal $d:literal]) => {
+/// Products of one pixel with vectors of weights.
+macro_rules! pixel {
+    ($sign:ident, $pixel:literal, [$($sum:literal $weights:literal),*]) => {
         concat!(
-            broadcast!($sign, $row),
-            "vpdpbusd zmm",
-            $a,
-            ", zmm28, zmm24\n",
-            "vpdpbusd zmm",
-            $b,
-            ", zmm28, zmm25\n",
-            "vpdpbusd zmm",
-            $c,
-            ", zmm28, zmm26\n",
-            "vpdpbusd zmm",
-            $d,
-            ", zmm28, zmm27\n",
+            broadcast!($sign, $pixel),
+            $("vpdpbusd zmm", $sum, ", zmm28, zmm", $weights, "\n"),*
         )
     };
 }
 
-/// Four activations of the row at a register, to zmm28.
+/// Four activations of the pixel at a register, to zmm28.
 macro_rules! broadcast {
-    (u8, $row:literal) => {
-        concat!("vpbroadcastd zmm28, dword ptr [", $row, "+rax]\n")
+    (u8, $pixel:literal) => {
+        concat!("vpbroadcastd zmm28, dword ptr [", $pixel, "+rax]\n")
     };
-    (s8, $row:literal) => {
-        concat!("vpxord zmm28, zmm31, dword ptr [", $row, "+rax]{{1to16}}\n")
+    (s8, $pixel:literal) => {
+        concat!(
+            "vpxord zmm28, zmm31, dword ptr [",
+            $pixel,
+            "+rax]{{1to16}}\n"
+        )
     };
 }
 
 /// A k-group of one half.
 macro_rules! group {
-    ($sign:ident, [$a:tt $b:tt $c:tt]) => {
+    (wide, $sign:ident, [
+        [$a:literal $b:literal $c:literal $d:literal]
+        [$e:literal $f:literal $g:literal $h:literal]
+        [$i:literal $j:literal $k:literal $l:literal]
+    ]) => {
         concat!(
             "vmovdqu64 zmm24, [rdx]\n",
             "vmovdqu64 zmm25, [rdx+64]\n",
             "vmovdqu64 zmm26, [rdx+128]\n",
             "vmovdqu64 zmm27, [rdx+192]\n",
-            row!($sign, "r8", $a),
-            row!($sign, "r10", $b),
-            row!($sign, "r11", $c),
+            pixel!($sign, "r8", [$a 24, $b 25, $c 26, $d 27]),
+            pixel!($sign, "r10", [$e 24, $f 25, $g 26, $h 27]),
+            pixel!($sign, "r11", [$i 24, $j 25, $k 26, $l 27]),
             "add rdx, 256\n",
+        )
+    };
+    (narrow, $sign:ident, [
+        [$a:literal $b:literal $c:literal $d:literal]
+        [$e:literal $f:literal $g:literal $h:literal]
+        [$i:literal $j:literal $k:literal $l:literal]
+    ]) => {
+        concat!(
+            "vmovdqu64 zmm24, [rdx]\n",
+            "vmovdqu64 zmm25, [rdx+64]\n",
+            pixel!($sign, "r8", [$a 24, $b 25]),
+            pixel!($sign, "r10", [$c 24, $d 25]),
+            pixel!($sign, "r11", [$e 24, $f 25]),
+            pixel!($sign, "r9", [$g 24, $h 25]),
+            pixel!($sign, "r13", [$i 24, $j 25]),
+            pixel!($sign, "r15", [$k 24, $l 25]),
+            "add rdx, 128\n",
         )
     };
 }
 
-/// The k-groups between two roundings.
-macro_rules! burst {
-    ($sign:ident, $half:tt) => {
+/// What is added to a half between two roundings of the other, or behind the last one: so many segments, or k-groups
+/// of pixels one after the other.
+macro_rules! part {
+    (steps, $sign:ident, burst, $span:ident, $half:tt) => {
         concat!(
             unsigned!($sign),
             "mov rcx, ",
@@ -217,24 +260,63 @@ macro_rules! burst {
             "\n",
             ".p2align 5\n",
             "22:\n",
-            group!($sign, $half),
+            group!(wide, $sign, $half),
             "add rax, 4\n",
+            "dec rcx\n",
+            "jnz 22b\n",
+        )
+    };
+    (steps, $sign:ident, last, $span:ident, $half:tt) => {
+        concat!(
+            unsigned!($sign),
+            ".p2align 5\n",
+            "23:\n",
+            group!(wide, $sign, $half),
+            "add rax, 4\n",
+            "jnz 23b\n",
+        )
+    };
+    ($tile:ident, $sign:ident, $segments:ident, $span:ident, $half:tt) => {
+        concat!(
+            unsigned!($sign),
+            "mov rcx, ",
+            field!($segments),
+            "\n",
+            "22:\n",
+            pixels!($tile),
+            "xor eax, eax\n",
+            ".p2align 5\n",
+            "23:\n",
+            group!($tile, $sign, $half),
+            "add rax, 4\n",
+            "cmp rax, ",
+            field!($span),
+            "\n",
+            "jb 23b\n",
+            "add rsi, ",
+            field!(step),
+            "\n",
             "dec rcx\n",
             "jnz 22b\n",
         )
     };
 }
 
-/// The k-groups that remain.
-macro_rules! rest {
-    ($sign:ident, $half:tt) => {
+/// The pixels of a segment.
+macro_rules! pixels {
+    (wide) => {
         concat!(
-            unsigned!($sign),
-            ".p2align 5\n",
-            "23:\n",
-            group!($sign, $half),
-            "add rax, 4\n",
-            "jnz 23b\n",
+            "mov r8, [rsi]\n",
+            "mov r10, [rsi+8]\n",
+            "mov r11, [rsi+16]\n",
+        )
+    };
+    (narrow) => {
+        concat!(
+            pixels!(wide),
+            "mov r9, [rsi+24]\n",
+            "mov r13, [rsi+32]\n",
+            "mov r15, [rsi+40]\n",
         )
     };
 }
@@ -251,7 +333,19 @@ macro_rules! unsigned {
 
 /// A half starts anew: its sums are the biases.
 macro_rules! start {
-    ([[$a:literal $b:literal $c:literal $d:literal] $second:tt $third:tt]) => {
+    (narrow, [[$a:literal $b:literal $c:literal $d:literal] $second:tt $third:tt]) => {
+        concat!(
+            "mov rcx, ", field!(bias), "\n",
+            "vmovdqu64 zmm", $a, ", [rcx]\n",
+            "vmovdqu64 zmm", $b, ", [rcx+64]\n",
+            "vmovdqa64 zmm", $c, ", zmm", $a, "\n",
+            "vmovdqa64 zmm", $d, ", zmm", $b, "\n",
+            copies!($a $b $a $b, $second),
+            copies!($a $b $a $b, $third),
+            again!(narrow),
+        )
+    };
+    ($tile:ident, [[$a:literal $b:literal $c:literal $d:literal] $second:tt $third:tt]) => {
         concat!(
             "mov rcx, ", field!(bias), "\n",
             "vmovdqu64 zmm", $a, ", [rcx]\n",
@@ -260,9 +354,32 @@ macro_rules! start {
             "vmovdqu64 zmm", $d, ", [rcx+192]\n",
             copies!($a $b $c $d, $second),
             copies!($a $b $c $d, $third),
-            "mov rdx, ", field!(weights), "\n",
-            "mov rax, ", field!(span), "\n",
-            "neg rax\n",
+            again!($tile),
+        )
+    };
+}
+
+/// A half's taps start anew.
+macro_rules! again {
+    (steps) => {
+        concat!(
+            "mov rdx, ",
+            field!(weights),
+            "\n",
+            "mov rax, ",
+            field!(span),
+            "\n",
+            "neg rax\n"
+        )
+    };
+    ($tile:ident) => {
+        concat!(
+            "mov rdx, ",
+            field!(weights),
+            "\n",
+            "mov rsi, ",
+            field!(input),
+            "\n"
         )
     };
 }
@@ -272,31 +389,31 @@ macro_rules! copies {
     (@ [$($from:literal)*] [$($to:literal)*]) => { concat!($("vmovdqa64 zmm", $to, ", zmm", $from, "\n"),*) };
 }
 
-/// Rounds the four sums of a row to words in the first and the third.
+/// Rounds four sums, of a pixel or of two, to words in the first and the third.
 macro_rules! round {
-    (float, [$a:literal $b:literal $c:literal $d:literal]) => {
+    ($tile:ident, float, [$a:literal $b:literal $c:literal $d:literal]) => {
         concat!(
             convert!("vcvtdq2ps", [$a $b $c $d]),
-            scale!([$a $b $c $d]),
+            scale!($tile, [$a $b $c $d]),
             convert!("vcvtps2dq", [$a $b $c $d]),
             "vpbroadcastd zmm24, ", field!(zero_point), "\n",
             each!("vpaddd", [$a $b $c $d], "zmm24"),
             words!($a $b $c $d),
         )
     };
-    (floor, [$a:literal $b:literal $c:literal $d:literal]) => {
+    ($tile:ident, floor, [$a:literal $b:literal $c:literal $d:literal]) => {
         concat!(
             "mov rcx, ", field!(second), "\n",
             convert!("vcvtdq2ps", [$a $b $c $d]),
             // Rounding downwards takes registers.
-            "vmovups zmm24, [r15]\n",
-            "vmovups zmm28, [rcx]\n",
-            "vmovups zmm25, [r15+64]\n",
-            "vmovups zmm29, [rcx+64]\n",
-            "vmovups zmm26, [r15+128]\n",
-            "vmovups zmm30, [rcx+128]\n",
-            "vmovups zmm27, [r15+192]\n",
-            "vmovups zmm31, [rcx+192]\n",
+            "vmovups zmm24, [r15", column!($tile, 0), "]\n",
+            "vmovups zmm28, [rcx", column!($tile, 0), "]\n",
+            "vmovups zmm25, [r15", column!($tile, 1), "]\n",
+            "vmovups zmm29, [rcx", column!($tile, 1), "]\n",
+            "vmovups zmm26, [r15", column!($tile, 2), "]\n",
+            "vmovups zmm30, [rcx", column!($tile, 2), "]\n",
+            "vmovups zmm27, [r15", column!($tile, 3), "]\n",
+            "vmovups zmm31, [rcx", column!($tile, 3), "]\n",
             "vfmadd213ps zmm", $a, ", zmm24, zmm28, {{rd-sae}}\n",
             "vfmadd213ps zmm", $b, ", zmm25, zmm29, {{rd-sae}}\n",
             "vfmadd213ps zmm", $c, ", zmm26, zmm30, {{rd-sae}}\n",
@@ -310,16 +427,16 @@ macro_rules! round {
             words!($a $b $c $d),
         )
     };
-    (first, [$a:literal $b:literal $c:literal $d:literal]) => {
+    ($tile:ident, first, [$a:literal $b:literal $c:literal $d:literal]) => {
         concat!(
-            others!(),
+            others!($tile),
             "vbroadcastss zmm28, ", field!(offset), "\n",
             "vbroadcastss zmm29, ", field!(other), "\n",
             "vfmadd213ps zmm24, zmm29, zmm28\n",
             "vfmadd213ps zmm25, zmm29, zmm28\n",
             "vfmadd213ps zmm26, zmm29, zmm28\n",
             "vfmadd213ps zmm27, zmm29, zmm28\n",
-            product!($a $b $c $d),
+            product!($tile, $a $b $c $d),
             "vbroadcastss zmm30, ", field!(product), "\n",
             "vfmadd213ps zmm", $a, ", zmm30, zmm24\n",
             "vfmadd213ps zmm", $b, ", zmm30, zmm25\n",
@@ -329,10 +446,10 @@ macro_rules! round {
             words!($a $b $c $d),
         )
     };
-    (last, [$a:literal $b:literal $c:literal $d:literal]) => {
+    ($tile:ident, last, [$a:literal $b:literal $c:literal $d:literal]) => {
         concat!(
-            others!(),
-            product!($a $b $c $d),
+            others!($tile),
+            product!($tile, $a $b $c $d),
             "vbroadcastss zmm28, ", field!(offset), "\n",
             "vbroadcastss zmm29, ", field!(product), "\n",
             "vbroadcastss zmm30, ", field!(other), "\n",
@@ -351,42 +468,67 @@ macro_rules! round {
 }
 
 macro_rules! scale {
-    ([$a:literal $b:literal $c:literal $d:literal]) => {
+    ($tile:ident, [$a:literal $b:literal $c:literal $d:literal]) => {
         concat!(
             "vmulps zmm",
             $a,
             ", zmm",
             $a,
-            ", [r15]\n",
+            ", [r15",
+            column!($tile, 0),
+            "]\n",
             "vmulps zmm",
             $b,
             ", zmm",
             $b,
-            ", [r15+64]\n",
+            ", [r15",
+            column!($tile, 1),
+            "]\n",
             "vmulps zmm",
             $c,
             ", zmm",
             $c,
-            ", [r15+128]\n",
+            ", [r15",
+            column!($tile, 2),
+            "]\n",
             "vmulps zmm",
             $d,
             ", zmm",
             $d,
-            ", [r15+192]\n",
+            ", [r15",
+            column!($tile, 3),
+            "]\n",
         )
     };
 }
 
-/// The other operand of a row as floats in zmm24 to 27, and that of a row to come is fetched.
+/// Where the parameters of one of four sums' columns are.
+macro_rules! column {
+    ($tile:ident, 0) => {
+        ""
+    };
+    ($tile:ident, 1) => {
+        "+64"
+    };
+    (narrow, 2) => {
+        ""
+    };
+    (narrow, 3) => {
+        "+64"
+    };
+    ($tile:ident, 2) => {
+        "+128"
+    };
+    ($tile:ident, 3) => {
+        "+192"
+    };
+}
+
+/// The other operand of four sums as floats in zmm24 to 27, and that of pixels to come is fetched.
 macro_rules! others {
-    () => {
+    ($tile:ident) => {
         concat!(
-            "lea rcx, [r12+r13]\n",
-            "vmovdqu64 zmm31, [rcx]\n",
-            "prefetcht0 [rcx+r9]\n",
-            "lea rcx, [rcx+8*r14]\n",
-            "lea rcx, [rcx+8*r14]\n",
-            "prefetcht0 [rcx+8*r14]\n",
+            operand!($tile),
             "vpxord zmm30, zmm30, zmm30\n",
             "vpunpcklbw zmm25, zmm31, zmm30\n",
             "vpunpckhbw zmm27, zmm31, zmm30\n",
@@ -399,13 +541,57 @@ macro_rules! others {
     };
 }
 
+/// The bytes of the other operand, to zmm31.
+macro_rules! operand {
+    (narrow) => {
+        concat!(
+            "lea rcx, [r12+r13]\n",
+            "vmovdqu64 zmm30, ",
+            field!(together),
+            "\n",
+            "vmovdqu64 ymm31, [rcx]\n",
+            "vinserti64x4 zmm31, zmm31, [rcx+r14], 1\n",
+            "vpermq zmm31, zmm30, zmm31\n",
+            "add rcx, r14\n",
+            fetch!("prefetcht0", "rcx"),
+            "lea rcx, [r12+r13]\n",
+            fetch!("prefetcht0", "rcx"),
+        )
+    };
+    ($tile:ident) => {
+        concat!(
+            "lea rcx, [r12+r13]\n",
+            "vmovdqu64 zmm31, [rcx]\n",
+            fetch!("prefetcht0", "rcx"),
+        )
+    };
+}
+
+/// Fetches, ahead of the pixel at a register, the one 24 pixels away and that of the next call; leaves rcx changed.
+macro_rules! fetch {
+    ($fetch:literal, $pixel:literal) => {
+        concat!(
+            $fetch,
+            " [",
+            $pixel,
+            "+r9]\n",
+            "lea rcx, [",
+            $pixel,
+            "+8*r14]\n",
+            "lea rcx, [rcx+8*r14]\n",
+            $fetch,
+            " [rcx+8*r14]\n",
+        )
+    };
+}
+
 /// Requantized products as floats. With the magic number added their bits are those of integers, whose
 /// order is the numbers' even where they are too large for it.
 macro_rules! product {
-    ($($x:literal)*) => {
+    ($tile:ident, $($x:literal)*) => {
         concat!(
             convert!("vcvtdq2ps", [$($x)*]),
-            scale!([$($x)*]),
+            scale!($tile, [$($x)*]),
             "vbroadcastss zmm30, ", field!(magic), "\n",
             "vpbroadcastd zmm31, ", field!(least), "\n",
             each!("vaddps", [$($x)*], "zmm30"),
@@ -439,11 +625,12 @@ macro_rules! words {
     };
 }
 
-/// A row of sums leaves as bytes.
+/// Four sums leave as bytes.
 macro_rules! finish {
-    ($step:ident, [$a:literal $b:literal $c:literal $d:literal]) => {
+    ($tile:ident, $step:ident, [$a:literal $b:literal $c:literal $d:literal]) => {
         concat!(
-            round!($step, [$a $b $c $d]),
+            parameters!($tile),
+            round!($tile, $step, [$a $b $c $d]),
             "cmp ", field!(kind), ", 1\n",
             "jb 12f\n",
             "ja 13f\n",
@@ -459,11 +646,68 @@ macro_rules! finish {
             "12:\n",
             "vpackuswb zmm", $a, ", zmm", $a, ", zmm", $c, "\n",
             "14:\n",
-            "prefetchw [r12+r9]\n",
-            "lea rcx, [r12+8*r14]\n",
-            "lea rcx, [rcx+8*r14]\n",
-            "prefetchw [rcx+8*r14]\n",
-            "vmovdqu64 [r12], zmm", $a, "\n",
+            store!($tile, $a),
+        )
+    };
+}
+
+/// What the pixels of a narrow half had the registers of.
+macro_rules! parameters {
+    (narrow) => {
+        enter!()
+    };
+    ($tile:ident) => {
+        ""
+    };
+}
+
+/// Registers of a rounding.
+macro_rules! enter {
+    () => {
+        concat!(
+            "mov r9, ",
+            field!(ahead),
+            "\n",
+            "mov r13, ",
+            field!(distance),
+            "\n",
+            "mov r15, ",
+            field!(first),
+            "\n",
+        )
+    };
+}
+
+/// Bytes go to a pixel, or to two.
+macro_rules! store {
+    (narrow, $a:literal) => {
+        concat!(
+            "vmovdqu64 zmm24, ",
+            field!(apart),
+            "\n",
+            "vpermq zmm",
+            $a,
+            ", zmm24, zmm",
+            $a,
+            "\n",
+            fetch!("prefetchw", "r12"),
+            "vmovdqu64 [r12], ymm",
+            $a,
+            "\n",
+            "add r12, r14\n",
+            fetch!("prefetchw", "r12"),
+            "vextracti64x4 [r12], zmm",
+            $a,
+            ", 1\n",
+            "add r12, r14\n",
+        )
+    };
+    ($tile:ident, $a:literal) => {
+        concat!(
+            fetch!("prefetchw", "r12"),
+            "vmovdqu64 [r12], zmm",
+            $a,
+            "\n",
             "add r12, r14\n",
         )
     };
@@ -471,29 +715,29 @@ macro_rules! finish {
 
 /// A half's rounding alone.
 macro_rules! end {
-    ($step:ident, [$a:tt $b:tt $c:tt]) => {
+    ($tile:ident, $step:ident, [$a:tt $b:tt $c:tt]) => {
         concat!(
             "mov r12, ",
             field!(out),
             "\n",
-            finish!($step, $a),
-            finish!($step, $b),
-            finish!($step, $c),
+            finish!($tile, $step, $a),
+            finish!($tile, $step, $b),
+            finish!($tile, $step, $c),
         )
     };
 }
 
 /// One half is added to while the other is rounded.
 macro_rules! turn {
-    ($sign:ident, $step:ident, $half:tt, [$a:tt $b:tt $c:tt]) => {
+    ($tile:ident, $sign:ident, $step:ident, $half:tt, [$a:tt $b:tt $c:tt]) => {
         concat!(
-            start!($half),
-            finish!($step, $a),
-            burst!($sign, $half),
-            finish!($step, $b),
-            burst!($sign, $half),
-            finish!($step, $c),
-            rest!($sign, $half),
+            start!($tile, $half),
+            finish!($tile, $step, $a),
+            part!($tile, $sign, burst, span, $half),
+            finish!($tile, $step, $b),
+            part!($tile, $sign, burst, span, $half),
+            finish!($tile, $step, $c),
+            part!($tile, $sign, last, last_span, $half),
         )
     };
 }
@@ -501,7 +745,7 @@ macro_rules! turn {
 /// Moves on to the pixels of the next half, whose last ones may have been computed before; to a label when there
 /// are none.
 macro_rules! next {
-    ($end:literal) => {
+    ($tile:ident, $end:literal) => {
         concat!(
             "mov rcx, ",
             field!(left),
@@ -513,19 +757,15 @@ macro_rules! next {
             "mov r12, ",
             field!(out),
             "\n",
-            "mov eax, 3\n",
+            "mov eax, ",
+            half!($tile),
+            "\n",
             "cmp rcx, rax\n",
             "cmova rcx, rax\n",
             "sub ",
             field!(left),
             ", rcx\n",
-            "mov rax, rcx\n",
-            "imul rax, ",
-            field!(step),
-            "\n",
-            "add r8, rax\n",
-            "add r10, rax\n",
-            "add r11, rax\n",
+            advance!($tile),
             "imul rcx, r14\n",
             "add ",
             field!(out),
@@ -534,71 +774,161 @@ macro_rules! next {
     };
 }
 
-/// The function for activations of a sign and a step.
-macro_rules! function {
-    ($sign:ident, $step:ident) => {
-        function!($sign, $step, [[0 1 2 3] [4 5 6 7] [8 9 10 11]], [[12 13 14 15] [16 17 18 19] [20 21 22 23]])
+/// By as many pixels as rcx holds.
+macro_rules! advance {
+    (steps) => {
+        concat!(
+            "mov rax, rcx\n",
+            "imul rax, ",
+            field!(step),
+            "\n",
+            "add r8, rax\n",
+            "add r10, rax\n",
+            "add r11, rax\n",
+        )
     };
-    ($sign:ident, $step:ident, $one:tt, $two:tt) => {{
+    ($tile:ident) => {
+        concat!("lea rax, [8*rcx]\n", "add ", field!(input), ", rax\n")
+    };
+}
+
+/// Pixels of a half.
+macro_rules! half {
+    (narrow) => {
+        6
+    };
+    ($tile:ident) => {
+        3
+    };
+}
+
+/// Products of the first half, which no rounding runs beside.
+macro_rules! first {
+    (steps, $sign:ident, $half:tt) => {
+        concat!(
+            "mov r8, ",
+            field!(input),
+            "\n",
+            "add r8, ",
+            field!(span),
+            "\n",
+            "mov rcx, ",
+            field!(step),
+            "\n",
+            "lea r10, [r8+rcx]\n",
+            "lea r11, [r8+2*rcx]\n",
+            part!(steps, $sign, last, last_span, $half),
+        )
+    };
+    ($tile:ident, $sign:ident, $half:tt) => {
+        concat!(
+            part!($tile, $sign, burst, span, $half),
+            part!($tile, $sign, burst, span, $half),
+            part!($tile, $sign, last, last_span, $half),
+        )
+    };
+}
+
+/// All halves of a call.
+macro_rules! halves {
+    ($tile:ident, $sign:ident, $step:ident, $turns:ident) => {
+        halves!(
+            $tile, $sign, $step, $turns,
+            [[0 1 2 3] [4 5 6 7] [8 9 10 11]],
+            [[12 13 14 15] [16 17 18 19] [20 21 22 23]]
+        )
+    };
+    ($tile:ident, $sign:ident, $step:ident, $turns:ident, $one:tt, $two:tt) => {
+        asm!(
+            concat!(
+                "mov r14, ", field!(out_step), "\n",
+                enter!(),
+                start!($tile, $one),
+                first!($tile, $sign, $one),
+                "30:\n",
+                next!($tile, "80f"),
+                turn!($tile, $sign, $step, $two, $one),
+                next!($tile, "90f"),
+                turn!($tile, $sign, $step, $one, $two),
+                "jmp 30b\n",
+                "80:\n",
+                end!($tile, $step, $one),
+                "jmp 99f\n",
+                "90:\n",
+                end!($tile, $step, $two),
+                "99:\n",
+            ),
+            in("rdi") core::ptr::from_mut(&mut $turns),
+            out("rax") _, out("rcx") _, out("rdx") _, out("rsi") _,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+            out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
+            out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _,
+            out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+            out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _,
+            out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
+            out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
+            out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _,
+            out("zmm28") _, out("zmm29") _, out("zmm30") _, out("zmm31") _,
+            options(nostack),
+        )
+    };
+}
+
+/// The function of a tile, activations of a sign and a step.
+macro_rules! function {
+    (steps, $sign:ident, $step:ident) => {{
         /// See [`StemRow`] for the contract.
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
         unsafe fn row(round: &Round, finish: &Finish, call: &StemRow) {
             // SAFETY: the caller's promise.
-            let mut turns = unsafe { Turns::new(round, finish, call) };
+            let mut turns = unsafe { Turns::steps(round, finish, call) };
             // SAFETY: reads the pixels, weights, biases, parameters and other operand and writes the output that
             // the contract of `StemRow` names: at least one half of pixels, and halves after the first move on by
             // at most as many as are left. Fetches ahead touch nothing. Registers that it changes are named.
-            unsafe {
-                asm!(
-                    concat!(
-                        "mov r9, ", field!(ahead), "\n",
-                        "mov r13, ", field!(distance), "\n",
-                        "mov r14, ", field!(out_step), "\n",
-                        "mov r15, ", field!(first), "\n",
-                        "mov r8, ", field!(input), "\n",
-                        "add r8, ", field!(span), "\n",
-                        "mov rcx, ", field!(step), "\n",
-                        "lea r10, [r8+rcx]\n",
-                        "lea r11, [r8+2*rcx]\n",
-                        start!($one),
-                        rest!($sign, $one),
-                        "30:\n",
-                        next!("80f"),
-                        turn!($sign, $step, $two, $one),
-                        next!("90f"),
-                        turn!($sign, $step, $one, $two),
-                        "jmp 30b\n",
-                        "80:\n",
-                        end!($step, $one),
-                        "jmp 99f\n",
-                        "90:\n",
-                        end!($step, $two),
-                        "99:\n",
-                    ),
-                    in("rdi") core::ptr::from_mut(&mut turns),
-                    out("rax") _, out("rcx") _, out("rdx") _,
-                    out("r8") _, out("r9") _, out("r10") _, out("r11") _,
-                    out("r12") _, out("r13") _, out("r14") _, out("r15") _,
-                    out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
-                    out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _,
-                    out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
-                    out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _,
-                    out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
-                    out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
-                    out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _,
-                    out("zmm28") _, out("zmm29") _, out("zmm30") _, out("zmm31") _,
-                    options(nostack),
-                );
-            }
+            unsafe { halves!(steps, $sign, $step, turns) };
         }
         row as StemFn
+    }};
+    ($tile:ident, $sign:ident, $step:ident) => {{
+        /// See [`Windows`] for the contract.
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        unsafe fn windows(round: &Round, finish: &Finish, call: &Windows) {
+            let mut turns = Turns::new(round, finish, call, half!($tile));
+            // SAFETY: as above, by the contract of `Windows`; taps are where the pointers of all pixels are.
+            unsafe { halves!($tile, $sign, $step, turns) };
+        }
+        windows as WindowsFn
     }};
 }
 
 impl Turns {
     /// # Safety
     /// - The contract of [`StemRow`].
-    unsafe fn new(round: &Round, finish: &Finish, call: &StemRow) -> Self {
+    unsafe fn steps(round: &Round, finish: &Finish, call: &StemRow) -> Self {
+        let windows = Windows {
+            pointers: call.rows,
+            segments: 1,
+            groups: call.groups,
+            last_groups: call.groups,
+            weights: call.weights,
+            bias: call.bias,
+            column: call.column,
+            pixels: call.pixels,
+            out: call.out,
+            out_step: call.out_step,
+            other: call.other,
+        };
+        Turns {
+            burst: call.groups / PARTS,
+            step: call.step,
+            // SAFETY: there is a row.
+            input: unsafe { *call.rows },
+            ..Turns::new(round, finish, &windows, half!(steps))
+        }
+    }
+
+    fn new(round: &Round, finish: &Finish, call: &Windows, half: usize) -> Self {
         let from = |values: &[f32]| values.as_ptr().wrapping_add(call.column).cast();
         let (first, second) = match round {
             Round::Float { scale, .. } => (from(scale), core::ptr::null()),
@@ -612,15 +942,17 @@ impl Turns {
             | Round::Away { .. }
             | Round::Steps { .. } => (core::ptr::null(), core::ptr::null()),
         };
+        let burst = call.segments / PARTS;
         Turns {
             constants: Constants::new(finish),
-            left: call.pixels - HALF,
-            step: call.step,
+            left: call.pixels - half,
             out_step: call.out_step,
-            span: 4 * call.groups,
-            burst: call.groups / HALF,
-            // SAFETY: there is a row.
-            input: unsafe { *call.rows },
+            span: GROUP * call.groups,
+            last_span: GROUP * call.last_groups,
+            burst,
+            last: call.segments - (PARTS - 1) * burst,
+            step: size_of::<*const u8>() * call.pixels,
+            input: call.pointers.cast(),
             out: call.out,
             distance: call.other.addr().wrapping_sub(call.out.addr()),
             weights: call.weights,
@@ -628,42 +960,52 @@ impl Turns {
             first,
             second,
             ahead: call.pixels.min(AHEAD) * call.out_step,
+            apart: [0, 2, 4, 6, 1, 3, 5, 7],
+            together: [0, 4, 1, 5, 2, 6, 3, 7],
         }
     }
 }
 
-/// The function for activations of a sign and an output, for tiles of four vectors by three pixels of one row of
-/// the kernel with at least three k-groups.
-pub(super) fn select(round: &Round, finish: &Finish, signed: bool) -> Option<StemFn> {
-    match (signed, beside::step(round, finish)?) {
-        (false, Step::Float) => Some(function!(u8, float)),
-        (false, Step::Floor) => Some(function!(u8, floor)),
-        (true, Step::Float) => Some(function!(s8, float)),
-        (true, Step::Floor) => Some(function!(s8, floor)),
-        (
-            false,
+/// One of the functions of a step.
+macro_rules! by_step {
+    ($step:expr, $tile:ident, $sign:ident) => {
+        match $step {
+            Step::Float => Some(function!($tile, $sign, float)),
+            Step::Floor => Some(function!($tile, $sign, floor)),
             Step::Sum {
                 product_first: true,
-            },
-        ) => Some(function!(u8, first)),
-        (
-            false,
+            } => Some(function!($tile, $sign, first)),
             Step::Sum {
                 product_first: false,
-            },
-        ) => Some(function!(u8, last)),
-        (
-            true,
-            Step::Sum {
-                product_first: true,
-            },
-        ) => Some(function!(s8, first)),
-        (
-            true,
-            Step::Sum {
-                product_first: false,
-            },
-        ) => Some(function!(s8, last)),
-        (_, Step::High) => None,
+            } => Some(function!($tile, $sign, last)),
+            Step::High => None,
+        }
+    };
+}
+
+/// The function of four vectors by pixels of one row of the kernel, with at least three k-groups, for activations of a
+/// sign and an output; none for rare roundings and joins.
+pub(super) fn steps(round: &Round, finish: &Finish, signed: bool) -> Option<StemFn> {
+    let step = beside::step(round, finish).filter(|_| is_byte(finish))?;
+    match signed {
+        false => by_step!(step, steps, u8),
+        true => by_step!(step, steps, s8),
+    }
+}
+
+/// The function of windows for vectors of channels, activations of a sign and an output.
+pub(super) fn windows(
+    round: &Round,
+    finish: &Finish,
+    signed: bool,
+    vectors: usize,
+) -> Option<WindowsFn> {
+    let step = beside::step(round, finish).filter(|_| is_byte(finish))?;
+    match (vectors, signed) {
+        (4, false) => by_step!(step, wide, u8),
+        (4, true) => by_step!(step, wide, s8),
+        (2, false) => by_step!(step, narrow, u8),
+        (2, true) => by_step!(step, narrow, s8),
+        _ => None,
     }
 }

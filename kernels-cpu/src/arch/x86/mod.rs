@@ -7,7 +7,7 @@ use crate::epilogue::beside::{BesideTable, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
 use crate::rows::Element;
-use crate::table::{DepthwiseKernel, GroupedFn, Kernel, RowSumsFn, Spread, StemFn};
+use crate::table::{DepthwiseKernel, GroupedFn, Kernel, RowSumsFn, Spread, StemFn, WindowsFn};
 
 mod avx2;
 mod avx2_depthwise;
@@ -64,6 +64,19 @@ pub(super) fn stem(
 ) -> Option<StemFn> {
     match isa {
         Isa::Avx512Vnni => avx512_stem::select(round, finish, signed, vectors, pixels),
+        Isa::Scalar | Isa::Avx2 | Isa::AvxVnni | Isa::NeonDot | Isa::NeonI8mm => None,
+    }
+}
+
+pub(super) fn windows(
+    isa: Isa,
+    round: &Round,
+    finish: &Finish,
+    signed: bool,
+    vectors: usize,
+) -> Option<WindowsFn> {
+    match isa {
+        Isa::Avx512Vnni => avx512_turns::windows(round, finish, signed, vectors),
         Isa::Scalar | Isa::Avx2 | Isa::AvxVnni | Isa::NeonDot | Isa::NeonI8mm => None,
     }
 }
