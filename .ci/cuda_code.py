@@ -73,7 +73,10 @@ TABLE = [
      [(r"UTMALDG\.2D", 2), (r"SYNCS\.EXCH\.64", 10), (r"SYNCS\.PHASECHK\.TRANS64\.TRYWAIT", 2), (r"SYNCS\.ARRIVE\.TRANS64", 3),
       (r"USETMAXREG\.DEALLOC\.CTAPOOL 0x28", 1), (r"USETMAXREG\.TRY_ALLOC\.CTAPOOL UP\d, 0xe8", 1),
       (r"FENCE\.VIEW\.ASYNC", 1), (r"WARPGROUP\.DEPBAR\.LE gsb0, 0x1", 1)],
-     [r"\bIMMA", r"LDGSTS", r"BAR\.SYNC.* 0x[1-9a-f]"]),
+     [r"\bIMMA", r"BAR\.SYNC.* 0x[1-9a-f]"]),
+    # Nothing but a residual's bytes, which the integer epilogue takes, is copied by the threads themselves.
+    (r"(pair|turn)_product_.*_rhu", r"sm_90a", [(r"LDGSTS\.E\.BYPASS\.128", 1)], []),
+    (r"(pair|turn)_product_.*_(f32|any)", r"sm_90a", [], [r"LDGSTS"]),
     # The integer epilogue computes with integers.
     (r"(group_|pair_|turn_|bit_)?product_.*_rhu|move|fill|table|tflite_softmax|integer_softmax", r".*", [], [FLOATS]),
     # A warp adds up a row in registers.

@@ -12,6 +12,16 @@ use std::{env, fs, io};
 /// Set in the process that has the emulated driver.
 const CHILD: &str = "REQUANT_EMULATED_CHILD";
 
+/// The forms in which the kernels are built for the host: some of what platforms differ in is decided when
+/// they are compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// With the units of every later architecture.
+    Any,
+    /// As for Turing: no asynchronous copies, multiplications of eight rows, fewer stages.
+    Turing,
+}
+
 /// Whether this process has the emulated driver. Where it has not, the test `name` is run in one that
 /// has, on a machine shaped by `settings` (see `driver.cpp`), and must pass there; without a C++
 /// compiler it is skipped, with a message.
@@ -19,10 +29,18 @@ const CHILD: &str = "REQUANT_EMULATED_CHILD";
 /// # Panics
 /// Where the emulator does not compile or the test fails.
 pub fn is_emulated(name: &str, settings: &str) -> bool {
+    is_emulated_as(Form::Any, name, settings)
+}
+
+/// As [`is_emulated`], with the kernels in a form of one's choice.
+///
+/// # Panics
+/// Where the emulator does not compile or the test fails.
+pub fn is_emulated_as(form: Form, name: &str, settings: &str) -> bool {
     if env::var_os(CHILD).is_some() {
         return true;
     }
-    match library() {
+    match library_as(form) {
         Some(library) => rerun(name, settings, library.parent().expect("a folder")),
         None => println!("skipped: no C++ compiler to build the emulated device with"),
     }
@@ -56,29 +74,46 @@ pub fn is_child() -> bool {
 /// # Panics
 /// Where it does not compile.
 pub fn library() -> Option<&'static Path> {
-    static LIBRARY: OnceLock<Option<PathBuf>> = OnceLock::new();
-    LIBRARY
-        .get_or_init(|| build().expect("the emulator"))
+    library_as(Form::Any)
+}
+
+/// As [`library`], with the kernels in a form of one's choice.
+///
+/// # Panics
+/// Where it does not compile.
+pub fn library_as(form: Form) -> Option<&'static Path> {
+    static ANY: OnceLock<Option<PathBuf>> = OnceLock::new();
+    static TURING: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let library = match form {
+        Form::Any => &ANY,
+        Form::Turing => &TURING,
+    };
+    library
+        .get_or_init(|| build(form).expect("the emulator"))
         .as_deref()
 }
 
-fn build() -> io::Result<Option<PathBuf>> {
+fn build(form: Form) -> io::Result<Option<PathBuf>> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels-cuda");
     let compiler = env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     if Command::new(compiler).arg("--version").output().is_err() {
         return Ok(None);
     }
+    let (folder, argument) = match form {
+        Form::Any => ("emulated-cuda", None),
+        Form::Turing => ("emulated-cuda-turing", Some("turing")),
+    };
     // Beside the test programs: target/PROFILE/deps/PROGRAM.
     let program = env::current_exe()?;
     let profile = program.ancestors().nth(2).unwrap_or(&program);
-    let library = profile.join("emulated-cuda/libcuda.so");
+    let library = profile.join(folder).join("libcuda.so");
     let made = fs::metadata(&library).and_then(|data| data.modified());
     let newest = newest(&sources.join("cuda"))?.max(newest(&sources.join("emulator"))?);
     if made.is_ok_and(|made| made > newest) {
         return Ok(Some(library));
     }
     let script = sources.join("emulator/build.sh");
-    let output = Command::new(script).arg(&library).output()?;
+    let output = Command::new(script).arg(&library).args(argument).output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     Ok(Some(library))

@@ -40,7 +40,7 @@ struct BitReader {
   MEMBER BitReader(const ProductParams& params, int32_t group, int32_t row0, int32_t slice) : p(params) {
     word = threadIdx.x % 8;
     row = threadIdx.x / 8;
-    x = p.x + static_cast<int64_t>(group) * p.group_channels;
+    x = p.x + group * p.x_step;
 #pragma unroll
     for (int i = 0; i < kRows; i++) pixels[i] = pixel_of(p, row0 + row + i * kRowStep);
     next_k = slice * kBitSlice + word * 32;
@@ -89,8 +89,8 @@ struct BitReader {
 
 // Adds what bits of pixels and weights count, of one fragment.
 template <bool is_xor, int planes>
-DEVICE void count_bits(int32_t (&acc)[4], const uint32_t (&a)[4], const uint32_t (&not_a)[4], const uint32_t (&first)[2],
-                       const uint32_t (&second)[2]) {
+DEVICE void count_bits(int32_t (&acc)[4], const uint32_t (&a)[4], [[maybe_unused]] const uint32_t (&not_a)[4],
+                       const uint32_t (&first)[2], const uint32_t (&second)[2]) {
   if constexpr (is_xor) {
 #ifdef REQUANT_BITS_XOR
     count_xor(acc, a, first[0], first[1]);
@@ -191,8 +191,9 @@ DEVICE void bit_product(const ProductParams& p) {
   finish_tile<finish_kind, kBitTile, kBitTile, kThreads>(p, smem, acc, group, row0, column0, warp_m, warp_n);
 }
 
+// With two planes of weights most devices have shared memory for no more than three blocks.
 #define BIT_PRODUCT(name, is_xor, planes, finish_kind)                                             \
-  KERNEL(name, ProductParams, kThreads, 4) { bit_product<is_xor, planes, finish_kind>(p); }
+  KERNEL(name, ProductParams, kThreads, planes == 2 ? 3 : 4) { bit_product<is_xor, planes, finish_kind>(p); }
 
 #ifdef REQUANT_BITS_XOR
 BIT_PRODUCT(bit_product_xor_1_rhu, true, 1, FINISH_RHU)

@@ -1,5 +1,5 @@
 // Convolutions and products without tensor units: depthwise ones, which have too little to multiply,
-// and whatever is rare (weights that are computed, products of two activations).
+// and whatever is rare (weights that are computed, products of two activations that operands.cuh does not take).
 #pragma once
 
 #include "epilogue.h"

@@ -242,9 +242,8 @@ DEVICE int32_t finish(const Epilogue& e, int32_t acc, int32_t channel, int64_t i
     int32_t other = load_int(e.other, e.other_type, index);
     if (e.join == JOIN_RESIDUAL) {
       const Channel& c = e.channels[e.single ? 0 : channel];
-      int32_t m_other = e.channels[channel].m_other;
       int64_t aligned = (static_cast<int64_t>(other) - e.other_zero_point) * 256;
-      int64_t v = round_half_up(static_cast<int64_t>(acc) * c.m + aligned * m_other, c.s) + e.zero_point;
+      int64_t v = round_half_up(static_cast<int64_t>(acc) * c.m + aligned * c.m_other, c.s) + e.zero_point;
       value = static_cast<int32_t>(v < e.lo ? e.lo : v > e.hi ? e.hi : v);
     } else {
       int32_t own = requantize(e, acc, channel);

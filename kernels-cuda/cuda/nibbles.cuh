@@ -2,7 +2,7 @@
 // 4 bits, where there are units for both, twice the products an instruction.
 //
 // A slice of 64 elements of K is 32 bytes of a row: byte 16c + j holds element 16c + j in its high half and
-// element 32 + 16c + j in its low one (`nibbles` in ../src/ops/nibbles.rs). So of a word `v` of a fragment,
+// element 32 + 16c + j in its low one (`nibble_of` in ../src/layout.rs). So of a word `v` of a fragment,
 // `v & 0xf0f0f0f0` is four bytes of the fragment that the slice's first step of 32 multiplies, and
 // `(v << 4) & 0xf0f0f0f0` four of the second's: weights times 16, in three operations for eight of them. Sums
 // come out times 16; the host has proved that they fit 32 bits all the same, and a shift takes it back.

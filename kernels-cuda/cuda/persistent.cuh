@@ -75,6 +75,29 @@ struct TileAt {
   }
 };
 
+// Puts 32 channels of a warp's sums of 16 pixels into its memory, rows apart so that no bank is met twice: block
+// `turn` of its two halves of fragments.
+constexpr int kSumPitch = 33;
+
+template <int fragments>
+DEVICE void share_block(const int32_t (&acc)[2][1][fragments][4], int32_t turn, int32_t* sums) {
+  constexpr int kBlocks = fragments / 4;
+  const int32_t quad = threadIdx.x % 32 / 4, within = threadIdx.x % 4;
+#pragma unroll
+  for (int half = 0; half < 2; half++)
+#pragma unroll
+    for (int block = 0; block < kBlocks; block++) {
+      if (half * kBlocks + block != turn) continue;
+#pragma unroll
+      for (int n = 0; n < 4; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const int32_t row = i / 2 * 8 + quad, column = within * 8 + n * 2 + i % 2;
+          sums[row * kSumPitch + column] = acc[half][0][block * 4 + n][i];
+        }
+    }
+}
+
 // Stores a warp's sums of 16 pixels and the channels of its fragments, or 32 pixels where the two halves lie
 // below one another.
 template <int finish_kind, int fragments, bool below>
@@ -83,44 +106,53 @@ DEVICE void finish_warp(const ProductParams& p, uint8_t* own, const int32_t (&ac
   constexpr int kColumns = fragments * 8;
   // The second half is that of the warpgroup's other 64 pixels, or of the tile's other channels.
   constexpr int kBelow = below ? 64 : 0, kBeside = below ? 0 : kColumns;
+  const Epilogue& e = p.epilogue;
   const int32_t lane = threadIdx.x % 32;
   if constexpr (finish_kind != FINISH_ANY) {
+    if (e.out_type != TYPE_I16) {
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      finish_bytes<finish_kind, 16, kColumns, 32>(p, own, acc[half], 0, row0 + half * kBelow,
-                                                  column0 + half * kBeside, 0, 0, lane, warp_sync);
-      // Until all lanes have read what the next half is stored over.
-      warp_sync();
+      for (int half = 0; half < 2; half++) {
+        finish_bytes<finish_kind, 16, kColumns, 32, false>(p, own, acc[half], 0, row0 + half * kBelow,
+                                                           column0 + half * kBeside, 0, 0, lane, warp_sync);
+        // Until all lanes have read what the next half is stored over.
+        warp_sync();
+      }
+      return;
     }
-  } else {
-    // 32 channels of sums at a time, whose rows are apart so that no bank is met twice, then element by element.
-    constexpr int kBlocks = fragments / 4, kPitch = 33;
-    int32_t* sums = reinterpret_cast<int32_t*>(own);
-    const int32_t quad = lane / 4, within = lane % 4;
+  }
+  // 32 channels of sums at a time, then results of 16 bits, and accumulators that are the results themselves, by
+  // four, and others element by element.
+  constexpr int kBlocks = fragments / 4;
+  static_assert(16 * kSumPitch * 4 <= kWarpBytes, "they fit a warp's memory");
+  const bool aligned = p.channels % 4 == 0 && p.channels_total % 4 == 0;
+  const bool by_four = finish_kind != FINISH_ANY || is_raw(p);
+  int32_t* sums = reinterpret_cast<int32_t*>(own);
 #pragma unroll 1
-    for (int32_t turn = 0; turn < 2 * kBlocks; turn++) {
+  for (int32_t turn = 0; turn < 2 * kBlocks; turn++) {
+    share_block<fragments>(acc, turn, sums);
+    warp_sync();
+    const int32_t half = turn / kBlocks;
+    const int32_t first = row0 + half * kBelow, columns = column0 + half * kBeside + turn % kBlocks * 32;
+    if (by_four) {
+#pragma unroll 1
+      for (int32_t i = lane / 8; i < 16; i += 4) {
+        const int32_t column = columns + lane % 8 * 4;
+        if (first + i >= p.rows || column >= p.channels) continue;
+        Bytes16 four;
 #pragma unroll
-      for (int half = 0; half < 2; half++)
-#pragma unroll
-        for (int block = 0; block < kBlocks; block++) {
-          if (half * kBlocks + block != turn) continue;
-#pragma unroll
-          for (int n = 0; n < 4; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-              const int32_t row = i / 2 * 8 + quad, column = within * 8 + n * 2 + i % 2;
-              sums[row * kPitch + column] = acc[half][0][block * 4 + n][i];
-            }
+        for (int at = 0; at < 4; at++) {
+          four.word[at] = static_cast<uint32_t>(sums[i * kSumPitch + lane % 8 * 4 + at]);
         }
-      warp_sync();
-      const int32_t half = turn / kBlocks;
-      const int32_t row = row0 + half * kBelow, column = column0 + half * kBeside + turn % kBlocks * 32 + lane;
+        store_four<finish_kind>(p, four, 0, first + i, column, aligned);
+      }
+    } else {
+      const int32_t column = columns + lane;
 #pragma unroll 1
       for (int32_t i = 0; i < 16; i++) {
-        if (row + i < p.rows && column < p.channels) finish_sum(p, sums[i * kPitch + lane], 0, row + i, column);
+        if (first + i < p.rows && column < p.channels) finish_sum(p, sums[i * kSumPitch + lane], 0, first + i, column);
       }
-      warp_sync();
     }
+    warp_sync();
   }
 }
 

@@ -5,6 +5,10 @@
 
 #include <stdint.h>
 
+// Turing has no asynchronous copies and multiplies eight rows at a time; the emulator is built in this form too.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define REQUANT_TURING
+#endif
 // How copies by tile find a matrix in memory: what the driver makes of addresses and sizes, and nobody else
 // looks into.
 struct alignas(128) TensorMap {
@@ -63,17 +67,17 @@ DEVICE void thread_fence() { __threadfence(); }
 
 // 16 bytes from global to shared memory, asynchronously where the hardware can; zeros unless `take`.
 DEVICE void copy16_async(void* to, const void* from, bool take) {
-#if __CUDA_ARCH__ >= 800
+#ifdef REQUANT_TURING
+  *static_cast<uint4*>(to) = take ? *static_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+#else
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(take ? 16 : 0)
                : "memory");
-#else
-  *static_cast<uint4*>(to) = take ? *static_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
 #endif
 }
 
 DEVICE void copies_commit() {
-#if __CUDA_ARCH__ >= 800
+#ifndef REQUANT_TURING
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
@@ -81,7 +85,7 @@ DEVICE void copies_commit() {
 // Waits until at most `pending` of this thread's groups of copies are under way.
 template <int pending>
 DEVICE void copies_wait() {
-#if __CUDA_ARCH__ >= 800
+#ifndef REQUANT_TURING
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 #endif
 }
@@ -94,34 +98,52 @@ DEVICE void load_matrices(uint32_t (&to)[4], const void* row) {
                : "r"(shared_address(row)));
 }
 
-#if __CUDA_ARCH__ >= 800
-#define REQUANT_MMA(types)                                                                         \
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." types                                      \
-               ".s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                        \
+#ifdef REQUANT_TURING
+// c (8x8) += a (8xk) * b (kx8), of which a lane holds two accumulators and a word of each operand.
+#define REQUANT_MMA_PART(shape, types, operation)                                                  \
+  asm volatile("mma.sync.aligned." shape ".row.col.s32." types ".s32" operation                    \
+               " {%0,%1}, {%2}, {%3}, {%0,%1};"                                                    \
+               : "+r"(c0), "+r"(c1)                                                                \
+               : "r"(a), "r"(b))
+
+template <bool is_unsigned>
+DEVICE void multiply_part(int32_t& c0, int32_t& c1, uint32_t a, uint32_t b) {
+  if constexpr (is_unsigned) {
+    REQUANT_MMA_PART("m8n8k16", "u8.s8", "");
+  } else {
+    REQUANT_MMA_PART("m8n8k16", "s8.s8", "");
+  }
+}
+
+template <bool is_unsigned>
+DEVICE void multiply_part_4(int32_t& c0, int32_t& c1, uint32_t a, uint32_t b) {
+  if constexpr (is_unsigned) {
+    REQUANT_MMA_PART("m8n8k32", "u4.s4", "");
+  } else {
+    REQUANT_MMA_PART("m8n8k32", "s4.s4", "");
+  }
+}
+
+DEVICE void count_xor_part(int32_t& c0, int32_t& c1, uint32_t a, uint32_t b) {
+  REQUANT_MMA_PART("m8n8k128", "b1.b1", ".xor.popc");
+}
+#else
+#define REQUANT_MMA(shape, types, operation)                                                       \
+  asm volatile("mma.sync.aligned." shape ".row.col.s32." types ".s32" operation                    \
+               " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                            \
                : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                                    \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
-#else
-// Turing multiplies 8x8x16: four of them, over the same fragments.
-#define REQUANT_MMA_PART(types, part, left, right)                                                 \
-  asm volatile("mma.sync.aligned.m8n8k16.row.col.s32." types ".s32 {%0,%1}, {%2}, {%3}, {%0,%1};"  \
-               : "+r"(c[part]), "+r"(c[part + 1])                                                  \
-               : "r"(left), "r"(right))
-#define REQUANT_MMA(types)                                                                         \
-  REQUANT_MMA_PART(types, 0, a[0], b0);                                                            \
-  REQUANT_MMA_PART(types, 0, a[2], b1);                                                            \
-  REQUANT_MMA_PART(types, 2, a[1], b0);                                                            \
-  REQUANT_MMA_PART(types, 2, a[3], b1)
-#endif
 
 // c (16x8) += a (16x32) * b (32x8) in 32 bits that wrap; a unsigned or signed, b signed.
 template <bool is_unsigned>
 DEVICE void multiply_add(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (is_unsigned) {
-    REQUANT_MMA("u8.s8");
+    REQUANT_MMA("m16n8k32", "u8.s8", "");
   } else {
-    REQUANT_MMA("s8.s8");
+    REQUANT_MMA("m16n8k32", "s8.s8", "");
   }
 }
+#endif
 
 // acc plus the products of four bytes each; x unsigned or signed, w signed.
 template <bool is_unsigned>
@@ -140,43 +162,22 @@ DEVICE int32_t dot4(uint32_t x, uint32_t w, int32_t acc) {
 #define REQUANT_FOUR_BITS
 #define REQUANT_BITS_XOR
 
-#if __CUDA_ARCH__ >= 800
-#define REQUANT_MMA_NARROW(shape, types, operation)                                                \
-  asm volatile("mma.sync.aligned." shape ".row.col.s32." types ".s32" operation                    \
-               " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                            \
-               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                                    \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
-#define REQUANT_MMA_4(types) REQUANT_MMA_NARROW("m16n8k64", types, "")
-#define REQUANT_MMA_BITS(operation) REQUANT_MMA_NARROW("m16n8k256", "b1.b1", operation)
-#else
-#define REQUANT_MMA_NARROW_PART(shape, types, operation, part, left, right)                        \
-  asm volatile("mma.sync.aligned." shape ".row.col.s32." types ".s32" operation                    \
-               " {%0,%1}, {%2}, {%3}, {%0,%1};"                                                    \
-               : "+r"(c[part]), "+r"(c[part + 1])                                                  \
-               : "r"(left), "r"(right))
-#define REQUANT_MMA_NARROW(shape, types, operation)                                                \
-  REQUANT_MMA_NARROW_PART(shape, types, operation, 0, a[0], b0);                                   \
-  REQUANT_MMA_NARROW_PART(shape, types, operation, 0, a[2], b1);                                   \
-  REQUANT_MMA_NARROW_PART(shape, types, operation, 2, a[1], b0);                                   \
-  REQUANT_MMA_NARROW_PART(shape, types, operation, 2, a[3], b1)
-#define REQUANT_MMA_4(types) REQUANT_MMA_NARROW("m8n8k32", types, "")
-#define REQUANT_MMA_BITS(operation) REQUANT_MMA_NARROW("m8n8k128", "b1.b1", operation)
-#endif
-
+#ifndef REQUANT_TURING
 // c (16x8) += a (16x64) * b (64x8), 4 bits an element; a unsigned or signed, b signed.
 template <bool is_unsigned>
 DEVICE void multiply_add_4(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (is_unsigned) {
-    REQUANT_MMA_4("u4.s4");
+    REQUANT_MMA("m16n8k64", "u4.s4", "");
   } else {
-    REQUANT_MMA_4("s4.s4");
+    REQUANT_MMA("m16n8k64", "s4.s4", "");
   }
 }
 
 // c (16x8) += in how many bits a (16x256) and b (256x8) differ.
 DEVICE void count_xor(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  REQUANT_MMA_BITS(".xor.popc");
+  REQUANT_MMA("m16n8k256", "b1.b1", ".xor.popc");
 }
+#endif
 #endif
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -185,10 +186,7 @@ DEVICE void count_xor(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint
 
 // c (16x8) += how many bits a (16x256) and b (256x8) have in common.
 DEVICE void count_and(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc"
-               " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  REQUANT_MMA("m16n8k256", "b1.b1", ".and.popc");
 }
 
 // Hopper's warpgroups: four warps that multiply tiles of shared memory, asynchronously.
@@ -428,6 +426,31 @@ DEVICE void copy_tile_to_both(void* to, const TensorMap* map, int32_t x, int32_t
 #endif  // __CUDA_ARCH_FEAT_SM90_ALL
 
 #endif  // REQUANT_EMULATED
+
+#ifdef REQUANT_TURING
+// Four multiplications of eight rows make one of sixteen and twice the depth, over the same fragments.
+template <typename Part>
+DEVICE void multiply_by_parts(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Part part) {
+  part(c[0], c[1], a[0], b0);
+  part(c[0], c[1], a[2], b1);
+  part(c[2], c[3], a[1], b0);
+  part(c[2], c[3], a[3], b1);
+}
+
+template <bool is_unsigned>
+DEVICE void multiply_add(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_by_parts(c, a, b0, b1, multiply_part<is_unsigned>);
+}
+
+template <bool is_unsigned>
+DEVICE void multiply_add_4(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_by_parts(c, a, b0, b1, multiply_part_4<is_unsigned>);
+}
+
+DEVICE void count_xor(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_by_parts(c, a, b0, b1, count_xor_part);
+}
+#endif
 
 // Sixteen bytes that move as one.
 struct alignas(16) Bytes16 {

@@ -9,7 +9,7 @@
 
 constexpr int kThreads = 128;
 constexpr int kSlice = 64;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#ifdef REQUANT_TURING
 constexpr int kStages = 3;
 #else
 constexpr int kStages = 4;

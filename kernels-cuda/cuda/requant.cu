@@ -6,6 +6,7 @@
 #include "rows.cuh"
 #include "bits.cuh"
 #include "direct.cuh"
+#include "operands.cuh"
 #include "maps.cuh"
 #include "pools.cuh"
 #include "norms.cuh"

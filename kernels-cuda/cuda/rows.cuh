@@ -12,7 +12,7 @@ DEVICE void row_product(const ProductParams& p) {
   SHARED(smem);
   const int32_t tid = threadIdx.x, lane = tid % 32, group = blockIdx.z;
   const int32_t chunks = p.slices * (kPadded / 16);
-  const uint8_t* x = p.x + static_cast<int64_t>(group) * p.group_channels;
+  const uint8_t* x = p.x + group * p.x_step;
 #pragma unroll 1
   for (int32_t at = tid; at < rows * chunks; at += kThreads) {
     const int32_t row = at / chunks, chunk = at % chunks, k = chunk * 16;

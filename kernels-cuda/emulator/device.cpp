@@ -210,24 +210,37 @@ void cluster_barrier() {
   while (cluster_generation == generation) pause({"the threads of its cluster", 0, 0});
 }
 
+namespace {
+
+void perform(const Copy& copy) {
+  if (copy.take) {
+    memcpy(copy.to, copy.from, 16);
+  } else {
+    memset(copy.to, 0, 16);
+  }
+}
+
+Copy checked(void* to, const void* from, bool take) {
+  if (!in_shared(to, 16) || reinterpret_cast<uintptr_t>(from) % 16 != 0) fault("a copy of 16 bytes is not aligned");
+  return Copy{to, from, take};
+}
+
+}  // namespace
+
 // Copies happen as late as they may, so that a wait that is missing shows as poison.
 void copy16(void* to, const void* from, bool take) {
-  if (!in_shared(to, 16) || reinterpret_cast<uintptr_t>(from) % 16 != 0) fault("a copy of 16 bytes is not aligned");
-  here->copies[me()].back().push_back(Copy{to, from, take});
+  here->copies[me()].back().push_back(checked(to, from, take));
 }
+
+// Where there are no asynchronous ones.
+void copy16_now(void* to, const void* from, bool take) { perform(checked(to, from, take)); }
 
 void commit_copies() { here->copies[me()].emplace_back(); }
 
 void wait_for_copies(int pending) {
   auto& groups = here->copies[me()];
   while (groups.size() > static_cast<size_t>(pending) + 1) {
-    for (const Copy& copy : groups.front()) {
-      if (copy.take) {
-        memcpy(copy.to, copy.from, 16);
-      } else {
-        memset(copy.to, 0, 16);
-      }
-    }
+    for (const Copy& copy : groups.front()) perform(copy);
     groups.pop_front();
   }
 }
@@ -276,55 +289,46 @@ int32_t integer(uint32_t word, int bits, int which, bool is_unsigned) {
 // The fragments of m16n8k32 (8 bits), m16n8k64 (4 bits) and m16n8k256 (1 bit) as PTX lays them over the
 // lanes: lane = 4 group + part, a word holds n = 32/bits elements; a[i] holds row group + 8(i%2),
 // k = 4n(i/2) + n part + element; b[i] column group, k = 4n i + n part + element; c[i] row group + 8(i/2),
-// column 2 part + i%2. `term` gives what two elements add.
-template <typename Term>
-void multiply_fragments(Lane* lanes, int bits, bool is_unsigned, bool right_unsigned, Term term) {
-  const int each = 32 / bits;
+// column 2 part + i%2. Those of Turing's m8n8k16, m8n8k32 and m8n8k128 are the first word of each operand
+// and the first two of c.
+template <typename Sum>
+void multiply_fragments(Lane* lanes, const Multiply& how, Sum term) {
+  const int each = 32 / how.bits, halves = how.rows / 8;
   static int32_t left[16][256], right[8][256];
   for (int lane = 0; lane < kWarp; lane++) {
     const int group = lane / 4, part = lane % 4;
     const uint32_t* a = static_cast<const uint32_t*>(lanes[lane].left);
     const uint32_t* b = static_cast<const uint32_t*>(lanes[lane].right);
     for (int element = 0; element < each; element++) {
-      for (int i = 0; i < 4; i++) {
+      for (int i = 0; i < halves * halves; i++) {
         const int k = i / 2 * 4 * each + part * each + element;
-        left[group + i % 2 * 8][k] = integer(a[i], bits, element, is_unsigned);
+        left[group + i % 2 * 8][k] = integer(a[i], how.bits, element, how.is_unsigned);
       }
-      for (int i = 0; i < 2; i++) {
-        right[group][i * 4 * each + part * each + element] = integer(b[i], bits, element, right_unsigned);
+      for (int i = 0; i < halves; i++) {
+        right[group][i * 4 * each + part * each + element] = integer(b[i], how.bits, element, how.term != Term::kProduct);
       }
     }
   }
   for (int lane = 0; lane < kWarp; lane++) {
     int32_t* c = static_cast<int32_t*>(lanes[lane].result);
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 2 * halves; i++) {
       const int32_t* row = left[lane / 4 + i / 2 * 8];
       const int32_t* column = right[lane % 4 * 2 + i % 2];
       int32_t sum = 0;
-      for (int k = 0; k < 8 * each; k++) sum += term(row[k], column[k]);
+      for (int k = 0; k < 4 * halves * each; k++) sum += term(row[k], column[k]);
       c[i] = static_cast<int32_t>(static_cast<uint32_t>(c[i]) + static_cast<uint32_t>(sum));
     }
   }
 }
 
-int32_t product(int32_t a, int32_t b) { return a * b; }
-
 }  // namespace
 
-void multiply_add(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_unsigned) {
-  together(Lane{c, a, b}, [is_unsigned](Lane* lanes) { multiply_fragments(lanes, 8, is_unsigned, false, product); });
-}
-
-void multiply_add_4(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_unsigned) {
-  together(Lane{c, a, b}, [is_unsigned](Lane* lanes) { multiply_fragments(lanes, 4, is_unsigned, false, product); });
-}
-
-void count_bits(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_xor) {
-  together(Lane{c, a, b}, [is_xor](Lane* lanes) {
-    if (is_xor) {
-      multiply_fragments(lanes, 1, true, true, [](int32_t a, int32_t b) { return a ^ b; });
-    } else {
-      multiply_fragments(lanes, 1, true, true, [](int32_t a, int32_t b) { return a & b; });
+void multiply_add(int32_t* c, const uint32_t* a, const uint32_t* b, Multiply how) {
+  together(Lane{c, a, b}, [how](Lane* lanes) {
+    switch (how.term) {
+      case Term::kProduct: multiply_fragments(lanes, how, [](int32_t a, int32_t b) { return a * b; }); break;
+      case Term::kDiffer: multiply_fragments(lanes, how, [](int32_t a, int32_t b) { return a ^ b; }); break;
+      case Term::kBoth: multiply_fragments(lanes, how, [](int32_t a, int32_t b) { return a & b; }); break;
     }
   });
 }

@@ -9,10 +9,13 @@
 
 #define DEVICE static inline
 #define MEMBER inline
-#define REQUANT_WGMMA
+// Turing's form has Turing's units alone, the other those of all later devices.
 #define REQUANT_FOUR_BITS
 #define REQUANT_BITS_XOR
+#ifndef REQUANT_TURING
+#define REQUANT_WGMMA
 #define REQUANT_BITS_AND
+#endif
 
 namespace emulated {
 
@@ -29,13 +32,20 @@ uint8_t* shared_memory();
 void barrier();
 void warp_sync();
 void copy16(void* to, const void* from, bool take);
+void copy16_now(void* to, const void* from, bool take);
 void commit_copies();
 void wait_for_copies(int pending);
 int64_t exchange(int64_t value, int distance);
 void load_matrices(uint32_t* to, const void* row);
-void multiply_add(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_unsigned);
-void multiply_add_4(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_unsigned);
-void count_bits(int32_t* c, const uint32_t* a, const uint32_t* b, bool is_xor);
+// How a warp multiplies: bits of an element, rows, and what two elements add.
+enum class Term { kProduct, kDiffer, kBoth };
+struct Multiply {
+  int bits;
+  int rows;  // 16, or 8 of half the depth
+  bool is_unsigned;
+  Term term = Term::kProduct;
+};
+void multiply_add(int32_t* c, const uint32_t* a, const uint32_t* b, Multiply how);
 uint64_t tile_descriptor(const void* tile);
 void group_multiply_add(int32_t* c, uint64_t a, uint64_t b, int columns, bool is_unsigned);
 void group_commit();
@@ -110,34 +120,60 @@ DEVICE float fma_f32(float a, float b, float c) { return fmaf(a, b, c); }
 DEVICE double mul_f64(double a, double b) { return a * b; }
 DEVICE double div_f64(double a, double b) { return a / b; }
 
+#ifdef REQUANT_TURING
+DEVICE void copy16_async(void* to, const void* from, bool take) { emulated::copy16_now(to, from, take); }
+DEVICE void copies_commit() {}
+template <int pending>
+DEVICE void copies_wait() {}
+#else
 DEVICE void copy16_async(void* to, const void* from, bool take) { emulated::copy16(to, from, take); }
 DEVICE void copies_commit() { emulated::commit_copies(); }
 template <int pending>
 DEVICE void copies_wait() {
   emulated::wait_for_copies(pending);
 }
+#endif
 
 DEVICE void load_matrices(uint32_t (&to)[4], const void* row) { emulated::load_matrices(to, row); }
 
+#ifdef REQUANT_TURING
+DEVICE void multiply_eight(int32_t& c0, int32_t& c1, uint32_t a, uint32_t b, emulated::Multiply how) {
+  int32_t c[2] = {c0, c1};
+  emulated::multiply_add(c, &a, &b, how);
+  c0 = c[0];
+  c1 = c[1];
+}
+template <bool is_unsigned>
+DEVICE void multiply_part(int32_t& c0, int32_t& c1, uint32_t a, uint32_t b) {
+  multiply_eight(c0, c1, a, b, {8, 8, is_unsigned});
+}
+template <bool is_unsigned>
+DEVICE void multiply_part_4(int32_t& c0, int32_t& c1, uint32_t a, uint32_t b) {
+  multiply_eight(c0, c1, a, b, {4, 8, is_unsigned});
+}
+DEVICE void count_xor_part(int32_t& c0, int32_t& c1, uint32_t a, uint32_t b) {
+  multiply_eight(c0, c1, a, b, {1, 8, true, emulated::Term::kDiffer});
+}
+#else
+DEVICE void multiply_sixteen(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, emulated::Multiply how) {
+  const uint32_t b[2] = {b0, b1};
+  emulated::multiply_add(c, a, b, how);
+}
 template <bool is_unsigned>
 DEVICE void multiply_add(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  const uint32_t b[2] = {b0, b1};
-  emulated::multiply_add(c, a, b, is_unsigned);
+  multiply_sixteen(c, a, b0, b1, {8, 16, is_unsigned});
 }
-
 template <bool is_unsigned>
 DEVICE void multiply_add_4(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  const uint32_t b[2] = {b0, b1};
-  emulated::multiply_add_4(c, a, b, is_unsigned);
+  multiply_sixteen(c, a, b0, b1, {4, 16, is_unsigned});
 }
 DEVICE void count_xor(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  const uint32_t b[2] = {b0, b1};
-  emulated::count_bits(c, a, b, true);
+  multiply_sixteen(c, a, b0, b1, {1, 16, true, emulated::Term::kDiffer});
 }
 DEVICE void count_and(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  const uint32_t b[2] = {b0, b1};
-  emulated::count_bits(c, a, b, false);
+  multiply_sixteen(c, a, b0, b1, {1, 16, true, emulated::Term::kBoth});
 }
+#endif
 
 template <bool is_unsigned>
 DEVICE int32_t dot4(uint32_t x, uint32_t w, int32_t acc) {

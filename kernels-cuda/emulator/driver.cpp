@@ -3,7 +3,8 @@
 // graphs runs without a GPU.
 //
 // REQUANT_EMULATED shapes the machine, as NAME=VALUE[,NAME=VALUE]...: `init` (what cuInit answers),
-// `driver` (version), `devices`, `major` and `minor` (compute capability), `multiprocessors`, `memory` (bytes),
+// `driver` (version), `devices`, `major` and `minor` (compute capability), `multiprocessors`, `memory` and
+// `shared` (bytes, the latter of a block),
 // `fault` (number of a device's launch from which on everything fails), `faulty` (the one device that this
 // befalls, all without it), `recover` (whether a reset of the context ends that), `faults` (how often that
 // happens, each after so many launches; once), `reset` (milliseconds that a reset takes), `pause`
@@ -44,6 +45,13 @@ enum Result {
   kNotSupported = 801,
 };
 
+// The compute capability, where nothing else is set.
+#ifdef REQUANT_TURING
+constexpr int kMajor = 7, kMinor = 5;
+#else
+constexpr int kMajor = 9, kMinor = 0;
+#endif
+
 long long setting(const char* name, long long otherwise) {
   const char* all = getenv("REQUANT_EMULATED");
   const size_t length = strlen(name);
@@ -51,6 +59,17 @@ long long setting(const char* name, long long otherwise) {
     if (strncmp(at, name, length) == 0 && at[length] == '=') return atoll(at + length + 1);
   }
   return otherwise;
+}
+
+// Bytes of shared memory that a block has without asking, and with.
+constexpr long long kShared = 48 << 10;
+long long most_shared() {
+  const long long capability = setting("major", kMajor) * 10 + setting("minor", kMinor);
+  const long long kilobytes = capability < 80 ? 64
+                              : capability == 80 || capability == 87 ? 163
+                              : capability < 90 || capability >= 120 ? 99
+                                                                     : 227;
+  return setting("shared", kilobytes << 10);
 }
 
 struct Work {
@@ -86,6 +105,8 @@ struct Device {
   long long faults = 0;
   size_t used = 0;
   std::set<const void*> pinned;
+  // What kernels have asked for.
+  std::map<const emulated::Kernel*, long long> shared;
   // The primary context is the number of those before it, and lives while somebody retains it.
   uintptr_t context = 1;
   int retained = 0;
@@ -214,9 +235,9 @@ API Result cuDeviceGetAttribute(int* value, int attribute, int) {
     case 13: *value = 1000000; return kSuccess;                                      // clock, kHz
     case 16: *value = static_cast<int>(setting("multiprocessors", 4)); return kSuccess;
     case 38: *value = 1 << 20; return kSuccess;                                      // shared cache
-    case 75: *value = static_cast<int>(setting("major", 9)); return kSuccess;
-    case 76: *value = static_cast<int>(setting("minor", 0)); return kSuccess;
-    case 97: *value = static_cast<int>(setting("shared", 227 << 10)); return kSuccess;  // with opting in
+    case 75: *value = static_cast<int>(setting("major", kMajor)); return kSuccess;
+    case 76: *value = static_cast<int>(setting("minor", kMinor)); return kSuccess;
+    case 97: *value = static_cast<int>(most_shared()); return kSuccess;  // with opting in
     default: return kInvalidValue;
   }
 }
@@ -454,7 +475,13 @@ API Result cuModuleGetFunction(void** function, void*, const char* name) {
   return kNotFound;
 }
 
-API Result cuFuncSetAttribute(void*, int, int) { return check(); }
+API Result cuFuncSetAttribute(void* function, int attribute, int value) {
+  Guard guard(machine.lock);
+  if (Result error = check()) return error;
+  if (attribute != 8 || value < 0 || value > most_shared()) return kInvalidValue;  // dynamic shared memory
+  device().shared[static_cast<const emulated::Kernel*>(function)] = value;
+  return kSuccess;
+}
 
 API Result cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                           unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream, void** params,
@@ -464,7 +491,10 @@ API Result cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsi
   const bool valid = block_x == static_cast<unsigned>(kernel->threads) && block_y == 1 && block_z == 1 &&
                      grid_x >= 1 && grid_y >= 1 && grid_z >= 1 && grid_y <= 65535 && grid_z <= 65535 &&
                      grid_x % kernel->cluster == 0 && kernel->bytes <= emulated::kMostParameters;
-  if (!valid) return kInvalidValue;
+  const auto& shared = device().shared;
+  const auto asked = shared.find(kernel);
+  const long long room = asked == shared.end() ? kShared : asked->second > kShared ? asked->second : kShared;
+  if (!valid || shared_bytes > room) return kInvalidValue;
   const uint8_t* bytes = static_cast<const uint8_t*>(params[0]);
   return submit(stream, Work{kernel, {grid_x, grid_y, grid_z}, kernel->threads, shared_bytes,
                              std::vector<uint8_t>(bytes, bytes + kernel->bytes), nullptr, nullptr, 0, 0});

@@ -92,26 +92,26 @@ pub enum Form {
     Any,
 }
 
-/// An epilogue whose parameters are on the device.
-#[derive(Debug)]
-pub struct Uploaded {
-    /// What kernels take, but for the second operand's address.
-    pub params: Epilogue,
+/// An epilogue as kernels read it, in the host's memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Encoded {
+    /// The channels, then thresholds and table, where there are any.
+    pub bytes: Vec<u8>,
+    params: Epilogue,
     form: Form,
-    memory: DeviceMemory,
+    table_bytes: usize,
 }
 
-impl Uploaded {
-    /// Uploads the parameters of `channels` channels.
+impl Encoded {
+    /// Writes the parameters of `entries` channels.
     ///
     /// `bias` gives what is added to each accumulator, the input's zero point included; `weight_sum`
     /// the sum of a channel's weights where the zero point is known only at run time. Entry `i` of the
     /// table belongs to channel `channel_of(i)` of the requantization; entries without one are zeros.
     ///
     /// # Errors
-    /// Types that no kernel takes; a device that fails.
+    /// Types that no kernel takes.
     pub fn new(
-        context: &Arc<Context>,
         finish: &Finish,
         entries: usize,
         channel_of: impl Fn(usize) -> Option<usize>,
@@ -146,22 +146,68 @@ impl Uploaded {
             bytes.extend_from_slice(data);
             start as u64
         };
-        let channels_at = place(&channel_bytes(&table));
-        let tau_at = place(
+        params.channels = place(&channel_bytes(&table));
+        params.tau = place(
             &tau.iter()
                 .flat_map(|t| t.to_le_bytes())
                 .collect::<Vec<u8>>(),
         );
-        let table_at = place(last);
-        let memory = DeviceMemory::from_bytes(context, &bytes)?;
-        params.channels = memory.address() + channels_at;
-        params.tau = memory.address() + tau_at;
-        if !last.is_empty() {
-            params.table = memory.address() + table_at;
-        }
-        Ok(Uploaded {
+        params.table = place(last);
+        Ok(Encoded {
+            bytes,
             params,
             form,
+            table_bytes: last.len(),
+        })
+    }
+
+    /// Which epilogue of a product computes it.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// What kernels take where the bytes are at `address`, but for the second operand's address.
+    pub fn at(&self, address: u64) -> Epilogue {
+        Epilogue {
+            channels: address + self.params.channels,
+            tau: address + self.params.tau,
+            table: if self.table_bytes == 0 {
+                0
+            } else {
+                address + self.params.table
+            },
+            ..self.params
+        }
+    }
+}
+
+/// An epilogue whose parameters are on the device.
+#[derive(Debug)]
+pub struct Uploaded {
+    /// What kernels take, but for the second operand's address.
+    pub params: Epilogue,
+    form: Form,
+    memory: DeviceMemory,
+}
+
+impl Uploaded {
+    /// Uploads what [`Encoded::new`] makes of the same arguments.
+    ///
+    /// # Errors
+    /// Types that no kernel takes; a device that fails.
+    pub fn new(
+        context: &Arc<Context>,
+        finish: &Finish,
+        entries: usize,
+        channel_of: impl Fn(usize) -> Option<usize>,
+        bias: impl Fn(usize) -> i32,
+        weight_sum: impl Fn(usize) -> i32,
+    ) -> Result<Self, OpError> {
+        let encoded = Encoded::new(finish, entries, channel_of, bias, weight_sum)?;
+        let memory = DeviceMemory::from_bytes(context, &encoded.bytes)?;
+        Ok(Uploaded {
+            params: encoded.at(memory.address()),
+            form: encoded.form,
             memory,
         })
     }
@@ -190,22 +236,32 @@ fn form(finish: &Finish) -> Form {
     let Some(requantize) = &finish.requantize else {
         return Form::Any;
     };
-    let (lo, hi) = (requantize.lo, requantize.hi);
     let bytes = |lo: i32, hi: i32| (0 <= lo && hi <= 255) || (-128 <= lo && hi <= 127);
+    let (lo, hi) = (requantize.lo, requantize.hi);
+    let narrow = finish.dtype.size_in_memory() == 1 && bytes(lo, hi);
+    let wide = finish.dtype == DType::I16
+        && -32_768 <= lo
+        && hi <= 32_767
+        && finish.table.is_none()
+        && !matches!(finish.join, Join::Add { .. });
     let integer = matches!(requantize.scheme, Scheme::Rhu { .. });
     let joins = match &finish.join {
         Join::None => true,
-        Join::Residual { .. } => false,
-        Join::Add { params, .. } => {
+        Join::Residual { residual, dtype } => {
+            let (min, max) = dtype.range().unwrap_or((0, 0));
+            let zero_point = i64::from(residual.zero_point);
+            integer && dtype.size_in_memory() == 1 && (min..=max).contains(&zero_point)
+        }
+        Join::Add { params, dtype, .. } => {
             let float = matches!(params.scheme, AddScheme::F32Fma { .. });
-            bytes(params.lo, params.hi) && !(integer && float)
+            dtype.size_in_memory() == 1 && bytes(params.lo, params.hi) && !(integer && float)
         }
     };
-    if finish.dtype.size_in_memory() != 1 || !bytes(lo, hi) || !joins {
+    if !(narrow || wide) || !joins {
         return Form::Any;
     }
     match &requantize.scheme {
-        // The zero point joins the 64-bit sum, which keeps 2 bits of room.
+        // The zero point joins the 64-bit sum, which keeps 2 bits of room; a residual needs 49 bits of it.
         Scheme::Rhu { s, .. } => {
             let zero_point = i64::from(requantize.zero_point).abs() + 1;
             let fits = |&s: &u8| s >= 32 && zero_point <= (1i64 << 60) >> s;
@@ -223,11 +279,20 @@ fn form(finish: &Finish) -> Form {
     }
 }
 
-/// `bias·m + 2^(s−1) + zero_point·2^s`.
+/// `bias·m + 2^(s−1) + zero_point·2^s`, less what a residual's zero point comes to: kernels read its bytes as
+/// signed ones, unsigned ones less 128.
 fn addend(finish: &Finish, channel: &Channel) -> i64 {
     let zero_point = finish.requantize.as_ref().map_or(0, |r| r.zero_point);
     let product = i64::from(channel.bias) * i64::from(channel.m);
-    product + (1i64 << (channel.s - 1)) + (i64::from(zero_point) << channel.s)
+    let joined = match &finish.join {
+        Join::Residual { residual, dtype } => {
+            let unsigned = dtype.range().is_some_and(|(min, _)| min >= 0);
+            let zero = i64::from(residual.zero_point) - if unsigned { 128 } else { 0 };
+            (zero << 8) * i64::from(channel.m_other)
+        }
+        Join::None | Join::Add { .. } => 0,
+    };
+    product + (1i64 << (channel.s - 1)) + (i64::from(zero_point) << channel.s) - joined
 }
 
 fn entry_of(finish: &Finish, channel: usize) -> Channel {

@@ -152,7 +152,7 @@ pub enum OpError {
         /// Elements expected.
         expected: usize,
     },
-    /// Less zeroed memory than the launch uses: a fault of the caller.
+    /// Less zeroed memory, or workspace, than the launch uses: a fault of the caller.
     #[error("a launch uses {needed} bytes of scratch, there are {there}")]
     Scratch {
         /// Bytes that it uses.

@@ -4,8 +4,9 @@ use core::ffi::c_void;
 
 use crate::params::{
     BinaryParams, DepthwiseParams, DirectParams, DynamicParams, EdgeParams, FillParams,
-    LayerNormParams, MatMulParams, MeanParams, MoveParams, PersistentParams, PoolParams,
-    ProductParams, RescaleParams, ResizeParams, RowsParams, ScaleParams, StepsParams, TableParams,
+    LayerNormParams, MatMulParams, MeanParams, MoveParams, OperandParams, PersistentParams,
+    PoolParams, ProductParams, RescaleParams, ResizeParams, RowSumParams, RowsParams, ScaleParams,
+    StepsParams, TableParams,
 };
 
 /// Threads of a block, of every kernel but those of two warpgroups or three.
@@ -179,6 +180,8 @@ kernels! {
     DirectParams { Direct "direct", }
     DepthwiseParams { Depthwise "depthwise", }
     MatMulParams { MatMul "mat_mul", }
+    OperandParams { PackOperand "pack_operand", }
+    RowSumParams { RowSums "row_sums", }
     BinaryParams { Binary "binary", }
     TableParams { Table "table", }
     RescaleParams { Rescale "rescale", }

@@ -14,6 +14,7 @@ mod error;
 mod event;
 mod images;
 mod kernel;
+pub mod layout;
 pub mod ops;
 pub mod params;
 mod session;

@@ -86,6 +86,10 @@ pub struct ProductParams {
     pub zero_points: u64,
     pub partial: u64,
     pub tickets: u64,
+    pub x_step: i64,
+    pub y_step: i64,
+    pub column_sums: u64,
+    pub row_sums: u64,
     pub rows: i32,
     pub channels: i32,
     pub channels_padded: i32,
@@ -226,6 +230,35 @@ pub struct MatMulParams {
     pub k: i32,
     pub walk: Walk,
     pub epilogue: Epilogue,
+}
+
+/// Packing of a second operand that is computed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct OperandParams {
+    pub b: u64,
+    pub packed: u64,
+    pub column_sums: u64,
+    pub k: i32,
+    pub n: i32,
+    pub padded: i32,
+    pub slices: i32,
+    pub flip: u32,
+    pub zero_point_a: i32,
+    pub zero_point_b: i32,
+}
+
+/// What a zero point comes to for each row.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RowSumParams {
+    pub a: u64,
+    pub row_sums: u64,
+    pub rows: i64,
+    pub k: i32,
+    pub is_signed: i32,
+    pub flip: u32,
+    pub zero_point_b: i32,
 }
 
 /// Sum or product, element by element.

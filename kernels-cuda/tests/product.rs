@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use requant_conformance::{Rng, emulator};
+use requant_conformance::Rng;
+use requant_conformance::emulator::{self, Form};
 use requant_kernels_cuda::epilogue::{Finish, Join};
 use requant_kernels_cuda::ops::conv::{Conv, ConvIo, ConvSpec, ZeroPoint};
 use requant_kernels_cuda::ops::{Way, Window};
@@ -52,7 +53,10 @@ fn dense_products() {
     let mut met: BTreeMap<&str, usize> = BTreeMap::new();
     for (index, &shape) in DENSE.iter().enumerate() {
         // Each form of finishing, with its joins and tables for every other shape.
-        for (turn, kind) in [[0, 5, 6], [4, 1, 2]][index % 2].into_iter().enumerate() {
+        for (turn, kind) in [[0, 5, 6, 11, 13], [4, 1, 2, 12, 14]][index % 2]
+            .into_iter()
+            .enumerate()
+        {
             let numbers = Numbers {
                 weights: (-127, 127),
                 dtype: [DType::U8, DType::I8][(turn + index) % 2],
@@ -159,6 +163,14 @@ fn a_driver_that_makes_no_maps() {
 }
 
 #[test]
+fn every_product_on_turing_equals_plain_loops() {
+    let name = "every_product_on_turing_equals_plain_loops";
+    if emulator::is_emulated_as(Form::Turing, name, "") {
+        compare_all("sm_75");
+    }
+}
+
+#[test]
 fn products_without_narrow_units_equal_plain_loops() {
     let name = "products_without_narrow_units_equal_plain_loops";
     if emulator::is_emulated(name, "major=10") {
@@ -170,12 +182,17 @@ fn products_without_narrow_units_equal_plain_loops() {
 /// bound of weights times 16, which are bytes then.
 #[test]
 fn narrow_numbers_at_their_limits() {
-    for (architecture, settings) in [("8", "major=8"), ("9", "major=9")] {
+    let name = "narrow_numbers_at_their_limits";
+    for (form, settings) in [
+        (Form::Turing, "major=7,minor=5"),
+        (Form::Any, "major=8"),
+        (Form::Any, "major=9"),
+    ] {
         if emulator::is_child() && std::env::var("REQUANT_EMULATED").as_deref() != Ok(settings) {
             continue;
         }
-        if emulator::is_emulated("narrow_numbers_at_their_limits", settings) {
-            println!("on {architecture}");
+        if emulator::is_emulated_as(form, name, settings) {
+            println!("on {settings}");
             at_their_limits();
         }
     }
@@ -463,8 +480,8 @@ fn compare_all(image: &str) {
     for turn in 0..4000 {
         let Some(name) = missing(&met) else { break };
         let kind = match name {
-            name if name.ends_with("_rhu") => rng.pick(&[0, 4]),
-            name if name.ends_with("_f32") => rng.pick(&[1, 5]),
+            name if name.ends_with("_rhu") => rng.pick(&[0, 4, 11, 12, 14]),
+            name if name.ends_with("_f32") => rng.pick(&[1, 5, 13]),
             _ => rng.pick(&[2, 3, 6, 7, 8, 9, 10]),
         };
         let numbers = numbers_of(name, &mut rng);

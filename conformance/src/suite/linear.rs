@@ -229,8 +229,9 @@ pub(super) fn gemm(rng: &mut Rng) -> Graph {
 
 pub(super) fn mat_mul(rng: &mut Rng) -> Graph {
     let mut b = Builder::new("matmul", rng.one_in(2));
+    let few = rng.size(1, 9);
     let (m, k, n) = (
-        rng.size(1, 9),
+        rng.pick(&[few, few, 16, 37]),
         rng.pick(&[1, 5, 32, 65]),
         rng.pick(&[1, 4, 17, 64]),
     );

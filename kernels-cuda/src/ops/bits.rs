@@ -2,15 +2,14 @@
 //! counts stand for. The arithmetic is explained in `cuda/bits.cuh`.
 
 use super::conv::{ConvSpec, ZeroPoint};
-use super::product::{CHANNEL_UNIT, Input, Packed, channel_of_place};
+use super::product::{Input, Packed};
 use crate::epilogue::Form;
 use crate::kernel::Kernel;
+use crate::layout::{self, BIT_SLICE, NARROW_SLICE};
 use requant_numerics::DType;
 
-/// Elements of K of a slice.
-pub(crate) const SLICE: usize = 256;
 /// Below this depth most of a slice would be empty.
-const LEAST_DEPTH: usize = SLICE / 2;
+const LEAST_DEPTH: usize = BIT_SLICE / 2;
 
 /// What a device's units count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +22,13 @@ pub enum Counting {
 
 /// How the bits of a layer are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Bits {
-    counting: Counting,
+pub struct Bits {
+    /// What is counted.
+    pub counting: Counting,
     /// Planes of weights: 1 where there are no zeros.
-    weights: usize,
+    pub weights: usize,
     /// Planes of the input: 1 where there are no zeros, at the border neither.
-    pub(crate) pixels: usize,
+    pub pixels: usize,
 }
 
 impl Bits {
@@ -71,64 +71,50 @@ impl Bits {
         })
     }
 
-    /// Packs effective weights `[groups·channels, depth]`: `[groups, channels padded, planes, slices·32]`, where
-    /// bit `8j + i` of word `q` of a plane is element `32q + 4i + j`.
-    pub(crate) fn pack(
-        self,
-        weights: &[i16],
-        groups: usize,
-        channels: usize,
-        depth: usize,
-    ) -> Packed {
-        let slices = depth.div_ceil(SLICE);
-        let channels_padded = channels.next_multiple_of(CHANNEL_UNIT);
-        let plane_bytes = slices * SLICE / 8;
+    /// Packs effective weights `[groups·channels, depth]`: `[groups, channels padded, planes, slices·32]`, in
+    /// the order of [`layout::bit_of`].
+    pub fn pack(self, weights: &[i16], groups: usize, channels: usize, depth: usize) -> Packed {
+        let shape = [groups, channels, depth];
+        let slices = depth.div_ceil(BIT_SLICE);
+        let planes = self.weights;
         // The second plane is where weights are negative; where differences are counted, where they are not.
         let empty = if self.counting == Counting::Xor {
             0xff
         } else {
             0
         };
-        let row_bytes = self.weights * plane_bytes;
-        let mut data = vec![0; groups * channels_padded * row_bytes];
-        for (at, row) in data.chunks_exact_mut(row_bytes).enumerate() {
-            let (positive, second) = row.split_at_mut(plane_bytes);
-            second.fill(empty);
-            let (group, channel) = (at / channels_padded, channel_of_place(at % channels_padded));
-            if channel >= channels {
-                continue;
-            }
-            let from = &weights[(group * channels + channel) * depth..][..depth];
-            for (k, &weight) in from.iter().enumerate() {
-                let (byte, bit) = (k / 32 * 4 + k % 4, 1u8 << (k % 32 / 4));
-                if weight > 0 {
-                    positive[byte] |= bit;
-                } else if weight < 0 && self.weights == 2 {
-                    second[byte] ^= bit;
+        Packed::rows(
+            weights,
+            shape,
+            (planes, slices, NARROW_SLICE),
+            |row, from| {
+                let (positive, second) = row.split_at_mut(slices * NARROW_SLICE);
+                second.fill(empty);
+                for (k, &weight) in from.iter().enumerate() {
+                    let (byte, bit) = layout::bit_of(k);
+                    if weight > 0 {
+                        positive[byte] |= 1 << bit;
+                    } else if weight < 0 && planes == 2 {
+                        second[byte] ^= 1 << bit;
+                    }
                 }
-            }
-        }
-        Packed {
-            data,
-            planes: self.weights,
-            slices,
-            channels_padded,
-        }
+            },
+        )
     }
 
     /// What a channel's sum is beside its count: `Σ x·w = constant + (count·factor) >> shift`.
-    pub(crate) fn constant(self, weights: &[i16]) -> i32 {
+    pub fn constant(self, weights: &[i16]) -> i32 {
         let depth = weights.len();
         let used = weights.iter().filter(|&&w| w != 0).count();
         (match (self.counting, self.weights) {
             (Counting::Xor, 1) => depth as i64,
-            (Counting::Xor, _) => depth.next_multiple_of(SLICE) as i64,
+            (Counting::Xor, _) => depth.next_multiple_of(BIT_SLICE) as i64,
             (Counting::And, _) => -(used as i64),
         }) as i32
     }
 
     /// Factor and shift of a count.
-    pub(crate) fn scale(self) -> (i32, i32) {
+    pub fn scale(self) -> (i32, i32) {
         match (self.counting, self.weights, self.pixels) {
             (Counting::Xor, 1, 1) => (-2, 0),
             (Counting::Xor, 1, _) | (Counting::Xor, _, 1) => (-1, 0),
@@ -178,13 +164,14 @@ mod tests {
                     pixels,
                 };
                 let packed = bits.pack(&weights, 1, 1, depth);
-                let plane = packed.slices * SLICE / 8;
+                let plane = packed.slices * BIT_SLICE / 8;
                 let mut count = 0;
-                for k in 0..packed.slices * SLICE {
+                for k in 0..packed.slices * BIT_SLICE {
                     let past = if counting == Counting::Xor { -1 } else { 1 };
                     let pixel = x.get(k).copied().unwrap_or(past);
                     let bit = |p: usize| {
-                        packed.data[p * plane + k / 32 * 4 + k % 4] >> (k % 32 / 4) & 1 == 1
+                        let (byte, bit) = layout::bit_of(k);
+                        packed.data[p * plane + byte] >> bit & 1 == 1
                     };
                     let (first, second) = (bit(0), bit(planes - 1));
                     for g in [pixel >= 0, pixel > 0].into_iter().take(pixels) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use requant_numerics::elementwise::{AddParams, MulParams};
 use requant_numerics::{DType, Requantize};
 
+use super::operands::{self, Units};
 use super::{expect, int};
 use crate::epilogue::{self, Finish, Join, Uploaded, integer_type};
 use crate::kernel::{Kernel, Launch};
@@ -109,6 +110,7 @@ impl Table {
 #[derive(Debug)]
 pub struct Requantized {
     pub(crate) epilogue: Uploaded,
+    units: Units,
 }
 
 impl Requantized {
@@ -130,7 +132,10 @@ impl Requantized {
         };
         let mut epilogue = Uploaded::new(context, &finish, entries, Some, |_| 0, |_| 0)?;
         epilogue.params.single = i32::from(entries == 1);
-        Ok(Requantized { epilogue })
+        Ok(Requantized {
+            epilogue,
+            units: Units::of(context),
+        })
     }
 
     /// Bytes on the device.
@@ -156,11 +161,20 @@ impl Requantized {
         Ok(Launch::elements(Kernel::Rescale, count, params))
     }
 
-    /// Product of two activations `[…, m, k]` and `[…, k, n]`, their leading axes broadcast.
+    /// Product of two activations `[…, m, k]` and `[…, k, n]`, their leading axes broadcast: on the tensor units
+    /// where it can be, by way of a workspace of [`operands::workspace_bytes`].
     ///
     /// # Errors
-    /// Types that kernels do not read; too many dimensions.
-    pub fn mat_mul(&self, io: &MatMulIo<'_>) -> Result<Launch, OpError> {
+    /// Types that kernels do not read; too many dimensions; less workspace than it uses.
+    pub fn mat_mul(&self, io: &MatMulIo<'_>) -> Result<Vec<Launch>, OpError> {
+        match operands::launches(self.units, self.epilogue.params, io)? {
+            Some(launches) => Ok(launches),
+            None => Ok(vec![self.plain_mat_mul(io)?]),
+        }
+    }
+
+    /// Any product of two activations, one element a thread.
+    fn plain_mat_mul(&self, io: &MatMulIo<'_>) -> Result<Launch, OpError> {
         let rank = io.y.dims.len();
         let (lead, last) = io.y.dims.split_at(rank - 2);
         let k = io.a.dims.last().copied().unwrap_or(1);
@@ -236,6 +250,10 @@ pub struct MatMulIo<'a> {
     pub zero_point_a: i32,
     /// Zero point of the second operand.
     pub zero_point_b: i32,
+    /// Memory that nobody else uses meanwhile, aligned to 256 bytes.
+    pub workspace: u64,
+    /// Bytes of it.
+    pub workspace_bytes: usize,
 }
 
 /// Source positions of a resize.

@@ -1,9 +1,10 @@
 //! Weights that stay 4 bits wide on the device, and the kernels that multiply them: as bytes that hold 16
 //! times the weight, or by units for 4 bits where activations have no more.
 
-use super::product::{CHANNEL_UNIT, Input, Multiply, Packed, SLICE, channel_of_place};
+use super::product::{Input, Multiply, Packed};
 use crate::epilogue::Form;
 use crate::kernel::Kernel;
+use crate::layout::{self, NARROW_SLICE, SLICE};
 
 /// Whether weights `[channels, depth]` are 4 bits wide and their products with bytes of the input, times 16,
 /// add up within 32 bits for every channel: `16·reach·Σ|w| < 2^31`, with `reach` the largest magnitude of a
@@ -20,34 +21,17 @@ pub(crate) fn fits(weights: &[i16], depth: usize, input: Input) -> bool {
     })
 }
 
-/// Packs effective weights `[groups·channels, depth]`, all of 4 bits: `[groups, channels padded, slices·32]`.
-/// Byte `16c + j` of a slice holds element `16c + j` in its high half and element `32 + 16c + j` in its low
-/// one, so that the upper halves of a word are a fragment of the slice's first 32 elements of K and the
-/// lower halves the same fragment of its second 32.
-pub(crate) fn pack(weights: &[i16], groups: usize, channels: usize, depth: usize) -> Packed {
+/// Packs effective weights `[groups·channels, depth]`, all of 4 bits: `[groups, channels padded, slices·32]`,
+/// in the order of [`layout::nibble_of`].
+pub fn pack(weights: &[i16], groups: usize, channels: usize, depth: usize) -> Packed {
+    let shape = [groups, channels, depth];
     let slices = depth.div_ceil(SLICE);
-    let channels_padded = channels.next_multiple_of(CHANNEL_UNIT);
-    let row_bytes = slices * SLICE / 2;
-    let mut data = vec![0; groups * channels_padded * row_bytes];
-    for (at, row) in data.chunks_exact_mut(row_bytes).enumerate() {
-        let (group, channel) = (at / channels_padded, channel_of_place(at % channels_padded));
-        if channel >= channels {
-            continue;
-        }
-        let from = &weights[(group * channels + channel) * depth..][..depth];
+    Packed::rows(weights, shape, (1, slices, NARROW_SLICE), |row, from| {
         for (k, &weight) in from.iter().enumerate() {
-            let within = k % SLICE;
-            let nibble = weight as u8 & 15;
-            row[k / SLICE * (SLICE / 2) + within % 32] |=
-                if within < 32 { nibble << 4 } else { nibble };
+            let (byte, shift) = layout::nibble_of(k);
+            row[byte] |= (weight as u8 & 15) << shift;
         }
-    }
-    Packed {
-        data,
-        planes: 1,
-        slices,
-        channels_padded,
-    }
+    })
 }
 
 /// The kernel of a tile.
@@ -111,7 +95,7 @@ mod tests {
             {
                 let (group, channel) = (
                     at / packed.channels_padded,
-                    channel_of_place(at % packed.channels_padded),
+                    layout::channel_of_place(at % packed.channels_padded),
                 );
                 for (place, word) in row.chunks_exact(4).enumerate() {
                     let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);

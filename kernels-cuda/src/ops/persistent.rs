@@ -2,9 +2,10 @@
 //! are dense, which kernel they get, and the maps by which their matrices are copied.
 
 use super::conv::ConvSpec;
-use super::product::{Input, SLICE};
+use super::product::Input;
 use crate::epilogue::Form;
 use crate::kernel::Kernel;
+use crate::layout::SLICE;
 use crate::params::{PersistentParams, ProductParams, TensorMap};
 use crate::{Context, OpError};
 

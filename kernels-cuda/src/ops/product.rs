@@ -2,48 +2,34 @@
 
 use std::sync::Arc;
 
-use super::bits::{self, Bits};
+use super::bits::Bits;
 use super::conv::{ConvIo, ConvSpec, ZeroPoint};
 use super::way::{Preferred, Way};
 use super::{int, nibbles, persistent};
 use crate::epilogue::{Form, Uploaded, integer_type};
 use crate::kernel::{Kernel, Launch, Params};
+use crate::layout::{self, BIT_SLICE, NARROW_SLICE, SLICE};
 use crate::params::{Epilogue, ProductParams};
 use crate::{Context, DeviceMemory, OpError};
 
-/// Bytes of K that a block multiplies at a time.
-pub const SLICE: usize = 64;
 /// Slices of twice as many bytes that a product by wgmma has room for.
 const GROUP_STAGES: usize = 3;
 /// Slices of bits.
 const BIT_STAGES: usize = 3;
 /// Rows of packed weights are padded to a multiple of this, the channels of the smallest tile.
 pub(crate) const CHANNEL_UNIT: usize = 64;
-/// Channels among which rows are permuted.
-const PERMUTED: usize = 32;
 /// Most blocks that share a tile.
 const MOST_SPLITS: usize = 32;
 /// Most blocks along the second and third axis of a grid.
-const MOST_BLOCKS: usize = 65_535;
+pub(crate) const MOST_BLOCKS: usize = 65_535;
 /// Most rows of products that are bound by reading the weights.
 const FEW_ROWS: usize = 4;
 /// Output channels that a block of those kernels computes.
 const ROW_CHANNELS: usize = 16;
+/// Bytes by which rows of a tile of results are apart in shared memory, beyond their own.
+const PITCH: usize = 32;
 /// Shared memory that a block has without asking.
 const SHARED_BYTES: usize = 48 << 10;
-
-/// The channel, of 32, whose weights are row `row`: the eight results that a lane of an mma.sync (and
-/// of a wgmma) holds of four 8-column fragments become neighbours. The lane with columns `2t` and
-/// `2t + 1` of each fragment `j` gets channels `8t + 2j` and `8t + 2j + 1`.
-pub const fn channel_of_row(row: usize) -> usize {
-    let (fragment, column) = (row / 8, row % 8);
-    column / 2 * 8 + fragment * 2 + column % 2
-}
-
-/// The channel whose weights are row `place` of a group.
-pub(crate) const fn channel_of_place(place: usize) -> usize {
-    place / PERMUTED * PERMUTED + channel_of_row(place % PERMUTED)
-}
 
 /// How bytes of the input meet the tensor units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +105,7 @@ pub struct Product {
 }
 
 /// Weights as the kernels read them: `[groups, channels padded, planes, slices]`, a slice being 64 bytes where
-/// weights are bytes and 32 where they are narrower.
+/// weights are bytes and 32 where they are narrower. Rows are permuted by [`layout::channel_of_place`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packed {
     /// The bytes.
@@ -132,38 +118,52 @@ pub struct Packed {
     pub channels_padded: usize,
 }
 
+impl Packed {
+    /// Packs effective weights `[groups·channels, depth]` by `fill`, which is given a row of zeros and its
+    /// channel's weights; none for rows past the last channel.
+    pub(crate) fn rows(
+        weights: &[i16],
+        [groups, channels, depth]: [usize; 3],
+        (planes, slices, slice_bytes): (usize, usize, usize),
+        fill: impl Fn(&mut [u8], &[i16]),
+    ) -> Self {
+        let channels_padded = channels.next_multiple_of(CHANNEL_UNIT);
+        let row_bytes = planes * slices * slice_bytes;
+        let mut data = vec![0; groups * channels_padded * row_bytes];
+        for (at, row) in data.chunks_exact_mut(row_bytes).enumerate() {
+            let (group, place) = (at / channels_padded, at % channels_padded);
+            let channel = layout::channel_of_place(place);
+            let from = if channel < channels {
+                &weights[(group * channels + channel) * depth..][..depth]
+            } else {
+                &[]
+            };
+            fill(row, from);
+        }
+        Packed {
+            data,
+            planes,
+            slices,
+            channels_padded,
+        }
+    }
+}
+
 /// Packs effective weights `[groups·channels, depth]`.
 pub fn pack(weights: &[i16], groups: usize, channels: usize, depth: usize) -> Packed {
     let narrow = weights.iter().all(|&w| i8::try_from(w).is_ok());
     let planes = if narrow { 1 } else { 2 };
     let slices = depth.div_ceil(SLICE);
-    let channels_padded = channels.next_multiple_of(CHANNEL_UNIT);
-    let row_bytes = planes * slices * SLICE;
-    let mut data = vec![0; groups * channels_padded * row_bytes];
-    for (at, row) in data.chunks_exact_mut(row_bytes).enumerate() {
-        let (group, place) = (at / channels_padded, at % channels_padded);
-        let channel = channel_of_place(place);
-        if channel >= channels {
-            continue;
-        }
-        let from = &weights[(group * channels + channel) * depth..][..depth];
-        let (first, second) = row.split_at_mut(slices * SLICE);
+    let shape = [groups, channels, depth];
+    Packed::rows(weights, shape, (planes, slices, SLICE), |row, from| {
         for (k, &weight) in from.iter().enumerate() {
             let low = weight as i8;
-            if narrow {
-                first[k] = low as u8;
-            } else {
-                first[k] = ((weight - i16::from(low)) >> 8) as u8;
-                second[k] = low as u8;
+            if !narrow {
+                row[layout::byte_of(0, slices, k)] = ((weight - i16::from(low)) >> 8) as u8;
             }
+            row[layout::byte_of(planes - 1, slices, k)] = low as u8;
         }
-    }
-    Packed {
-        data,
-        planes,
-        slices,
-        channels_padded,
-    }
+    })
 }
 
 impl Product {
@@ -236,6 +236,8 @@ impl Product {
         };
         let params = ProductParams {
             weights: weights.address(),
+            x_step: group_in as i64,
+            y_step: channels as i64,
             channels: int("output channels", channels)?,
             channels_padded: int("output channels", padded)?,
             channels_total: int("output channels", out_c)?,
@@ -673,7 +675,7 @@ impl Shape {
     }
 }
 
-fn kernel(input: Input, multiply: Multiply, side: usize, form: Form) -> Kernel {
+pub(crate) fn kernel(input: Input, multiply: Multiply, side: usize, form: Form) -> Kernel {
     use Kernel as K;
     let (warp, large) = (multiply != Multiply::Group, side == 128);
     let all = match (input, warp, large) {
@@ -711,51 +713,42 @@ fn kernel(input: Input, multiply: Multiply, side: usize, form: Form) -> Kernel {
 pub(crate) fn shared_bytes(kernel: Kernel, stages: usize) -> usize {
     let name = kernel.name();
     if !kernel.is_product() || kernel.is_of_rows() {
+        // A number a thread, or two.
         return if kernel == Kernel::DynamicQuantize {
             1024
+        } else if kernel == Kernel::PackOperand {
+            512
         } else {
             0
         };
     }
     if name.starts_with("bit_") {
         let weights = if name.contains("_1_") { 1 } else { 2 };
-        return BIT_STAGES * (2 + weights) * 64 * (bits::SLICE / 8);
+        return BIT_STAGES * (2 + weights) * 64 * (BIT_SLICE / 8);
     }
     let side = if name.contains("_128_") { 128 } else { 64 };
     if kernel.is_persistent() {
         return persistent::SHARED_BYTES;
     }
-    // The slices in flight; afterwards half a tile of accumulators, or the tile's bytes.
-    if kernel.needs_wgmma() {
-        return GROUP_STAGES * (128 + side) * 2 * SLICE;
-    }
-    let weights = if name.contains("_w4") {
-        SLICE / 2
-    } else {
-        SLICE
+    // The slices in flight; afterwards half a tile of accumulators, or the tile's bytes and those that join them.
+    let (weights, rows) = match kernel.needs_wgmma() {
+        true => (SLICE, 128),
+        false if name.contains("_w4") => (NARROW_SLICE, side),
+        false => (SLICE, side),
     };
-    (stages * side * (SLICE + weights)).max(side / 2 * side * 4)
+    let slices = if kernel.needs_wgmma() {
+        GROUP_STAGES * (rows + side) * 2 * SLICE
+    } else {
+        stages * side * (SLICE + weights)
+    };
+    slices
+        .max(rows / 2 * side * 4)
+        .max(2 * rows * (side + PITCH))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The columns of accumulators that lane `4g + t` holds, by PTX's table for m16n8k32 (and for
-    /// wgmma, 8 columns at a time): `c[i]` is column `8·fragment + 2t + i mod 2`.
-    #[test]
-    fn a_lane_holds_neighbouring_channels() {
-        for part in 0..4 {
-            let mut channels = Vec::new();
-            for fragment in 0..4 {
-                for i in 0..2 {
-                    channels.push(channel_of_row(fragment * 8 + part * 2 + i));
-                }
-            }
-            let expected: Vec<usize> = (part * 8..part * 8 + 8).collect();
-            assert_eq!(channels, expected);
-        }
-    }
 
     #[test]
     fn packed_weights_are_all_there_once() {
@@ -777,7 +770,7 @@ mod tests {
             let mut seen = 0;
             for group in 0..groups {
                 for row in 0..packed.channels_padded {
-                    let channel = row / 32 * 32 + channel_of_row(row % 32);
+                    let channel = layout::channel_of_place(row);
                     let start = (group * packed.channels_padded + row) * packed.planes * plane;
                     for k in 0..plane {
                         let byte = |p: usize| i32::from(packed.data[start + p * plane + k] as i8);

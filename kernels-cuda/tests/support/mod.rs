@@ -1,5 +1,7 @@
 //! Random convolutions on a device against plain loops; shared by the tests and `gpucheck`.
 
+mod finish;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -107,8 +109,8 @@ pub(crate) const NUMBERS: &[Numbers] = &[
     Numbers::of((-1, 2), DType::Binary),
 ];
 
-/// Roundings, sums and tables that [`run`] knows.
-pub(crate) const FINISHES: usize = 11;
+/// Ways to finish that [`run`] knows.
+pub(crate) const FINISHES: usize = 15;
 
 impl Numbers {
     pub(crate) const fn of(weights: (i64, i64), dtype: DType) -> Self {
@@ -152,14 +154,14 @@ fn finish(rng: &mut Rng, kind: usize, channels: usize, dtype: DType) -> Finish {
         (0..channels).map(|_| rng.range(lo, hi)).collect()
     };
     let scheme = match kind {
-        0 | 4 => Scheme::Rhu {
+        0 | 4 | 11 | 12 | 14 => Scheme::Rhu {
             m: many(rng, 1 << 18, 1 << 26)
                 .into_iter()
                 .map(|m| m as i32)
                 .collect(),
             s: many(rng, 34, 40).into_iter().map(|s| s as u8).collect(),
         },
-        1 | 5 => Scheme::F32Rne {
+        1 | 5 | 13 => Scheme::F32Rne {
             scale: (0..channels).map(|_| rng.log(1e-4, 1e-2) as f32).collect(),
         },
         2 => Scheme::TfliteDouble {
@@ -205,6 +207,7 @@ fn finish(rng: &mut Rng, kind: usize, channels: usize, dtype: DType) -> Finish {
         lo: lo as i32,
         hi: hi as i32,
     };
+    let other = rng.pick(&[DType::U8, DType::I8]);
     let (scale_a, scale_b) = (rng.log(0.1, 2.0) as f32, rng.log(0.1, 2.0) as f32);
     let join = match kind {
         3 => Join::Residual {
@@ -212,7 +215,17 @@ fn finish(rng: &mut Rng, kind: usize, channels: usize, dtype: DType) -> Finish {
                 m: vec![5],
                 zero_point: 3,
             },
-            dtype: DType::U8,
+            dtype: rng.pick(&[DType::U8, DType::I8, DType::I16]),
+        },
+        11 | 14 => Join::Residual {
+            residual: Residual {
+                m: many(rng, 0, i64::from(i32::MAX))
+                    .into_iter()
+                    .map(|m| m as i32 >> rng.size(0, 12))
+                    .collect(),
+                zero_point: rng.range(other.range().unwrap().0, other.range().unwrap().1) as i32,
+            },
+            dtype: other,
         },
         4 => Join::Add {
             params: AddParams {
@@ -227,7 +240,7 @@ fn finish(rng: &mut Rng, kind: usize, channels: usize, dtype: DType) -> Finish {
                 lo: lo as i32,
                 hi: hi as i32,
             },
-            dtype: DType::U8,
+            dtype: other,
             first: true,
         },
         5 => Join::Add {
@@ -237,17 +250,34 @@ fn finish(rng: &mut Rng, kind: usize, channels: usize, dtype: DType) -> Finish {
                 (1.0, 3),
                 (lo as i32, hi as i32),
             ),
-            dtype: DType::U8,
+            dtype: other,
             first: false,
         },
         _ => Join::None,
     };
-    let table = (kind == 5).then(|| Arc::new(std::array::from_fn(|i| (i * 37 + 11) as u8)));
+    let table = [5, 11].contains(&kind) && rng.one_in(2);
+    let table = table.then(|| Arc::new(std::array::from_fn(|i| (i * 37 + 11) as u8)));
     Finish {
         requantize: (kind != 6).then_some(requantize),
         join,
         table,
         dtype: if kind == 6 { DType::I32 } else { dtype },
+    }
+}
+
+/// The second operand's element `index`.
+fn other_of(finish: &Finish, bytes: &[u8], index: usize) -> i32 {
+    match &finish.join {
+        Join::None => 0,
+        Join::Residual { dtype, .. } | Join::Add { dtype, .. } => {
+            if *dtype == DType::I16 {
+                i32::from(i16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]))
+            } else if *dtype == DType::I8 {
+                i32::from(bytes[index] as i8)
+            } else {
+                i32::from(bytes[index])
+            }
+        }
     }
 }
 
@@ -311,31 +341,8 @@ fn expected_of(spec: &ConvSpec<'_>, pixels: Range<usize>, x: &[i32], other: &[u8
                 }
             }
             let acc = i32::try_from(acc).unwrap();
-            let other = i32::from(other[start + out.len()]);
-            let value = match (&spec.finish.requantize, &spec.finish.join) {
-                (None, _) => acc,
-                (Some(r), Join::None) => r.apply(acc, o),
-                (Some(r), Join::Residual { residual, .. }) => {
-                    r.apply_residual(acc, other, residual, o)
-                }
-                (Some(r), Join::Add { params, first, .. }) => {
-                    let own = r.apply(acc, o);
-                    if *first {
-                        params.apply(own, other)
-                    } else {
-                        params.apply(other, own)
-                    }
-                }
-            };
-            let table = spec.finish.table.as_ref();
-            out.push(table.map_or(value, |table| {
-                let byte = table[usize::from(value as u8)];
-                if spec.finish.dtype == DType::I8 {
-                    i32::from(byte as i8)
-                } else {
-                    i32::from(byte)
-                }
-            }));
+            let other = other_of(&spec.finish, other, start + out.len());
+            out.push(finish::value(&spec.finish, acc, other, o));
         }
     }
     out
@@ -380,7 +387,10 @@ pub(crate) fn run(
     let bias: Vec<i32> = (0..out_c)
         .map(|_| rng.range(-50_000, 50_000) as i32)
         .collect();
-    let out_type = rng.pick(&[DType::U8, DType::I8]);
+    let out_type = match kind {
+        12..=14 => DType::I16,
+        _ => rng.pick(&[DType::U8, DType::I8]),
+    };
     let spec = ConvSpec {
         input: [images, h, w, in_c],
         output: [images, out_h, out_w, out_c],
@@ -419,7 +429,7 @@ pub(crate) fn run(
         })
         .collect();
     let elements = samples * spec.output.iter().product::<usize>();
-    let other: Vec<u8> = (0..elements).map(|_| rng.range(0, 255) as u8).collect();
+    let other: Vec<u8> = (0..2 * elements).map(|_| rng.range(0, 255) as u8).collect();
     let want = expected(&spec, samples, &x, &other);
     let want = |index: usize| want[index].to_le_bytes();
     let mut met = Vec::new();

@@ -17,21 +17,21 @@ pub(super) const TURNS: usize = 3;
 
 const POISON: u8 = 0xA5;
 
-/// The memory of a guarded instance: the arena, and the zeroed memory behind it.
+/// The memory of a guarded instance: the arena, the zeroed memory behind it, and what a step's launches use among
+/// themselves.
 #[derive(Clone, Debug)]
 pub(super) struct Guards {
     /// Where its mirror is in the staging memory.
     pub(super) mirror: Range<usize>,
-    /// Bytes of the arena.
-    pub(super) arena: usize,
+    /// Where memory is zeroed, and must be left so; the arena is before it.
+    pub(super) zeroed: Range<usize>,
 }
 
 impl Guards {
     /// What the memory holds before a run.
     pub(super) fn poison(&self, mirror: &mut [u8]) {
-        let (arena, zeroed) = mirror.split_at_mut(self.arena);
-        arena.fill(POISON);
-        zeroed.fill(0);
+        mirror.fill(POISON);
+        mirror[self.zeroed.clone()].fill(0);
     }
 
     /// Whether a run of `samples` samples in a memory laid out for `batch` wrote to buffers alone.
@@ -49,7 +49,7 @@ impl Guards {
         let mut ranges: Vec<Range<usize>> =
             plan.buffers.iter().enumerate().filter_map(own).collect();
         ranges.sort_by_key(|range| range.start);
-        let end = self.arena..self.arena;
+        let end = self.zeroed.start..self.zeroed.start;
         let mut start = 0;
         for range in ranges.into_iter().chain([end]) {
             let stray = mirror[start..range.start]
@@ -60,9 +60,10 @@ impl Guards {
             }
             start = range.end;
         }
-        match mirror[self.arena..].iter().position(|&byte| byte != 0) {
+        let zeroed = &mirror[self.zeroed.clone()];
+        match zeroed.iter().position(|&byte| byte != 0) {
             Some(at) => Err(ExecError::Stray {
-                at: self.arena + at,
+                at: self.zeroed.start + at,
             }),
             None => Ok(()),
         }

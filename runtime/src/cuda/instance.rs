@@ -82,10 +82,10 @@ impl CudaInstance {
         };
         let precisions: Vec<_> = plan.steps.iter().map(|step| step.precision).collect();
         let arena = plan.layout.bytes(max_batch).next_multiple_of(ALIGNMENT);
-        let bytes = arena + compiled.scratch_bytes(max_batch);
+        let bytes = compiled.device_bytes(max_batch);
         let guards = compiled.options.guarded.then(|| Guards {
             mirror: staging..staging + bytes,
-            arena,
+            zeroed: arena..arena + compiled.scratch_bytes(max_batch),
         });
         staging = guards.as_ref().map_or(staging, |guards| guards.mirror.end);
         let mut instance = CudaInstance {
@@ -194,12 +194,16 @@ impl CudaInstance {
                 });
             }
         }
+        let scratch_bytes = self.compiled.scratch_bytes(self.max_batch);
+        let workspace = arena + scratch_bytes;
         let places = Places {
             plan,
             constants: &self.compiled.constants,
             arena: self.session.address(),
             scratch: self.session.address() + arena as u64,
-            scratch_bytes: self.session.bytes() - arena,
+            scratch_bytes,
+            workspace: self.session.address() + workspace as u64,
+            workspace_bytes: self.session.bytes() - workspace,
             samples,
             batch,
         };

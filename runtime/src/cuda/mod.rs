@@ -215,6 +215,15 @@ impl Compiled {
     /// Zeroed memory behind the arena that the launches need.
     fn scratch_bytes(&self, max_batch: usize) -> usize {
         let each = self.kernels.iter().map(|k| k.scratch_bytes(max_batch));
+        let most = each.max().unwrap_or(0);
+        most.checked_next_multiple_of(ALIGNMENT)
+            .unwrap_or(usize::MAX)
+    }
+
+    /// Memory behind that one, which a step's launches use among themselves.
+    fn workspace_bytes(&self, max_batch: usize) -> usize {
+        let steps = self.plan.steps[..self.device].iter();
+        let each = steps.map(|step| prepare::workspace_bytes(&self.plan, step, max_batch));
         each.max().unwrap_or(0)
     }
 
@@ -231,6 +240,7 @@ impl Compiled {
         aligned
             .unwrap_or(usize::MAX)
             .saturating_add(self.scratch_bytes(max_batch))
+            .saturating_add(self.workspace_bytes(max_batch))
     }
 }
 

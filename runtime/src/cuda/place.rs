@@ -17,6 +17,10 @@ pub(super) struct Places<'a> {
     pub(super) scratch: u64,
     /// Bytes of it.
     pub(super) scratch_bytes: usize,
+    /// Address of the memory that a step's launches use among themselves.
+    pub(super) workspace: u64,
+    /// Bytes of it.
+    pub(super) workspace_bytes: usize,
     pub(super) samples: usize,
     pub(super) batch: usize,
 }
@@ -45,11 +49,7 @@ impl Places<'_> {
 
     /// The whole shape of a buffer: the leading dimension times the samples.
     pub(super) fn dims(&self, id: BufferId) -> Vec<usize> {
-        let mut dims = self.plan.buffer(id).dims.clone();
-        if let Some(first) = dims.first_mut() {
-            *first *= self.samples(id);
-        }
-        dims
+        dims(self.plan, id, self.samples)
     }
 
     /// Element type of a buffer.
@@ -65,4 +65,16 @@ impl Places<'_> {
             dims,
         }
     }
+}
+
+/// The whole shape of a buffer in a run of `samples` samples.
+pub(super) fn dims(plan: &Plan, id: BufferId, samples: usize) -> Vec<usize> {
+    let buffer = plan.buffer(id);
+    let mut dims = buffer.dims.clone();
+    if let Some(first) = dims.first_mut()
+        && buffer.batched
+    {
+        *first *= samples;
+    }
+    dims
 }

@@ -13,7 +13,7 @@ use requant_model::ops::Window;
 use requant_numerics::DType;
 use requant_numerics::edge::EdgeRounding;
 
-use super::place::Places;
+use super::place::{self, Places};
 use crate::plan::step::{self, ConvStep, EdgeScales, Operand};
 use crate::plan::{BufferId, Plan, Step, StepOp};
 use crate::reference::strides;
@@ -89,6 +89,20 @@ impl Kernel {
             0
         }
     }
+}
+
+/// Memory that a step's launches for up to `samples` samples use among themselves.
+pub(super) fn workspace_bytes(plan: &Plan, step: &Step, samples: usize) -> usize {
+    let StepOp::MatMul { .. } = step.op else {
+        return 0;
+    };
+    let each = (1..=samples).map(|samples| {
+        let dims = |id| place::dims(plan, id, samples);
+        let operand = |i: usize| (dims(step.inputs[i]), plan.buffer(step.inputs[i]).dtype);
+        let (a, b) = (operand(0), operand(1));
+        ops::operands::workspace_bytes((&a.0, a.1), (&b.0, b.1), &dims(step.outputs[0]))
+    });
+    each.max().unwrap_or(0)
 }
 
 fn window(window: &Window) -> ops::Window {
@@ -326,8 +340,10 @@ pub(super) fn launches(
                 zero_points,
                 zero_point_a: fixed,
                 zero_point_b: *zero_point_b,
+                workspace: places.workspace,
+                workspace_bytes: places.workspace_bytes,
             };
-            Ok(vec![requantized.mat_mul(&io)?])
+            requantized.mat_mul(&io)
         }
         (StepOp::Add(params), _) => binary(BinaryOp::Add(*params), step, places),
         (StepOp::Mul(params), _) => binary(BinaryOp::Mul(*params), step, places),

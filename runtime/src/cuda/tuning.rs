@@ -278,6 +278,9 @@ impl CudaBackend {
                 arena: session.address(),
                 scratch: session.address() + arena as u64,
                 scratch_bytes: session.bytes() - arena,
+                // Convolutions have one launch each.
+                workspace: 0,
+                workspace_bytes: 0,
                 samples,
                 batch: samples,
             };
