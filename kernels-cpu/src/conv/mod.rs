@@ -249,6 +249,9 @@ impl Conv {
             self.scratch_bytes(threads),
             io.scratch.len(),
         )?;
+        if io.batch == 0 {
+            return Ok(());
+        }
         let ConvIo { output, .. } = io;
         let io = ConvIo {
             output: &mut *output,

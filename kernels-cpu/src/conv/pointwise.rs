@@ -79,20 +79,14 @@ impl Pointwise {
         let Some((round, finish)) = epilogue.alone() else {
             return Ok(None);
         };
-        let tiles = match spec.output.other_dtype() {
-            None => &TILES,
-            Some(_) => &JOINED_TILES,
-        };
         let groups = depth / GROUP;
         let mut panels = Vec::with_capacity(widths.len());
         let mut offset = 0;
         let mut tallest = 1;
         for &(channel, vectors) in &widths {
-            let tile = tiles.iter().find(|(width, _)| *width == vectors);
-            let Some(&(_, height)) = tile.filter(|(_, height)| *height <= pixels) else {
-                return Ok(None);
-            };
-            let Some(run) = arch::stem(isa, round, finish, signed, vectors, height) else {
+            let height = height(&spec.output, vectors);
+            let run = arch::stem(isa, round, finish, signed, vectors, height);
+            let Some(run) = run.filter(|_| height <= pixels) else {
                 return Ok(None);
             };
             tallest = tallest.max(height);
@@ -193,6 +187,16 @@ impl Pointwise {
             }
         });
     }
+}
+
+/// Pixels of a tile of so many vectors; 0 where there is none.
+pub(super) fn height(output: &Output, vectors: usize) -> usize {
+    let tiles = match output.other_dtype() {
+        None => &TILES,
+        Some(_) => &JOINED_TILES,
+    };
+    let tile = tiles.iter().find(|(width, _)| *width == vectors);
+    tile.map_or(0, |(_, height)| *height)
 }
 
 /// The first channel and the vectors of each panel; there are at least 16 channels. The last panel may take

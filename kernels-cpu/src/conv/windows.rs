@@ -28,9 +28,7 @@ const NARROW: (usize, usize) = (2, 6);
 /// Most taps for wide halves and for narrow ones: most of a panel stays in a first-level cache of 48 KiB.
 const MOST_TAPS_OF_WIDE: usize = 768;
 const MOST_TAPS: usize = 1536;
-/// Pixels of tiles for channels of a product that are left: few take turns.
-const TALL: usize = 12;
-/// Most taps up to which those of a narrow panel do not.
+/// Most taps up to which a product's channels that are left, too few for wide halves, do not take turns.
 const FEW_TAPS: usize = 192;
 /// Parts of a half's taps.
 const PARTS: usize = 3;
@@ -153,7 +151,7 @@ impl Windowed {
             let few = depth <= FEW_TAPS || vectors < NARROW.0;
             let height = match vectors {
                 _ if vectors == WIDE.0 => WIDE.1,
-                _ if plan.is_dense() && few => TALL,
+                _ if plan.is_dense() && few => pointwise::height(&spec.output, vectors),
                 _ => NARROW.1,
             };
             let run = match plan.is_dense() && height != NARROW.1 {
