@@ -43,7 +43,7 @@ struct QuantizeParameters {
     certain: f32,
 }
 
-/// Bytes of each plane that are asked for ahead: planes take turns too soon for a processor to do so by itself.
+/// How far ahead, in bytes, each plane is asked for: planes take turns too soon for a processor to do so by itself.
 const AHEAD: usize = 4 << 10;
 /// Elements quantized at a time.
 const BLOCK: usize = 64;

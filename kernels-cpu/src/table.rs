@@ -424,7 +424,13 @@ pub(crate) struct StemRow {
 /// The contract of [`StemRow`].
 pub(crate) type StemFn = unsafe fn(&Round, &Finish, &StemRow);
 
-/// What a function of windows reads and writes: output pixels by 64 or 32 channels, by halves of 3 or 6 pixels that
+/// Vectors of 16 channels and pixels of a half of a tile whose halves take turns, wide and narrow.
+pub(crate) const WIDE: (usize, usize) = (4, 3);
+pub(crate) const NARROW: (usize, usize) = (2, 6);
+/// Parts of a half's taps: one before each rounding of the other half but the first, and one behind the last.
+pub(crate) const PARTS: usize = 3;
+
+/// What a function of windows reads and writes: output pixels by 64 or 32 channels, by halves, wide or narrow, that
 /// take turns. The last half ends with the last pixel, so that it may compute pixels of the one before it again.
 ///
 /// # Contract

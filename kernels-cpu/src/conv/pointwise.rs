@@ -28,6 +28,7 @@ const STRETCH: usize = 24 << 10;
 pub(super) const MOST_TAPS: usize = 112;
 const MOST_TAPS_OF_ONE: usize = 192;
 const MOST_TAPS_BEFORE_RESIDUALS: usize = 384;
+
 /// A product of short rows, prepared.
 #[derive(Debug)]
 pub(super) struct Pointwise {

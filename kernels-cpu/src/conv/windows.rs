@@ -13,7 +13,7 @@ use crate::error::product;
 use crate::memory::{Aligned, Carver, LINE, piece, prefetch_at};
 use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
 use crate::rows::{Element, RowPlan};
-use crate::table::{self, StemFn, StemRow, WeightFormat, WindowsFn};
+use crate::table::{self, NARROW, PARTS, StemFn, StemRow, WIDE, WeightFormat, WindowsFn};
 use crate::tiles::MACS_PER_PART;
 use crate::{Isa, KernelError, Parallel, arch};
 
@@ -22,23 +22,19 @@ use super::pointwise;
 use super::stem::{GROUP, LANES, Panel};
 use super::{ConvIo, ConvShape, ConvSpec, Weights};
 
-/// Vectors of a panel and pixels of a half, wide and narrow.
-const WIDE: (usize, usize) = (4, 3);
-const NARROW: (usize, usize) = (2, 6);
 /// Most taps for wide halves and for narrow ones: most of a panel stays in a first-level cache of 48 KiB.
 const MOST_TAPS_OF_WIDE: usize = 768;
 const MOST_TAPS: usize = 1536;
 /// Most taps up to which a product's channels that are left, too few for wide halves, do not take turns.
 const FEW_TAPS: usize = 192;
-/// Parts of a half's taps.
-const PARTS: usize = 3;
 /// Input bytes of a block, and for narrow halves or where weights, which every block meets, may not stay in the
 /// second-level cache.
 const BLOCK: usize = 24 << 10;
 const LONG_BLOCK: usize = 192 << 10;
 const MANY_WEIGHTS: usize = 384 << 10;
-/// Most pointers of a block.
+/// Most pointers of a block, and most bytes of its windows if all of them were copied.
 const POINTERS: usize = 4 << 10;
+const STRIP: usize = 512 << 10;
 /// Groups of one of several segments below which finding it costs too much.
 const FEWEST_GROUPS: usize = 8;
 
@@ -108,9 +104,7 @@ impl Windowed {
             false => (NARROW.1, 40),
         };
         let again = pixels.next_multiple_of(half) - pixels;
-        let one = shape.kernel == [1, 1];
-        let run = shape.kernel[1] * shape.in_c;
-        again * allowed <= pixels && (one || run >= FEWEST_GROUPS * GROUP)
+        again * allowed <= pixels && (shape.kernel == [1, 1] || has_long_segments(shape))
     }
 
     /// None where the ISA has no function for the shape or the output.
@@ -136,7 +130,8 @@ impl Windowed {
             }
             segments => (segments, plan.groups, plan.groups),
         };
-        if !whole || segments < PARTS || groups == 0 {
+        let left = shape.out_c % (LANES * NARROW.0);
+        if !whole || segments < PARTS || groups == 0 || (left > 0 && !plan.is_dense()) {
             return Ok(None);
         }
         let widths = widths(shape.out_c, depth <= MOST_TAPS_OF_WIDE);
@@ -148,13 +143,15 @@ impl Windowed {
         let mut panels = Vec::with_capacity(widths.len());
         let (mut offset, mut column, mut tallest) = (0, 0, 1);
         for &(channel, vectors) in &widths {
+            let wide = vectors == WIDE.0;
             let few = depth <= FEW_TAPS || vectors < NARROW.0;
-            let height = match vectors {
-                _ if vectors == WIDE.0 => WIDE.1,
-                _ if plan.is_dense() && few => pointwise::height(&spec.output, vectors),
-                _ => NARROW.1,
+            let by_pixels = plan.is_dense() && (wide || few);
+            let height = match wide {
+                true => WIDE.1,
+                false if by_pixels => pointwise::height(&spec.output, vectors),
+                false => NARROW.1,
             };
-            let run = match plan.is_dense() && height != NARROW.1 {
+            let run = match by_pixels {
                 true => arch::stem(isa, round, finish, signed, vectors, height).map(Run::Pixels),
                 false => arch::windows(isa, round, finish, signed, vectors).map(Run::Windows),
             };
@@ -184,8 +181,13 @@ impl Windowed {
         let long = depth > MOST_TAPS_OF_WIDE || depth * shape.out_c > MANY_WEIGHTS;
         let bytes = if long { LONG_BLOCK } else { BLOCK };
         // A pixel brings as many columns and rows of the image as it strides over.
-        let pixel = product(&[shape.in_c, shape.strides[0], shape.strides[1]])?;
-        let most = (bytes / pixel).min(POINTERS / segments);
+        let pixel = shape.in_c.saturating_mul(shape.strides[0]);
+        let pixel = pixel.saturating_mul(shape.strides[1]);
+        let copied = match plan.strip_bytes(1) {
+            0 => usize::MAX,
+            _ => STRIP / plan.row_bytes(),
+        };
+        let most = (bytes / pixel).min(POINTERS / segments).min(copied);
         Ok(Some(Windowed {
             shape,
             plan,
@@ -259,7 +261,8 @@ impl Windowed {
                     last if last == pieces => pixels,
                     end => end * self.tallest,
                 };
-                // SAFETY: parts have disjoint pixels or panels.
+                // SAFETY: parts have disjoint pixels or panels; each has at least one piece, and there is a piece,
+                // as an image has more pixels than the tallest half.
                 unsafe { self.block(&job, start..end, panels.clone(), scratch) };
             }
         });
@@ -284,6 +287,7 @@ impl Windowed {
     /// Computes some pixels, at least those of the tallest half, counted over the batch.
     ///
     /// # Safety
+    /// - The pixels are the batch's, at least as many as the tallest half has; lengths were checked for all of it.
     /// - No other thread computes the same pixels and panels at the same time.
     unsafe fn block(
         &self,
@@ -373,6 +377,17 @@ impl Windowed {
             }
         }
     }
+}
+
+/// Whether windows of several segments are read where they lie, and long enough at a time.
+fn has_long_segments(shape: &ConvShape) -> bool {
+    let run = shape.kernel[1] * shape.in_c;
+    let joined = shape.kernel[1] == 1 || shape.dilations[1] == 1;
+    let segment = match joined && run.is_multiple_of(GROUP) {
+        true => run,
+        false => shape.in_c,
+    };
+    segment.is_multiple_of(GROUP) && segment >= FEWEST_GROUPS * GROUP
 }
 
 /// What all blocks of a run share.

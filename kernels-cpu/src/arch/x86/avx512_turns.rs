@@ -19,16 +19,14 @@ use core::mem::offset_of;
 use crate::epilogue::beside::{self, Constants, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
-use crate::table::{StemFn, StemRow, Windows, WindowsFn};
+use crate::table::{NARROW, PARTS, StemFn, StemRow, WIDE, Windows, WindowsFn};
 
 use super::avx512_epilogue::is_byte;
 
 /// Most pixels that are fetched ahead of the one that is stored, beside one 24 pixels away: those that the same panel
-/// meets in the next call. Rows may be in memory, and a core, which watches single instructions, fetches none of them
-/// itself, because each has every sixth pixel only.
+/// meets in the next call, where calls are as short. Rows may be in memory, and a core, which watches single
+/// instructions, fetches none of them itself, because each has one pixel of a whole tile only.
 const AHEAD: usize = 384;
-/// Parts of a half's products: before each rounding of the other half but the first, and behind the last.
-const PARTS: usize = 3;
 /// Taps of a group.
 const GROUP: usize = 4;
 
@@ -567,7 +565,7 @@ macro_rules! operand {
     };
 }
 
-/// Fetches, ahead of the pixel at a register, the one 24 pixels away and that of the next call; leaves rcx changed.
+/// Fetches, ahead of the pixel at a register, the one 24 pixels away and the one [`AHEAD`]; leaves rcx changed.
 macro_rules! fetch {
     ($fetch:literal, $pixel:literal) => {
         concat!(
@@ -901,6 +899,12 @@ macro_rules! function {
         windows as WindowsFn
     }};
 }
+
+const _: () = {
+    assert!(half!(wide) == WIDE.1 && half!(narrow) == NARROW.1);
+    // A rounding takes four sums, and each part ends with one.
+    assert!(WIDE.0 * WIDE.1 == 4 * PARTS && NARROW.0 * NARROW.1 == 4 * PARTS);
+};
 
 impl Turns {
     /// # Safety
