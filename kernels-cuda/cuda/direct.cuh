@@ -47,7 +47,7 @@ KERNEL(direct, DirectParams, 128, 4) {
       }
     }
   }
-  store_int(p.y, p.epilogue.out_type, index, finish(p.epilogue, acc, o, index));
+  finish_to(p.epilogue, p.y, acc, o, index);
 }
 
 struct DepthwiseParams {
@@ -99,7 +99,7 @@ KERNEL(depthwise, DepthwiseParams, 128, 4) {
 #pragma unroll 1
   for (int i = 0; i < 4; i++) {
     const int32_t sum = i == 0 ? acc[0] : i == 1 ? acc[1] : i == 2 ? acc[2] : acc[3];
-    store_int(p.y, p.epilogue.out_type, index + i, finish(p.epilogue, sum, channel + i, index + i));
+    finish_to(p.epilogue, p.y, sum, channel + i, index + i);
   }
 }
 
@@ -157,5 +157,5 @@ KERNEL(mat_mul, MatMulParams, 128, 4) {
     const int32_t right = load_int(p.b, p.b_type, b + static_cast<int64_t>(i) * p.n) - p.zero_point_b;
     acc = wrapping_add(acc, wrapping_mul(left, right));
   }
-  store_int(p.y, p.epilogue.out_type, index, finish(p.epilogue, acc, 0, index));
+  finish_to(p.epilogue, p.y, acc, 0, index);
 }

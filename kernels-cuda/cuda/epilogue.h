@@ -1,5 +1,5 @@
 // From accumulator to output: every rounding of the specification (requant-numerics), the clamp, sums
-// with a second operand and tables. Plain C++ that nvcc and the host's compiler both read, so that the
+// with a second operand and tables, or the float that an accumulator stands for. Plain C++ that nvcc and the host's compiler both read, so that the
 // host can compare it with the specification over as many values as one likes.
 //
 // `>>` of a negative number is arithmetic with both compilers. Floats are IEEE binary32 and binary64,
@@ -37,9 +37,9 @@ struct Channel {
   int64_t addend;  // rhu with s >= 32: bias, rounding, zero points, all in the 64-bit sum
   int32_t m;       // mantissa
   int32_t s;       // shift; exponent of tflite_double; 1 where thresholds fall
-  float f;         // scale of f32_rne
+  float f;         // scale of f32_rne, or of a float result
   int32_t bias;
-  double d;         // scale of f64_away
+  double d;         // scale of f64_away; what is added to a float result, an f32
   int32_t m_other;  // mantissa of the residual
   int32_t weight_sum;
 };
@@ -233,7 +233,7 @@ DEVICE int32_t requantize(const Epilogue& e, int32_t acc, int32_t channel) {
   return clamp(saturating_add(rounded, e.zero_point), e.lo, e.hi);
 }
 
-// Everything after the accumulator, for element `index` of the output.
+// Everything after the accumulator that ends at an integer, for element `index` of the output.
 DEVICE int32_t finish(const Epilogue& e, int32_t acc, int32_t channel, int64_t index) {
   int32_t value;
   if (e.join == JOIN_NONE) {
@@ -251,4 +251,18 @@ DEVICE int32_t finish(const Epilogue& e, int32_t acc, int32_t channel, int64_t i
     }
   }
   return e.table ? e.table[static_cast<uint8_t>(value)] : value;
+}
+
+// A float result. Where nothing is to be added, -0 is, which changes no number.
+DEVICE float real_of(const Channel& c, int32_t acc) {
+  return add_f32(mul_f32(static_cast<float>(acc), c.f), static_cast<float>(c.d));
+}
+
+// Stores what leaves the epilogue as element `index` of the output.
+DEVICE void finish_to(const Epilogue& e, void* y, int32_t acc, int32_t channel, int64_t index) {
+  if (e.out_type == TYPE_F32) {
+    static_cast<float*>(y)[index] = real_of(e.channels[e.single ? 0 : channel], acc);
+  } else {
+    store_int(y, e.out_type, index, finish(e, acc, channel, index));
+  }
 }

@@ -60,6 +60,7 @@ DEVICE float add_f32(float a, float b) { return __fadd_rn(a, b); }
 DEVICE float sub_f32(float a, float b) { return __fsub_rn(a, b); }
 DEVICE float div_f32(float a, float b) { return __fdiv_rn(a, b); }
 DEVICE float fma_f32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEVICE uint32_t float_bits(float v) { return __float_as_uint(v); }
 DEVICE double mul_f64(double a, double b) { return __dmul_rn(a, b); }
 DEVICE double div_f64(double a, double b) { return __ddiv_rn(a, b); }
 

@@ -286,10 +286,9 @@ DEVICE int64_t index_of(const ProductParams& p, int32_t group, int32_t row, int3
 
 // Stores the result of one sum of products, by any epilogue.
 DEVICE void finish_sum(const ProductParams& p, int32_t sum, int32_t group, int32_t row, int32_t column) {
-  const Epilogue& e = p.epilogue;
   const int64_t index = index_of(p, group, row, column);
   sum = whole_sum(p, sum, group, row, column);
-  store_int(p.y, e.out_type, index, finish(e, sum, group * p.channels_padded + column, index));
+  finish_to(p.epilogue, p.y, sum, group * p.channels_padded + column, index);
 }
 
 // Four neighbouring results of one row, from their accumulators and, where a residual joins them, its four
@@ -518,10 +517,11 @@ DEVICE void finish_bytes(const ProductParams& p, uint8_t* smem, const int32_t (&
   }
 }
 
-// Whether accumulators are the results themselves, four of which lie aligned.
+// Whether accumulators are the results themselves, or as floats, four of which lie aligned.
 DEVICE bool is_raw(const ProductParams& p) {
   const Epilogue& e = p.epilogue;
-  return e.scheme == SCHEME_NONE && e.join == JOIN_NONE && !e.table && e.out_type == TYPE_I32 &&
+  const bool words = e.out_type == TYPE_I32 || e.out_type == TYPE_F32;
+  return words && e.scheme == SCHEME_NONE && e.join == JOIN_NONE && !e.table &&
          p.channels % 4 == 0 && p.channels_total % 4 == 0;
 }
 
@@ -533,8 +533,11 @@ DEVICE void store_four(const ProductParams& p, Bytes16 four, int32_t group, int3
   if constexpr (finish_kind == FINISH_ANY) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const int32_t sum = static_cast<int32_t>(four.word[i]);
-      four.word[i] = static_cast<uint32_t>(whole_sum(p, sum, group, row, column + i));
+      const int32_t sum = whole_sum(p, static_cast<int32_t>(four.word[i]), group, row, column + i);
+      four.word[i] = static_cast<uint32_t>(sum);
+      if (p.epilogue.out_type == TYPE_F32) {
+        four.word[i] = float_bits(real_of(p.epilogue.channels[group * p.channels_padded + column + i], sum));
+      }
     }
     *reinterpret_cast<Bytes16*>(static_cast<int32_t*>(p.y) + index) = four;
   } else {

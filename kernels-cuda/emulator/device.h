@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #define DEVICE static inline
 #define MEMBER inline
@@ -117,6 +118,11 @@ DEVICE float add_f32(float a, float b) { return a + b; }
 DEVICE float sub_f32(float a, float b) { return a - b; }
 DEVICE float div_f32(float a, float b) { return a / b; }
 DEVICE float fma_f32(float a, float b, float c) { return fmaf(a, b, c); }
+DEVICE uint32_t float_bits(float v) {
+  uint32_t bits;
+  memcpy(&bits, &v, sizeof(bits));
+  return bits;
+}
 DEVICE double mul_f64(double a, double b) { return a * b; }
 DEVICE double div_f64(double a, double b) { return a / b; }
 

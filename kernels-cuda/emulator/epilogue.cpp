@@ -25,7 +25,7 @@ API void requant_epilogue_round(int32_t scheme, const int32_t* acc, int32_t* y, 
 API void requant_epilogue_finish(const Epilogue* e, const int32_t* acc, void* y, size_t count, int32_t channels) {
   for (size_t i = 0; i < count; i++) {
     const int64_t index = static_cast<int64_t>(i);
-    store_int(y, e->out_type, index, finish(*e, acc[i], static_cast<int32_t>(index % channels), index));
+    finish_to(*e, y, acc[i], static_cast<int32_t>(index % channels), index);
   }
 }
 

@@ -68,11 +68,22 @@ pub enum Join {
     },
 }
 
+/// What accumulators stand for: `f32(acc)·scale`, and perhaps something added to that.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Real {
+    /// One, or one a channel.
+    pub scales: Vec<f32>,
+    /// None, one, or one a channel.
+    pub offset: Vec<f32>,
+}
+
 /// What follows an accumulator.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finish {
-    /// Requantization; without it the output is the accumulator.
+    /// Requantization; without it the output is the accumulator, or what it stands for.
     pub requantize: Option<Requantize>,
+    /// Makes the output `f32`, where nothing else follows.
+    pub real: Option<Real>,
     /// A second operand.
     pub join: Join,
     /// A last table.
@@ -119,6 +130,16 @@ impl Encoded {
         weight_sum: impl Fn(usize) -> i32,
     ) -> Result<Self, OpError> {
         let form = form(finish);
+        let alone = finish.requantize.is_none()
+            && finish.join == Join::None
+            && finish.table.is_none()
+            && finish.dtype == DType::F32;
+        if finish.real.is_some() && !alone {
+            return Err(OpError::Type {
+                what: "a float result",
+                dtype: finish.dtype,
+            });
+        }
         let mut table = vec![Channel::default(); entries];
         for (entry, out) in table.iter_mut().enumerate() {
             let Some(channel) = channel_of(entry) else {
@@ -314,6 +335,15 @@ fn entry_of(finish: &Finish, channel: usize) -> Channel {
             entry.s = i32::from(falls[index(falls.len(), channel)]);
         }
     }
+    if let Some(Real { scales, offset }) = &finish.real {
+        entry.f = scales[index(scales.len(), channel)];
+        // Whatever -0 is added to stays as it is.
+        let offset = match &offset[..] {
+            [] => -0.0,
+            offset => offset[index(offset.len(), channel)],
+        };
+        entry.d = f64::from(offset);
+    }
     if let Join::Residual { residual, .. } = &finish.join {
         entry.m_other = residual.m[index(residual.m.len(), channel)];
     }
@@ -340,7 +370,11 @@ fn thresholds(
 
 fn params(finish: &Finish) -> Result<Epilogue, OpError> {
     let mut params = Epilogue {
-        out_type: integer_type("output", finish.dtype)?,
+        out_type: if finish.real.is_some() {
+            element_type("output", finish.dtype)?
+        } else {
+            integer_type("output", finish.dtype)?
+        },
         scheme: NONE,
         ..Epilogue::default()
     };

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use libloading::{Library, Symbol};
 use requant_conformance::{Rng, emulator};
-use requant_kernels_cuda::epilogue::{Encoded, Finish, Form, Join};
+use requant_kernels_cuda::epilogue::{Encoded, Finish, Form, Join, Real};
 use requant_kernels_cuda::params::Epilogue;
 use requant_numerics::elementwise::{AddParams, AddScheme, TfliteMultiplier};
 use requant_numerics::{DType, Requantize, Residual, Scheme, rounding};
@@ -254,11 +254,29 @@ impl Case {
                 first: rng.one_in(2),
             }
         };
+        // Every second accumulator without a rounding becomes what it stands for.
+        let real = (requantize.is_none() && turn.is_multiple_of(2)).then(|| Real {
+            scales: entries(rng, count, |rng| {
+                let power = 0.5f32.powi(rng.size(0, 40) as i32);
+                let any = rng.log(1e-42, 1e32) as f32;
+                rng.pick(&[power, any, -any])
+            }),
+            offset: if rng.one_in(3) {
+                Vec::new()
+            } else {
+                entries(rng, count, |rng| {
+                    let any = rng.log(1e-9, 1e9) as f32;
+                    rng.pick(&[any, -any, 0.0, -0.0])
+                })
+            },
+        });
+        let dtype = if real.is_some() { DType::F32 } else { dtype };
         let bytes = dtype.size_in_memory() == 1;
         let table: [u8; 256] = std::array::from_fn(|_| rng.bits() as u8);
         Case {
             finish: Finish {
                 requantize,
+                real,
                 join,
                 table: (bytes && rng.one_in(3)).then(|| Arc::new(table)),
                 dtype,
@@ -506,6 +524,9 @@ fn whole_epilogues_equal_the_specification() {
         every(join, &|l| l.1 == join && l.4);
     }
     every("none", &|l| l.0 == "none" && l.2 == DType::I32);
+    for single in [false, true] {
+        every("f32", &|l| l.2 == DType::F32 && l.3 == single);
+    }
     every("i32", &|l| l.0 == "rhu" && l.2 == DType::I32);
 }
 
@@ -572,6 +593,7 @@ impl Case {
                     lo: lo as i32,
                     hi: hi as i32,
                 }),
+                real: None,
                 join,
                 table: (!wide && rng.one_in(3)).then(|| Arc::new(table)),
                 dtype,

@@ -101,6 +101,7 @@ fn dense(context: &Arc<Context>, rows: usize, channels: usize) -> Conv {
         bias: &[],
         finish: Finish {
             requantize: None,
+            real: None,
             join: Join::None,
             table: None,
             dtype: DType::I32,
@@ -295,6 +296,7 @@ fn every_batch_has_room_for_its_splits() {
         bias: &[],
         finish: Finish {
             requantize: None,
+            real: None,
             join: Join::None,
             table: None,
             dtype: DType::I32,
@@ -361,6 +363,7 @@ fn choose_all(ampere: bool) {
             .collect();
         let finish = Finish {
             requantize: None,
+            real: None,
             join: Join::None,
             table: None,
             dtype: DType::I32,

@@ -1,8 +1,8 @@
 //! Convolutions and matrix products.
 
-use requant_model::ops::{Border, Conv, Gemm, MatMul, Window};
+use requant_model::ops::{BlockScales, Border, Conv, Dequantize, Gemm, MatMul, Softmax, Window};
 use requant_model::spec::{GroupSpec, Linear, WeightSpec};
-use requant_model::{Graph, Op, Tensor, ValueId};
+use requant_model::{Affine, Graph, Op, Tensor, ValueId};
 use requant_numerics::{DType, Rounding};
 
 use crate::builder::random_tensor;
@@ -204,7 +204,12 @@ pub(super) fn computed_weights(rng: &mut Rng) -> Graph {
 }
 
 pub(super) fn gemm(rng: &mut Rng) -> Graph {
-    let mut b = Builder::new("gemm", !rng.one_in(4));
+    let residual = rng.one_in(3);
+    gemm_case(rng, Parts { residual, ..PLAIN })
+}
+
+fn gemm_case(rng: &mut Rng, parts: Parts) -> Graph {
+    let mut b = Builder::new("gemm", !rng.one_in(4) && !parts.computed);
     let (k, n) = (
         rng.pick(&[1, 2, 7, 64, 100, 257]),
         rng.pick(&[1, 10, 16, 63, 64, 130]),
@@ -218,13 +223,74 @@ pub(super) fn gemm(rng: &mut Rng) -> Graph {
     let kind = rng.pick(&ACTIVATIONS);
     let x = b.input(rng, kind, &[&lead[..], &[k]].concat());
     let out_dims = [&lead[..], &[n]].concat();
-    let parts = Parts {
-        residual: rng.one_in(3),
-        ..PLAIN
-    };
     let (linear, inputs, output) = layer(&mut b, rng, x, &[n, k], &out_dims, parts);
     b.node(Op::Gemm(Gemm { linear }), &inputs, &[output]);
     b.finish(&[output])
+}
+
+/// Accumulators that become floats, by scales that vary in every way, or as an integer output too.
+pub(super) fn real(rng: &mut Rng) -> Graph {
+    let parts = Parts {
+        requantize: false,
+        computed: rng.one_in(6),
+        ..PLAIN
+    };
+    let graph = if rng.one_in(2) {
+        gemm_case(rng, parts)
+    } else {
+        let depthwise = !parts.computed && rng.one_in(3);
+        conv_case(rng, parts, depthwise)
+    };
+    let acc = graph.outputs[0];
+    let dims = graph.value(acc).dims.clone();
+    let mut b = Builder { graph };
+    let (last, n) = (dims.len() - 1, dims[dims.len() - 1]);
+    let scale = |rng: &mut Rng| rng.log(1e-6, 1e2) as f32;
+    let axis = if rng.one_in(4) {
+        rng.size(last.min(1), last)
+    } else {
+        last
+    };
+    // One scale, one a channel, or others.
+    let blocks = (!rng.one_in(3)).then(|| {
+        let mut blocks = BlockScales {
+            scales: String::new(),
+            zero_points: None,
+            axis,
+            block: rng.pick(&[1, 1, 1, 2]).min(dims[axis]),
+        };
+        let shape = blocks.scale_dims(&dims);
+        let count = shape.iter().product();
+        let scales: Vec<f32> = (0..count).map(|_| scale(rng)).collect();
+        blocks.scales = b.tensor(Tensor::from_f32(shape.clone(), &scales));
+        blocks.zero_points = rng.one_in(4).then(|| {
+            let zeros = vec![0; count];
+            b.tensor(Tensor::from_integers(DType::I32, shape, &zeros))
+        });
+        blocks
+    });
+    if blocks.is_none() {
+        let (scale, zero_point) = (scale(rng), 0);
+        b.graph.values[acc.index()].quant = Some(Affine { scale, zero_point });
+    }
+    let offset = rng.one_in(2).then(|| {
+        let count = rng.pick(&[1, n]);
+        let values: Vec<f32> = (0..count).map(|_| scale(rng) - 1.0).collect();
+        b.tensor(Tensor::from_f32(vec![count], &values))
+    });
+    let y = b.value(DType::F32, &dims, None);
+    b.node(Op::Dequantize(Dequantize { blocks, offset }), &[acc], &[y]);
+    match rng.size(0, 3) {
+        0 => b.finish(&[y]),
+        1 => b.finish(&[y, acc]),
+        other => {
+            let soft = b.value(DType::F32, &dims, None);
+            let log = rng.one_in(2);
+            b.node(Op::Softmax(Softmax { axis, log }), &[y], &[soft]);
+            let shown = [soft, y];
+            b.finish(if other == 2 { &shown[..1] } else { &shown })
+        }
+    }
 }
 
 pub(super) fn mat_mul(rng: &mut Rng) -> Graph {

@@ -16,7 +16,7 @@ type Make = fn(&mut Rng) -> requant_model::Graph;
 
 /// Every case of every suite, `rounds` random ones of each kind.
 pub fn all(rounds: usize, seed: u64) -> Vec<Case> {
-    let kinds: [(&str, Make); 28] = [
+    let kinds: [(&str, Make); 29] = [
         ("conv", linear::conv),
         ("depthwise", linear::depthwise),
         ("gemm", linear::gemm),
@@ -48,6 +48,7 @@ pub fn all(rounds: usize, seed: u64) -> Vec<Case> {
         ("binary network", bits::network),
         ("layer norm", maps::layer_norm),
         ("dynamic requantized", edges::dynamic_requantized),
+        ("real", linear::real),
     ];
     let mut cases = Vec::new();
     for (kind, (name, make)) in kinds.into_iter().enumerate() {

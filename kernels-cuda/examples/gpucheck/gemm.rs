@@ -269,6 +269,7 @@ pub(crate) fn conv(
         bias: &bias,
         finish: Finish {
             requantize: Some(requantize(work, output)),
+            real: None,
             join: Join::None,
             table: None,
             dtype: output,

@@ -126,6 +126,7 @@ impl Requantized {
         let entries = requantize.map_or(1, |r| r.scheme.channels());
         let finish = Finish {
             requantize: requantize.cloned(),
+            real: None,
             join: Join::None,
             table: None,
             dtype,

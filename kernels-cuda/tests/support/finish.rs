@@ -1,10 +1,21 @@
 //! What becomes of an accumulator, by the specification; shared by the tests and `gpucheck`.
 
-use requant_kernels_cuda::epilogue::{Finish, Join};
+use requant_kernels_cuda::epilogue::{Finish, Join, Real};
 use requant_numerics::DType;
+use requant_numerics::edge::dequantize;
 
-/// The output for accumulator `acc` of `channel`, which `other` joins where something does.
+/// The output, or a float's bits, for accumulator `acc` of `channel`, which `other` joins where something does.
 pub(crate) fn value(finish: &Finish, acc: i32, other: i32, channel: usize) -> i32 {
+    if let Some(Real { scales, offset }) = &finish.real {
+        let at = |list: &[f32]| list[if list.len() == 1 { 0 } else { channel }];
+        let value = dequantize(acc, at(scales), 0);
+        let value = if offset.is_empty() {
+            value
+        } else {
+            value + at(offset)
+        };
+        return value.to_bits() as i32;
+    }
     let value = match (&finish.requantize, &finish.join) {
         (None, Join::None) => acc,
         (None, _) => panic!("nothing joins an accumulator"),

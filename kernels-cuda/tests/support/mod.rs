@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use requant_conformance::Rng;
-use requant_kernels_cuda::epilogue::{Finish, Join};
+use requant_kernels_cuda::epilogue::{Finish, Join, Real};
 use requant_kernels_cuda::ops::Window;
 use requant_kernels_cuda::ops::conv::{Conv, ConvIo, ConvSpec, ZeroPoint};
 use requant_kernels_cuda::{Command, Context, Session};
@@ -110,7 +110,7 @@ pub(crate) const NUMBERS: &[Numbers] = &[
 ];
 
 /// Ways to finish that [`run`] knows.
-pub(crate) const FINISHES: usize = 15;
+pub(crate) const FINISHES: usize = 16;
 
 impl Numbers {
     pub(crate) const fn of(weights: (i64, i64), dtype: DType) -> Self {
@@ -123,7 +123,7 @@ impl Numbers {
 
     /// Whether sums of them fit 32 bits where no rounding hides that they do not.
     pub(crate) fn suits(self, kind: usize) -> bool {
-        self.weights.1 < 128 || ![6, 7, 10].contains(&kind)
+        self.weights.1 < 128 || ![6, 7, 10, 15].contains(&kind)
     }
 
     /// A number of a range. What ends beyond 1 where it begins at -1 has no zeros, and nothing else.
@@ -257,11 +257,24 @@ fn finish(rng: &mut Rng, kind: usize, channels: usize, dtype: DType) -> Finish {
     };
     let table = [5, 11].contains(&kind) && rng.one_in(2);
     let table = table.then(|| Arc::new(std::array::from_fn(|i| (i * 37 + 11) as u8)));
+    let real = (kind == 15).then(|| Real {
+        scales: (0..channels).map(|_| rng.log(1e-6, 1e3) as f32).collect(),
+        offset: if rng.one_in(2) {
+            Vec::new()
+        } else {
+            (0..channels).map(|_| rng.log(1e-6, 1e6) as f32).collect()
+        },
+    });
     Finish {
-        requantize: (kind != 6).then_some(requantize),
+        requantize: (![6, 15].contains(&kind)).then_some(requantize),
+        real,
         join,
         table,
-        dtype: if kind == 6 { DType::I32 } else { dtype },
+        dtype: match kind {
+            6 => DType::I32,
+            15 => DType::F32,
+            _ => dtype,
+        },
     }
 }
 

@@ -149,7 +149,8 @@ impl Backend for CudaBackend {
 impl CudaBackend {
     /// Compiles a plan by the fixed rules.
     fn compiled(&self, plan: &Plan) -> Result<Compiled, CompileError> {
-        let (mut plan, planes) = plan.interleaved();
+        let (plan, planes) = plan.interleaved();
+        let mut plan = plan.with_reals();
         if self.options.guarded {
             plan.layout = plan.layout.apart(guards::GUARD);
         }

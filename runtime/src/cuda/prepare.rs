@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use requant_kernels_cuda::epilogue::{Finish, Join};
+use requant_kernels_cuda::epilogue::{Finish, Join, Real};
 use requant_kernels_cuda::ops::conv::{Conv, ConvIo, ConvSpec, ZeroPoint};
 use requant_kernels_cuda::ops::maps::{self, BinaryOp, MatMulIo, Requantized, Resize, Side, Table};
 use requant_kernels_cuda::ops::norms::LayerNorm;
@@ -245,6 +245,10 @@ fn conv(
         bias: &conv.bias,
         finish: Finish {
             requantize: conv.epilogue.requantize.clone(),
+            real: conv.epilogue.real.as_ref().map(|real| Real {
+                scales: real.scales.clone(),
+                offset: real.offset.clone(),
+            }),
             join,
             table: conv.epilogue.table.clone(),
             dtype: dtype(step.outputs[0]),

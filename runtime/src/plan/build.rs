@@ -343,6 +343,7 @@ fn conv_step(
         bias: linear.bias_data(cx),
         epilogue: Epilogue {
             requantize,
+            real: None,
             join,
             table: None,
         },

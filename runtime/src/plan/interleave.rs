@@ -20,18 +20,23 @@ impl Plan {
                 *planes = plan.interleave(input);
             }
         }
+        (plan.laid_out(), planes)
+    }
+
+    /// The plan with places for the buffers that its steps use.
+    pub(super) fn laid_out(mut self) -> Self {
         let draft = Draft {
-            buffers: plan.buffers,
-            steps: plan.steps,
-            inputs: plan.inputs,
-            outputs: plan.outputs,
+            buffers: self.buffers,
+            steps: self.steps,
+            inputs: self.inputs,
+            outputs: self.outputs,
         };
-        plan.layout = layout::lay_out(&draft);
-        plan.buffers = draft.buffers;
-        plan.steps = draft.steps;
-        plan.inputs = draft.inputs;
-        plan.outputs = draft.outputs;
-        (plan, planes)
+        self.layout = layout::lay_out(&draft);
+        self.buffers = draft.buffers;
+        self.steps = draft.steps;
+        self.inputs = draft.inputs;
+        self.outputs = draft.outputs;
+        self
     }
 
     /// Takes out the transposition behind an input, where there is one.
@@ -59,7 +64,7 @@ impl Plan {
     }
 
     /// The step that reads a buffer, where it alone does, once.
-    fn sole_reader(&self, buffer: BufferId) -> Option<usize> {
+    pub(super) fn sole_reader(&self, buffer: BufferId) -> Option<usize> {
         let shown = self
             .buffers
             .iter()

@@ -4,6 +4,7 @@ mod build;
 mod fuse;
 mod interleave;
 mod layout;
+mod real;
 pub mod signature;
 pub mod step;
 

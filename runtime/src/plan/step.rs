@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use requant_model::ops::{WeightData, Window};
-use requant_numerics::edge::EdgeRounding;
+use requant_numerics::edge::{self, EdgeRounding};
 use requant_numerics::elementwise::{AddParams, MulParams};
+use requant_numerics::requantize::index;
 use requant_numerics::softmax::{ByteTable, ExpTable};
 use requant_numerics::table::Table;
 use requant_numerics::tflite;
@@ -104,12 +105,35 @@ pub struct ConvStep {
 /// From accumulator to output.
 #[derive(Clone, Debug)]
 pub struct Epilogue {
-    /// Requantization; without it the output is the `i32` accumulator.
+    /// Requantization; without it the output is the `i32` accumulator, or what that stands for.
     pub requantize: Option<Requantize>,
+    /// Makes the output `f32`, where nothing else follows the accumulator.
+    pub real: Option<Real>,
     /// A second operand.
     pub join: Option<Join>,
     /// A last table.
     pub table: Option<Arc<Table>>,
+}
+
+/// What accumulators stand for: `f32(acc)·scale`, and perhaps something added to that.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Real {
+    /// One, or one an output channel.
+    pub scales: Vec<f32>,
+    /// None, one, or one an output channel.
+    pub offset: Vec<f32>,
+}
+
+impl Real {
+    /// What an accumulator of a channel stands for.
+    pub fn of(&self, acc: i32, channel: usize) -> f32 {
+        let scale = self.scales[index(self.scales.len(), channel)];
+        let value = edge::dequantize(acc, scale, 0);
+        match &self.offset[..] {
+            [] => value,
+            offset => value + offset[index(offset.len(), channel)],
+        }
+    }
 }
 
 /// A second operand of an epilogue.

@@ -3,7 +3,7 @@
 use requant_numerics::{DType, Requantize};
 
 use crate::arena::Operands;
-use crate::executor::{read_int, write_int};
+use crate::executor::{read_int, write_f32, write_int};
 use crate::plan::Step;
 use crate::plan::step::{ConvStep, Epilogue, Join, Operand};
 
@@ -137,7 +137,10 @@ fn finish(
 ) {
     let dtype = operands.dtype(step.outputs[0]);
     let Some(requantize) = &epilogue.requantize else {
-        return write_int(DType::I32, out, index, acc);
+        return match &epilogue.real {
+            None => write_int(DType::I32, out, index, acc),
+            Some(real) => write_f32(out, index, real.of(acc, channel)),
+        };
     };
     let other = |buffer| read_int(operands.dtype(buffer), operands.read(buffer), index);
     let joined = match &epilogue.join {
