@@ -385,20 +385,36 @@ impl DepthwiseKernel {
     }
 }
 
+/// A panel of some vectors of 16 channels and the pixels that it gives, for functions that go to finished bytes.
+///
+/// # Contract
+/// All of this holds at the call, for a function of `v` vectors:
+/// - `weights` is readable for `v` vectors for each group that the call names, in its order: channel by channel four
+///   taps, in the order of [`stem_column`];
+/// - `bias` is readable for `16·v` values in that order, and the rounding has as many packed columns from `column` on;
+/// - `out` is writable for `16·v` bytes at `pixels` places, `out_step` bytes apart; where the output has another
+///   operand, `other` is readable at places like them.
+#[derive(Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(crate) struct Outputs {
+    pub(crate) weights: *const u8,
+    pub(crate) bias: *const i32,
+    pub(crate) column: usize,
+    pub(crate) pixels: usize,
+    pub(crate) out: *mut u8,
+    pub(crate) out_step: usize,
+    pub(crate) other: *const u8,
+}
+
 /// What a function for first layers and short products reads and writes: a row of output pixels, by 16, 32 or
 /// 64 channels, from rows of an image of few channels.
 ///
 /// # Contract
-/// All of this holds at the call, for a function of `v` vectors of 16 channels and tiles of `p` pixels:
-/// - `rows` points to `kernel_rows` pointers; each is readable for `groups` times four bytes at each of
-///   `pixels` places, `step` bytes apart; none of the counts is 0, and `pixels` is at least `p`;
-/// - `rest` is readable for `rest_groups` times four bytes for each of `pixels` pixels, one after the other;
-/// - `weights` is readable for `v` vectors for each kernel row and group and then for each group of the rest:
-///   channel by channel four taps, in the order of [`stem_column`];
-/// - `bias` is readable for `16·v` values in that order, and the rounding has as many packed columns from
-///   `column` on;
-/// - `out` is writable for `16·v` bytes at `pixels` places, `out_step` bytes apart; where the output has another
-///   operand, `other` is readable at places like them;
+/// All of this holds at the call, for a function of tiles of `p` pixels:
+/// - `rows` points to `kernel_rows` pointers; each is readable for `groups` times four bytes at each of the outputs'
+///   pixels, `step` bytes apart; none of the counts is 0, and there are at least `p` pixels;
+/// - `rest` is readable for `rest_groups` times four bytes for each pixel, one after the other;
+/// - `outputs` keeps its contract; its groups are those of each kernel row and then those of the rest;
 /// - the machine has the function's ISA.
 #[derive(Debug)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -409,13 +425,22 @@ pub(crate) struct StemRow {
     pub(crate) step: usize,
     pub(crate) rest: *const u8,
     pub(crate) rest_groups: usize,
-    pub(crate) weights: *const u8,
-    pub(crate) bias: *const i32,
-    pub(crate) column: usize,
-    pub(crate) pixels: usize,
-    pub(crate) out: *mut u8,
-    pub(crate) out_step: usize,
-    pub(crate) other: *const u8,
+    pub(crate) outputs: Outputs,
+}
+
+impl StemRow {
+    /// Pixels one after the other, of a product of `groups` times four taps; `first` points to where they start.
+    pub(crate) fn of_product(first: &*const u8, groups: usize, outputs: Outputs) -> Self {
+        StemRow {
+            rows: first,
+            kernel_rows: 1,
+            groups,
+            step: 4 * groups,
+            rest: core::ptr::null(),
+            rest_groups: 0,
+            outputs,
+        }
+    }
 }
 
 /// Computes a row, rounded and narrowed.
@@ -434,15 +459,11 @@ pub(crate) const PARTS: usize = 3;
 /// take turns. The last half ends with the last pixel, so that it may compute pixels of the one before it again.
 ///
 /// # Contract
-/// All of this holds at the call, for a function of `v` vectors of 16 channels and halves of `h` pixels:
+/// All of this holds at the call, for a function of halves of `h` pixels:
 /// - `pointers` holds, for each of `segments`, a pointer for each pixel, readable for `groups` times four bytes, or,
 ///   behind twice a third of the segments, for `last_groups` times four; there are at least three segments, and
 ///   neither count is 0;
-/// - `weights` is readable for `v` vectors for each segment and group: channel by channel four taps, in the order of
-///   [`stem_column`];
-/// - `bias` is readable for `16·v` values in that order, and the rounding has as many packed columns from `column` on;
-/// - `pixels` is at least `h`, and `out` is writable for `16·v` bytes at as many places, `out_step` bytes apart; where
-///   the output has another operand, `other` is readable at places like them;
+/// - `outputs` keeps its contract, has at least `h` pixels, and its groups are those of each segment;
 /// - the machine has the function's ISA.
 #[derive(Debug)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
@@ -451,13 +472,7 @@ pub(crate) struct Windows {
     pub(crate) segments: usize,
     pub(crate) groups: usize,
     pub(crate) last_groups: usize,
-    pub(crate) weights: *const u8,
-    pub(crate) bias: *const i32,
-    pub(crate) column: usize,
-    pub(crate) pixels: usize,
-    pub(crate) out: *mut u8,
-    pub(crate) out_step: usize,
-    pub(crate) other: *const u8,
+    pub(crate) outputs: Outputs,
 }
 
 /// Computes pixels, rounded and narrowed.

@@ -48,14 +48,21 @@ fn accumulators(rng: &mut Rng, unit: f64) -> Vec<i32> {
     values
 }
 
-#[test]
-fn roundings_equal_the_specification() {
+/// The emulator's library; none where there is no compiler to build it.
+fn library() -> Option<Library> {
     let Some(path) = emulator::library() else {
         println!("skipped: no C++ compiler");
-        return;
+        return None;
     };
     // SAFETY: the library is ours; loading it registers its kernels and nothing else.
-    let library = unsafe { Library::new(path).unwrap() };
+    Some(unsafe { Library::new(path).unwrap() })
+}
+
+#[test]
+fn roundings_equal_the_specification() {
+    let Some(library) = library() else {
+        return;
+    };
     // SAFETY: the function has this type in emulator/epilogue.cpp.
     let round: Symbol<'_, Round> = unsafe { library.get(b"requant_epilogue_round").unwrap() };
     let mut rng = Rng::new(11);
@@ -410,12 +417,9 @@ fn sum(rng: &mut Rng, kind: usize) -> AddScheme {
 
 #[test]
 fn whole_epilogues_equal_the_specification() {
-    let Some(path) = emulator::library() else {
-        println!("skipped: no C++ compiler");
+    let Some(library) = library() else {
         return;
     };
-    // SAFETY: the library is ours; loading it registers its kernels and nothing else.
-    let library = unsafe { Library::new(path).unwrap() };
     // SAFETY: the function has this type in emulator/epilogue.cpp.
     let finish_all: Symbol<'_, FinishAll> =
         unsafe { library.get(b"requant_epilogue_finish").unwrap() };
@@ -610,12 +614,9 @@ impl Case {
 
 #[test]
 fn short_epilogues_equal_the_specification() {
-    let Some(path) = emulator::library() else {
-        println!("skipped: no C++ compiler");
+    let Some(library) = library() else {
         return;
     };
-    // SAFETY: the library is ours; loading it registers its kernels and nothing else.
-    let library = unsafe { Library::new(path).unwrap() };
     // SAFETY: the function has this type in emulator/epilogue.cpp.
     let finish_short: Symbol<'_, FinishShort> =
         unsafe { library.get(b"requant_epilogue_short").unwrap() };

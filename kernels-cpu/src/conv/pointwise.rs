@@ -5,11 +5,13 @@
 //! Pixels are taken in stretches that stay in the first-level cache, and each stretch meets every panel of
 //! channels.
 
+use core::ops::Range;
+
 use crate::epilogue::{Epilogue, Join, Output};
 use crate::error::product;
 use crate::memory::{Aligned, Carver, LINE, piece};
-use crate::parallel::{Shared, run_parts, share, usable_threads};
-use crate::table::StemRow;
+use crate::parallel::{Shared, run_parts, share, shares, usable_threads};
+use crate::table::{Outputs, StemRow};
 use crate::tiles::MACS_PER_PART;
 use crate::{Isa, KernelError, Parallel, arch};
 
@@ -147,38 +149,25 @@ impl Pointwise {
                 true => (share(pieces, parts, part), 0..count),
                 false => (0..pieces, share(count, parts, part)),
             };
-            let stretches = own.len().div_ceil(most);
-            for index in 0..stretches {
-                let stretch = share(own.len(), stretches, index);
-                let (first, end) = (own.start + stretch.start, own.start + stretch.end);
-                let first = first * self.tallest;
-                let end = if end == pieces {
-                    pixels
-                } else {
-                    end * self.tallest
-                };
-                let row = [io.input[first * shape.in_c..].as_ptr()];
+            for pixels in blocks(own, most, (pieces, self.tallest, pixels)) {
+                let first = pixels.start;
+                let row = io.input[first * shape.in_c..].as_ptr();
                 for panel in &self.panels[panels.clone()] {
                     // A column has a byte for each tap.
                     let column = panel.offset / shape.in_c;
                     let at = first * shape.out_c + panel.channel;
-                    let call = StemRow {
-                        rows: row.as_ptr(),
-                        kernel_rows: 1,
-                        groups: shape.in_c / GROUP,
-                        step: shape.in_c,
-                        rest: core::ptr::null(),
-                        rest_groups: 0,
+                    let outputs = Outputs {
                         weights: self.weights.bytes()[panel.offset..].as_ptr(),
                         bias: bias[column..column + LANES * panel.vectors].as_ptr(),
                         column,
-                        pixels: end - first,
+                        pixels: pixels.len(),
                         out: output.start().wrapping_add(at),
                         out_step: shape.out_c,
                         other: io
                             .other
                             .map_or(core::ptr::null(), |other| other.as_ptr().wrapping_add(at)),
                     };
+                    let call = StemRow::of_product(&row, shape.in_c / GROUP, outputs);
                     // SAFETY: the contract of `StemRow`: a pixel holds all taps; weights, biases and parameters
                     // were laid out for these panels; stretches are no shorter than a tile; those of different
                     // parts are disjoint, and lengths were checked for the whole batch; the ISA was checked when
@@ -188,6 +177,23 @@ impl Pointwise {
             }
         });
     }
+}
+
+/// The pixels of some pieces, block by block, each of at most `most` pieces. There are so many pieces in all, of so many
+/// pixels each; the last one takes what is left of all pixels.
+pub(super) fn blocks(
+    own: Range<usize>,
+    most: usize,
+    (pieces, each, pixels): (usize, usize, usize),
+) -> impl Iterator<Item = Range<usize>> {
+    let start = own.start;
+    shares(own.len(), own.len().div_ceil(most)).map(move |block| {
+        let end = match start + block.end {
+            last if last == pieces => pixels,
+            end => end * each,
+        };
+        (start + block.start) * each..end
+    })
 }
 
 /// Pixels of a tile of so many vectors; 0 where there is none.

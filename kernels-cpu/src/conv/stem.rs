@@ -10,7 +10,7 @@ use crate::epilogue::Epilogue;
 use crate::error::product;
 use crate::memory::Aligned;
 use crate::parallel::Shared;
-use crate::table::{StemFn, StemRow, stem_column};
+use crate::table::{Outputs, StemFn, StemRow, stem_column};
 use crate::{Isa, KernelError, Parallel, arch};
 
 use super::ring::{MOST_LINES, Rows};
@@ -206,13 +206,15 @@ impl Stem {
                 step,
                 rest: rest.as_ptr(),
                 rest_groups,
-                weights: self.rows.weights.bytes()[panel.offset..].as_ptr(),
-                bias: bias[column..column + LANES * panel.vectors].as_ptr(),
-                column,
-                pixels: shape.out_w,
-                out: output.start().wrapping_add(at),
-                out_step: shape.out_c,
-                other: core::ptr::null(),
+                outputs: Outputs {
+                    weights: self.rows.weights.bytes()[panel.offset..].as_ptr(),
+                    bias: bias[column..column + LANES * panel.vectors].as_ptr(),
+                    column,
+                    pixels: shape.out_w,
+                    out: output.start().wrapping_add(at),
+                    out_step: shape.out_c,
+                    other: core::ptr::null(),
+                },
             };
             // SAFETY: the contract of `StemRow`: lines hold all taps of all pixels; weights, biases and
             // parameters were laid out for these panels; tiles are no longer than a row; rows of different

@@ -13,7 +13,7 @@ use crate::error::product;
 use crate::memory::{Aligned, Carver, LINE, piece, prefetch_at};
 use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
 use crate::rows::{Element, RowPlan};
-use crate::table::{self, NARROW, PARTS, StemFn, StemRow, WIDE, WeightFormat, WindowsFn};
+use crate::table::{self, NARROW, Outputs, PARTS, StemFn, StemRow, WIDE, WeightFormat, WindowsFn};
 use crate::tiles::MACS_PER_PART;
 use crate::{Isa, KernelError, Parallel, arch};
 
@@ -253,17 +253,10 @@ impl Windowed {
                 true => (share(pieces, parts, part), 0..panels),
                 false => (0..pieces, share(panels, parts, part)),
             };
-            let blocks = own.len().div_ceil(self.block);
-            for block in 0..blocks {
-                let block = share(own.len(), blocks, block);
-                let start = (own.start + block.start) * self.tallest;
-                let end = match own.start + block.end {
-                    last if last == pieces => pixels,
-                    end => end * self.tallest,
-                };
+            for own in pointwise::blocks(own, self.block, (pieces, self.tallest, pixels)) {
                 // SAFETY: parts have disjoint pixels or panels; each has at least one piece, and there is a piece,
                 // as an image has more pixels than the tallest half.
-                unsafe { self.block(&job, start..end, panels.clone(), scratch) };
+                unsafe { self.block(&job, own, panels.clone(), scratch) };
             }
         });
     }
@@ -326,13 +319,18 @@ impl Windowed {
         }
         for panel in &self.panels[panels] {
             let at = pixels.start * shape.out_c + panel.channel;
-            let weights = self.weights.bytes()[panel.offset..].as_ptr();
             let width = LANES * panel.vectors;
-            let bias = job.bias[panel.column..panel.column + width].as_ptr();
-            let out = job.output.start().wrapping_add(at);
-            let other = job
-                .other
-                .map_or(core::ptr::null(), |other| other.as_ptr().wrapping_add(at));
+            let outputs = Outputs {
+                weights: self.weights.bytes()[panel.offset..].as_ptr(),
+                bias: job.bias[panel.column..panel.column + width].as_ptr(),
+                column: panel.column,
+                pixels: count,
+                out: job.output.start().wrapping_add(at),
+                out_step: shape.out_c,
+                other: job
+                    .other
+                    .map_or(core::ptr::null(), |other| other.as_ptr().wrapping_add(at)),
+            };
             match panel.run {
                 Run::Windows(run) => {
                     let call = table::Windows {
@@ -340,13 +338,7 @@ impl Windowed {
                         segments: self.segments,
                         groups: self.groups,
                         last_groups: self.last_groups,
-                        weights,
-                        bias,
-                        column: panel.column,
-                        pixels: count,
-                        out,
-                        out_step: shape.out_c,
-                        other,
+                        outputs,
                     };
                     // SAFETY: the contract of `Windows`: the table holds pointers of all pixels, readable for a
                     // segment; weights, biases and parameters were laid out for these panels; there are enough
@@ -355,21 +347,7 @@ impl Windowed {
                     unsafe { run(round, finish, &call) };
                 }
                 Run::Pixels(run) => {
-                    let call = StemRow {
-                        rows: pointers.as_ptr(),
-                        kernel_rows: 1,
-                        groups: plan.groups,
-                        step: shape.in_c,
-                        rest: core::ptr::null(),
-                        rest_groups: 0,
-                        weights,
-                        bias,
-                        column: panel.column,
-                        pixels: count,
-                        out,
-                        out_step: shape.out_c,
-                        other,
-                    };
+                    let call = StemRow::of_product(&pointers[0], plan.groups, outputs);
                     // SAFETY: as above, by the contract of `StemRow`: such panels are of products, whose pixels lie
                     // one after the other from the first on.
                     unsafe { run(round, finish, &call) };

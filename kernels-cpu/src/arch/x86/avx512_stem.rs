@@ -107,23 +107,24 @@ unsafe fn row<E: Ending, A: Sign, const PLAIN: bool, const VECTORS: usize, const
     finish: &Finish,
     call: &StemRow,
 ) {
+    let outputs = &call.outputs;
     let narrow = Straight::new(finish, E::ADDED);
     let flip = _mm512_set1_epi8(-128);
     // SAFETY: this function has the features.
     let common = unsafe { E::common(finish) };
     // SAFETY: the rounding has as many packed columns from `column` on.
     let parameters: [E::Parameters; VECTORS] =
-        core::array::from_fn(|vector| unsafe { E::load(round, call.column + vector * LANES) });
+        core::array::from_fn(|vector| unsafe { E::load(round, outputs.column + vector * LANES) });
     // SAFETY: `bias` holds as many values.
     let bias: [__m512i; VECTORS] = core::array::from_fn(|vector| unsafe {
-        _mm512_loadu_si512(call.bias.add(vector * LANES).cast())
+        _mm512_loadu_si512(outputs.bias.add(vector * LANES).cast())
     });
     let mut first = 0;
     loop {
         // The last tile ends with the row; pixels of the one before it are computed again.
-        let start = first.min(call.pixels - PIXELS);
+        let start = first.min(outputs.pixels - PIXELS);
         let mut sums = [bias; PIXELS];
-        let mut weights = call.weights;
+        let mut weights = outputs.weights;
         for row in 0..call.kernel_rows + usize::from(call.rest_groups > 0) {
             let (line, step, groups) = if row < call.kernel_rows {
                 // SAFETY: there are as many rows.
@@ -161,11 +162,12 @@ unsafe fn row<E: Ending, A: Sign, const PLAIN: bool, const VECTORS: usize, const
             ($group:literal) => {
                 if $group * 4 < PIXELS * VECTORS {
                     let pixel = $group * 4 / VECTORS;
-                    let at = (start + pixel) * call.out_step;
+                    let at = (start + pixel) * outputs.out_step;
                     let others = if E::JOINED {
-                        let from = call.other.wrapping_add(at);
+                        let from = outputs.other.wrapping_add(at);
                         // SAFETY: the other tensor is readable where the pixels are writable.
-                        unpack(unsafe { load::<VECTORS>(from, call.out_step) }, E::SIGNED)
+                        let bytes = unsafe { load::<VECTORS>(from, outputs.out_step) };
+                        unpack(bytes, E::SIGNED)
                     } else {
                         [_mm512_setzero_si512(); 4]
                     };
@@ -176,9 +178,11 @@ unsafe fn row<E: Ending, A: Sign, const PLAIN: bool, const VECTORS: usize, const
                         unsafe { E::ended(sum, others[index], parameters, &common) }
                     };
                     let values = [value(0), value(1), value(2), value(3)];
-                    let out = call.out.wrapping_add(at);
+                    let out = outputs.out.wrapping_add(at);
                     // SAFETY: the pixels are writable for the channels.
-                    unsafe { store::<VECTORS>(out, call.out_step, narrow.bytes::<PLAIN>(&values)) };
+                    unsafe {
+                        store::<VECTORS>(out, outputs.out_step, narrow.bytes::<PLAIN>(&values))
+                    };
                 }
             };
         }
@@ -189,7 +193,7 @@ unsafe fn row<E: Ending, A: Sign, const PLAIN: bool, const VECTORS: usize, const
         finish!(4);
         finish!(5);
         first += PIXELS;
-        if first >= call.pixels {
+        if first >= outputs.pixels {
             break;
         }
     }

@@ -19,7 +19,7 @@ use core::mem::offset_of;
 use crate::epilogue::beside::{self, Constants, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
-use crate::table::{NARROW, PARTS, StemFn, StemRow, WIDE, Windows, WindowsFn};
+use crate::table::{NARROW, Outputs, PARTS, StemFn, StemRow, WIDE, Windows, WindowsFn};
 
 use super::avx512_epilogue::is_byte;
 
@@ -892,7 +892,7 @@ macro_rules! function {
         /// See [`Windows`] for the contract.
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
         unsafe fn windows(round: &Round, finish: &Finish, call: &Windows) {
-            let mut turns = Turns::new(round, finish, call, half!($tile));
+            let mut turns = Turns::windows(round, finish, call, half!($tile));
             // SAFETY: as above, by the contract of `Windows`; taps are where the pointers of all pixels are.
             unsafe { halves!($tile, $sign, $step, turns) };
         }
@@ -910,29 +910,31 @@ impl Turns {
     /// # Safety
     /// - The contract of [`StemRow`].
     unsafe fn steps(round: &Round, finish: &Finish, call: &StemRow) -> Self {
-        let windows = Windows {
-            pointers: call.rows,
-            segments: 1,
-            groups: call.groups,
-            last_groups: call.groups,
-            weights: call.weights,
-            bias: call.bias,
-            column: call.column,
-            pixels: call.pixels,
-            out: call.out,
-            out_step: call.out_step,
-            other: call.other,
-        };
         Turns {
+            span: GROUP * call.groups,
             burst: call.groups / PARTS,
             step: call.step,
             // SAFETY: there is a row.
             input: unsafe { *call.rows },
-            ..Turns::new(round, finish, &windows, half!(steps))
+            ..Turns::new(round, finish, &call.outputs, half!(steps))
         }
     }
 
-    fn new(round: &Round, finish: &Finish, call: &Windows, half: usize) -> Self {
+    fn windows(round: &Round, finish: &Finish, call: &Windows, half: usize) -> Self {
+        let burst = call.segments / PARTS;
+        Turns {
+            span: GROUP * call.groups,
+            last_span: GROUP * call.last_groups,
+            burst,
+            last: call.segments - (PARTS - 1) * burst,
+            step: size_of::<*const u8>() * call.outputs.pixels,
+            input: call.pointers.cast(),
+            ..Turns::new(round, finish, &call.outputs, half)
+        }
+    }
+
+    /// All but where activations are.
+    fn new(round: &Round, finish: &Finish, call: &Outputs, half: usize) -> Self {
         let from = |values: &[f32]| values.as_ptr().wrapping_add(call.column).cast();
         let (first, second) = match round {
             Round::Float { scale, .. } => (from(scale), core::ptr::null()),
@@ -946,17 +948,16 @@ impl Turns {
             | Round::Away { .. }
             | Round::Steps { .. } => (core::ptr::null(), core::ptr::null()),
         };
-        let burst = call.segments / PARTS;
         Turns {
             constants: Constants::new(finish),
             left: call.pixels - half,
             out_step: call.out_step,
-            span: GROUP * call.groups,
-            last_span: GROUP * call.last_groups,
-            burst,
-            last: call.segments - (PARTS - 1) * burst,
-            step: size_of::<*const u8>() * call.pixels,
-            input: call.pointers.cast(),
+            span: 0,
+            last_span: 0,
+            burst: 0,
+            last: 0,
+            step: 0,
+            input: core::ptr::null(),
             out: call.out,
             distance: call.other.addr().wrapping_sub(call.out.addr()),
             weights: call.weights,
