@@ -449,14 +449,14 @@ impl StemRow {
 /// The contract of [`StemRow`].
 pub(crate) type StemFn = unsafe fn(&Round, &Finish, &StemRow);
 
-/// Vectors of 16 channels and pixels of a half of a tile whose halves take turns, wide and narrow.
+/// Vectors of 16 channels and pixels of a half of a tile whose halves take turns: wide, between, and narrow.
 pub(crate) const WIDE: (usize, usize) = (4, 3);
+pub(crate) const MIDDLE: (usize, usize) = (3, 4);
 pub(crate) const NARROW: (usize, usize) = (2, 6);
 /// Parts of a half's taps: one before each rounding of the other half but the first, and one behind the last.
 pub(crate) const PARTS: usize = 3;
 
-/// What a function of windows reads and writes: output pixels by 64 or 32 channels, by halves, wide or narrow, that
-/// take turns. The last half ends with the last pixel, so that it may compute pixels of the one before it again.
+/// What a function of windows reads and writes: output pixels by 64, 48 or 32 channels, by halves that take turns. The last half ends with the last pixel, so that it may compute pixels of the one before it again.
 ///
 /// # Contract
 /// All of this holds at the call, for a function of halves of `h` pixels:

@@ -13,7 +13,9 @@ use crate::error::product;
 use crate::memory::{Aligned, Carver, LINE, piece, prefetch_at};
 use crate::parallel::{MAX_PARTS, Shared, run_parts, share, usable_threads};
 use crate::rows::{Element, RowPlan};
-use crate::table::{self, NARROW, Outputs, PARTS, StemFn, StemRow, WIDE, WeightFormat, WindowsFn};
+use crate::table::{
+    self, MIDDLE, NARROW, Outputs, PARTS, StemFn, StemRow, WIDE, WeightFormat, WindowsFn,
+};
 use crate::tiles::MACS_PER_PART;
 use crate::{Isa, KernelError, Parallel, arch};
 
@@ -91,20 +93,20 @@ impl Windowed {
         }
         // Channels that are left take longer.
         let left = match depth <= FEW_TAPS {
+            _ if suits_middle(shape, output) => 0,
             true => shape.out_c % (LANES * WIDE.0),
             false => shape.out_c % (LANES * NARROW.0),
         };
         if 4 * left > shape.out_c && depth > pointwise::MOST_TAPS {
             return false;
         }
-        // Pixels that the last half computes again.
-        let pixels = shape.out_h * shape.out_w;
         let (half, allowed) = match depth <= MOST_TAPS_OF_WIDE {
+            _ if suits_middle(shape, output) => (MIDDLE.1, 40),
             true => (WIDE.1, 16),
             false => (NARROW.1, 40),
         };
-        let again = pixels.next_multiple_of(half) - pixels;
-        again * allowed <= pixels && (shape.kernel == [1, 1] || has_long_segments(shape))
+        computed_again(shape, half) * allowed <= shape.out_h * shape.out_w
+            && (shape.kernel == [1, 1] || has_long_segments(shape))
     }
 
     /// None where the ISA has no function for the shape or the output.
@@ -130,11 +132,19 @@ impl Windowed {
             }
             segments => (segments, plan.groups, plan.groups),
         };
-        let left = shape.out_c % (LANES * NARROW.0);
+        let between = suits_middle(&shape, &spec.output);
+        let left = if between {
+            0
+        } else {
+            shape.out_c % (LANES * NARROW.0)
+        };
         if !whole || segments < PARTS || groups == 0 || (left > 0 && !plan.is_dense()) {
             return Ok(None);
         }
-        let widths = widths(shape.out_c, depth <= MOST_TAPS_OF_WIDE);
+        let widths = match between {
+            true => middle_widths(shape.out_c),
+            false => widths(shape.out_c, depth <= MOST_TAPS_OF_WIDE),
+        };
         let columns = Panel::columns(&widths);
         let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &columns, LANES, None)?;
         let Some((round, finish)) = epilogue.alone() else {
@@ -145,9 +155,10 @@ impl Windowed {
         for &(channel, vectors) in &widths {
             let wide = vectors == WIDE.0;
             let few = depth <= FEW_TAPS || vectors < NARROW.0;
-            let by_pixels = plan.is_dense() && (wide || few);
+            let by_pixels = plan.is_dense() && (wide || few) && !between;
             let height = match wide {
                 true => WIDE.1,
+                false if between => MIDDLE.1,
                 false if by_pixels => pointwise::height(&spec.output, vectors),
                 false => NARROW.1,
             };
@@ -357,6 +368,22 @@ impl Windowed {
     }
 }
 
+/// Whether channels are taken 48 at a time: where the other halves leave channels, or compute more pixels again.
+fn suits_middle(shape: &ConvShape, output: &Output) -> bool {
+    let wide = shape.depth() <= MOST_TAPS_OF_WIDE;
+    let (vectors, other) = if wide { WIDE } else { NARROW };
+    output.other_dtype().is_none()
+        && shape.out_c.is_multiple_of(LANES * MIDDLE.0)
+        && (!shape.out_c.is_multiple_of(LANES * vectors)
+            || computed_again(shape, MIDDLE.1) < computed_again(shape, other))
+}
+
+/// Pixels that the last half computes again.
+fn computed_again(shape: &ConvShape, half: usize) -> usize {
+    let pixels = shape.out_h * shape.out_w;
+    pixels.next_multiple_of(half) - pixels
+}
+
 /// Whether windows of several segments are read where they lie, and long enough at a time.
 fn has_long_segments(shape: &ConvShape) -> bool {
     let run = shape.kernel[1] * shape.in_c;
@@ -387,4 +414,10 @@ fn widths(channels: usize, wide: bool) -> Vec<(usize, usize)> {
     };
     let widths = pointwise::widths(channels);
     widths.into_iter().flat_map(split).collect()
+}
+
+/// Those of halves between wide and narrow ones.
+fn middle_widths(channels: usize) -> Vec<(usize, usize)> {
+    let firsts = (0..channels).step_by(LANES * MIDDLE.0);
+    firsts.map(|channel| (channel, MIDDLE.0)).collect()
 }

@@ -6,9 +6,9 @@
 //! of one and a few k-groups of the other. That hides a rounding altogether.
 //!
 //! A half is wide, four vectors by three pixels, or narrow, two vectors by six pixels: that reads half as many weights
-//! and twice as many activations, for panels of so many taps that their weights come from far away. Taps are found
-//! through a table of segments, or, by a third kind of half, wide too, at pixels one after the other: with few taps,
-//! a table would take too long.
+//! and twice as many activations, for panels of so many taps that their weights come from far away. Between them lie
+//! three vectors by four pixels, for channels that these divide. Taps are found through a table of segments, or, by a
+//! fourth kind of half, wide too, at pixels one after the other: with few taps, a table would take too long.
 //!
 //! In assembly, because all 32 registers have their places: 12 sums of either half (zmm0 to 11, 12 to 23), vectors of
 //! weights (24 to 27), activations (28) and what makes them unsigned (31); a rounding has the last eight to itself.
@@ -19,7 +19,7 @@ use core::mem::offset_of;
 use crate::epilogue::beside::{self, Constants, Step};
 use crate::epilogue::finish::Finish;
 use crate::epilogue::round::Round;
-use crate::table::{NARROW, Outputs, PARTS, StemFn, StemRow, WIDE, Windows, WindowsFn};
+use crate::table::{MIDDLE, NARROW, Outputs, PARTS, StemFn, StemRow, WIDE, Windows, WindowsFn};
 
 use super::avx512_epilogue::is_byte;
 
@@ -61,6 +61,8 @@ struct Turns {
     /// Quarters of two pixels one after the other, from where packs leave them, and the way back.
     apart: [u64; 8],
     together: [u64; 8],
+    /// The words of three vectors, from where packs leave them.
+    compact: [u32; 16],
 }
 
 const _: () = {
@@ -81,6 +83,7 @@ const _: () = {
     assert!(offset_of!(Turns, ahead) == 344);
     assert!(offset_of!(Turns, apart) == 352);
     assert!(offset_of!(Turns, together) == 416);
+    assert!(offset_of!(Turns, compact) == 480);
 };
 
 /// One of the state's fields as an operand. [`Constants`] have their places checked where they are defined.
@@ -172,6 +175,9 @@ macro_rules! field {
     (together) => {
         "[rdi+416]"
     };
+    (compact) => {
+        "[rdi+480]"
+    };
 }
 
 /// An instruction of two operands on each of four registers, the second the same for all.
@@ -226,6 +232,22 @@ macro_rules! group {
             pixel!($sign, "r10", [$e 24, $f 25, $g 26, $h 27]),
             pixel!($sign, "r11", [$i 24, $j 25, $k 26, $l 27]),
             "add rdx, 256\n",
+        )
+    };
+    (middle, $sign:ident, [
+        [$a:literal $b:literal $c:literal $d:literal]
+        [$e:literal $f:literal $g:literal $h:literal]
+        [$i:literal $j:literal $k:literal $l:literal]
+    ]) => {
+        concat!(
+            "vmovdqu64 zmm24, [rdx]\n",
+            "vmovdqu64 zmm25, [rdx+64]\n",
+            "vmovdqu64 zmm26, [rdx+128]\n",
+            pixel!($sign, "r8", [$a 24, $b 25, $c 26]),
+            pixel!($sign, "r10", [$d 24, $e 25, $f 26]),
+            pixel!($sign, "r11", [$g 24, $h 25, $i 26]),
+            pixel!($sign, "r9", [$j 24, $k 25, $l 26]),
+            "add rdx, 192\n",
         )
     };
     (narrow, $sign:ident, [
@@ -309,10 +331,12 @@ macro_rules! pixels {
             "mov r11, [rsi+16]\n",
         )
     };
+    (middle) => {
+        concat!(pixels!(wide), "mov r9, [rsi+24]\n")
+    };
     (narrow) => {
         concat!(
-            pixels!(wide),
-            "mov r9, [rsi+24]\n",
+            pixels!(middle),
             "mov r13, [rsi+32]\n",
             "mov r15, [rsi+40]\n",
         )
@@ -341,6 +365,18 @@ macro_rules! start {
             copies!($a $b $a $b, $second),
             copies!($a $b $a $b, $third),
             again!(narrow),
+        )
+    };
+    (middle, [[$a:literal $b:literal $c:literal $d:literal] $second:tt $third:tt]) => {
+        concat!(
+            "mov rcx, ", field!(bias), "\n",
+            "vmovdqu64 zmm", $a, ", [rcx]\n",
+            "vmovdqu64 zmm", $b, ", [rcx+64]\n",
+            "vmovdqu64 zmm", $c, ", [rcx+128]\n",
+            "vmovdqa64 zmm", $d, ", zmm", $a, "\n",
+            copies!($b $c $a $b, $second),
+            copies!($c $a $b $c, $third),
+            again!(middle),
         )
     };
     ($tile:ident, [[$a:literal $b:literal $c:literal $d:literal] $second:tt $third:tt]) => {
@@ -387,31 +423,30 @@ macro_rules! copies {
     (@ [$($from:literal)*] [$($to:literal)*]) => { concat!($("vmovdqa64 zmm", $to, ", zmm", $from, "\n"),*) };
 }
 
-/// Rounds four sums, of a pixel or of two, to words in the first and the third.
+/// Rounds four sums, which of a half's being told, to integers.
 macro_rules! round {
-    ($tile:ident, float, [$a:literal $b:literal $c:literal $d:literal]) => {
+    ($tile:ident, $which:tt, float, [$a:literal $b:literal $c:literal $d:literal]) => {
         concat!(
             convert!("vcvtdq2ps", [$a $b $c $d]),
-            scale!($tile, [$a $b $c $d]),
+            scale!($tile, $which, [$a $b $c $d]),
             convert!("vcvtps2dq", [$a $b $c $d]),
             "vpbroadcastd zmm24, ", field!(zero_point), "\n",
             each!("vpaddd", [$a $b $c $d], "zmm24"),
-            words!($a $b $c $d),
         )
     };
-    ($tile:ident, floor, [$a:literal $b:literal $c:literal $d:literal]) => {
+    ($tile:ident, $which:tt, floor, [$a:literal $b:literal $c:literal $d:literal]) => {
         concat!(
             "mov rcx, ", field!(second), "\n",
             convert!("vcvtdq2ps", [$a $b $c $d]),
             // Rounding downwards takes registers.
-            "vmovups zmm24, [r15", column!($tile, 0), "]\n",
-            "vmovups zmm28, [rcx", column!($tile, 0), "]\n",
-            "vmovups zmm25, [r15", column!($tile, 1), "]\n",
-            "vmovups zmm29, [rcx", column!($tile, 1), "]\n",
-            "vmovups zmm26, [r15", column!($tile, 2), "]\n",
-            "vmovups zmm30, [rcx", column!($tile, 2), "]\n",
-            "vmovups zmm27, [r15", column!($tile, 3), "]\n",
-            "vmovups zmm31, [rcx", column!($tile, 3), "]\n",
+            "vmovups zmm24, [r15", column!($tile, $which, 0), "]\n",
+            "vmovups zmm28, [rcx", column!($tile, $which, 0), "]\n",
+            "vmovups zmm25, [r15", column!($tile, $which, 1), "]\n",
+            "vmovups zmm29, [rcx", column!($tile, $which, 1), "]\n",
+            "vmovups zmm26, [r15", column!($tile, $which, 2), "]\n",
+            "vmovups zmm30, [rcx", column!($tile, $which, 2), "]\n",
+            "vmovups zmm27, [r15", column!($tile, $which, 3), "]\n",
+            "vmovups zmm31, [rcx", column!($tile, $which, 3), "]\n",
             "vfmadd213ps zmm", $a, ", zmm24, zmm28, {{rd-sae}}\n",
             "vfmadd213ps zmm", $b, ", zmm25, zmm29, {{rd-sae}}\n",
             "vfmadd213ps zmm", $c, ", zmm26, zmm30, {{rd-sae}}\n",
@@ -422,10 +457,9 @@ macro_rules! round {
             "vcvtps2dq zmm", $d, ", zmm", $d, ", {{rd-sae}}\n",
             "vpbroadcastd zmm24, ", field!(zero_point), "\n",
             each!("vpaddd", [$a $b $c $d], "zmm24"),
-            words!($a $b $c $d),
         )
     };
-    ($tile:ident, first, [$a:literal $b:literal $c:literal $d:literal]) => {
+    ($tile:ident, $which:tt, first, [$a:literal $b:literal $c:literal $d:literal]) => {
         concat!(
             others!($tile),
             "vbroadcastss zmm28, ", field!(offset), "\n",
@@ -434,20 +468,19 @@ macro_rules! round {
             "vfmadd213ps zmm25, zmm29, zmm28\n",
             "vfmadd213ps zmm26, zmm29, zmm28\n",
             "vfmadd213ps zmm27, zmm29, zmm28\n",
-            product!($tile, $a $b $c $d),
+            product!($tile, $which, $a $b $c $d),
             "vbroadcastss zmm30, ", field!(product), "\n",
             "vfmadd213ps zmm", $a, ", zmm30, zmm24\n",
             "vfmadd213ps zmm", $b, ", zmm30, zmm25\n",
             "vfmadd213ps zmm", $c, ", zmm30, zmm26\n",
             "vfmadd213ps zmm", $d, ", zmm30, zmm27\n",
             convert!("vcvtps2dq", [$a $b $c $d]),
-            words!($a $b $c $d),
         )
     };
-    ($tile:ident, last, [$a:literal $b:literal $c:literal $d:literal]) => {
+    ($tile:ident, $which:tt, last, [$a:literal $b:literal $c:literal $d:literal]) => {
         concat!(
             others!($tile),
-            product!($tile, $a $b $c $d),
+            product!($tile, $which, $a $b $c $d),
             "vbroadcastss zmm28, ", field!(offset), "\n",
             "vbroadcastss zmm29, ", field!(product), "\n",
             "vbroadcastss zmm30, ", field!(other), "\n",
@@ -460,41 +493,40 @@ macro_rules! round {
             "vfmadd231ps zmm", $c, ", zmm30, zmm26\n",
             "vfmadd231ps zmm", $d, ", zmm30, zmm27\n",
             convert!("vcvtps2dq", [$a $b $c $d]),
-            words!($a $b $c $d),
         )
     };
 }
 
 macro_rules! scale {
-    ($tile:ident, [$a:literal $b:literal $c:literal $d:literal]) => {
+    ($tile:ident, $which:tt, [$a:literal $b:literal $c:literal $d:literal]) => {
         concat!(
             "vmulps zmm",
             $a,
             ", zmm",
             $a,
             ", [r15",
-            column!($tile, 0),
+            column!($tile, $which, 0),
             "]\n",
             "vmulps zmm",
             $b,
             ", zmm",
             $b,
             ", [r15",
-            column!($tile, 1),
+            column!($tile, $which, 1),
             "]\n",
             "vmulps zmm",
             $c,
             ", zmm",
             $c,
             ", [r15",
-            column!($tile, 2),
+            column!($tile, $which, 2),
             "]\n",
             "vmulps zmm",
             $d,
             ", zmm",
             $d,
             ", [r15",
-            column!($tile, 3),
+            column!($tile, $which, 3),
             "]\n",
         )
     };
@@ -502,22 +534,49 @@ macro_rules! scale {
 
 /// Where the parameters of one of four sums' columns are.
 macro_rules! column {
-    ($tile:ident, 0) => {
+    (middle, 0, 3) => {
         ""
     };
-    ($tile:ident, 1) => {
+    (middle, 1, 0) => {
         "+64"
     };
-    (narrow, 2) => {
-        ""
-    };
-    (narrow, 3) => {
-        "+64"
-    };
-    ($tile:ident, 2) => {
+    (middle, 1, 1) => {
         "+128"
     };
-    ($tile:ident, 3) => {
+    (middle, 1, 2) => {
+        ""
+    };
+    (middle, 1, 3) => {
+        "+64"
+    };
+    (middle, 2, 0) => {
+        "+128"
+    };
+    (middle, 2, 1) => {
+        ""
+    };
+    (middle, 2, 2) => {
+        "+64"
+    };
+    (middle, 2, 3) => {
+        "+128"
+    };
+    (narrow, $which:tt, 2) => {
+        ""
+    };
+    (narrow, $which:tt, 3) => {
+        "+64"
+    };
+    ($tile:ident, $which:tt, 0) => {
+        ""
+    };
+    ($tile:ident, $which:tt, 1) => {
+        "+64"
+    };
+    ($tile:ident, $which:tt, 2) => {
+        "+128"
+    };
+    ($tile:ident, $which:tt, 3) => {
         "+192"
     };
 }
@@ -586,10 +645,10 @@ macro_rules! fetch {
 /// Requantized products as floats. With the magic number added their bits are those of integers, whose
 /// order is the numbers' even where they are too large for it.
 macro_rules! product {
-    ($tile:ident, $($x:literal)*) => {
+    ($tile:ident, $which:tt, $($x:literal)*) => {
         concat!(
             convert!("vcvtdq2ps", [$($x)*]),
-            scale!($tile, [$($x)*]),
+            scale!($tile, $which, [$($x)*]),
             "vbroadcastss zmm30, ", field!(magic), "\n",
             "vpbroadcastd zmm31, ", field!(least), "\n",
             each!("vaddps", [$($x)*], "zmm30"),
@@ -623,12 +682,57 @@ macro_rules! words {
     };
 }
 
-/// Four sums leave as bytes.
+/// The sums of one of a half's three parts are rounded, and leave as bytes with the last of their pixel.
 macro_rules! finish {
-    ($tile:ident, $step:ident, [$a:literal $b:literal $c:literal $d:literal]) => {
+    ($tile:ident, $step:ident, 0, [$a:tt $b:tt $c:tt]) => {
         concat!(
             parameters!($tile),
-            round!($tile, $step, [$a $b $c $d]),
+            round!($tile, 0, $step, $a),
+            leave!($tile, 0, $a, $a)
+        )
+    };
+    ($tile:ident, $step:ident, 1, [$a:tt $b:tt $c:tt]) => {
+        concat!(
+            parameters!($tile),
+            round!($tile, 1, $step, $b),
+            leave!($tile, 1, $a, $b)
+        )
+    };
+    ($tile:ident, $step:ident, 2, [$a:tt $b:tt $c:tt]) => {
+        concat!(
+            parameters!($tile),
+            round!($tile, 2, $step, $c),
+            leave!($tile, 2, $b, $c)
+        )
+    };
+}
+
+/// Rounded sums leave, those of the part before being told too.
+macro_rules! leave {
+    (middle, 0, $before:tt, [$a:literal $b:literal $c:literal $d:literal]) => {
+        concat!(bytes!($a $b $c $c), store!(middle, $a))
+    };
+    (middle, 1, [$a:literal $b:literal $c:literal $d:literal], [$e:literal $f:literal $g:literal $h:literal]) => {
+        concat!(bytes!($d $e $f $f), store!(middle, $d))
+    };
+    (middle, 2, [$a:literal $b:literal $c:literal $d:literal], [$e:literal $f:literal $g:literal $h:literal]) => {
+        concat!(
+            bytes!($c $d $e $e),
+            store!(middle, $c),
+            bytes!($f $g $h $h),
+            store!(middle, $f),
+        )
+    };
+    ($tile:ident, $which:tt, $before:tt, [$a:literal $b:literal $c:literal $d:literal]) => {
+        concat!(bytes!($a $b $c $d), store!($tile, $a))
+    };
+}
+
+/// Four vectors of integers become bytes of the output's type in the first.
+macro_rules! bytes {
+    ($a:literal $b:literal $c:literal $d:literal) => {
+        concat!(
+            words!($a $b $c $d),
             "cmp ", field!(kind), ", 1\n",
             "jb 12f\n",
             "ja 13f\n",
@@ -644,14 +748,16 @@ macro_rules! finish {
             "12:\n",
             "vpackuswb zmm", $a, ", zmm", $a, ", zmm", $c, "\n",
             "14:\n",
-            store!($tile, $a),
         )
     };
 }
 
-/// What the pixels of a narrow half had the registers of.
+/// What the pixels of halves of four and more had the registers of.
 macro_rules! parameters {
     (narrow) => {
+        enter!()
+    };
+    (middle) => {
         enter!()
     };
     ($tile:ident) => {
@@ -678,6 +784,26 @@ macro_rules! enter {
 
 /// Bytes go to a pixel, or to two.
 macro_rules! store {
+    (middle, $a:literal) => {
+        concat!(
+            "vmovdqu64 zmm24, ",
+            field!(compact),
+            "\n",
+            "vpermd zmm",
+            $a,
+            ", zmm24, zmm",
+            $a,
+            "\n",
+            fetch!("prefetchw", "r12"),
+            "vmovdqu64 [r12], ymm",
+            $a,
+            "\n",
+            "vextracti32x4 [r12+32], zmm",
+            $a,
+            ", 2\n",
+            "add r12, r14\n",
+        )
+    };
     (narrow, $a:literal) => {
         concat!(
             "vmovdqu64 zmm24, ",
@@ -713,28 +839,28 @@ macro_rules! store {
 
 /// A half's rounding alone.
 macro_rules! end {
-    ($tile:ident, $step:ident, [$a:tt $b:tt $c:tt]) => {
+    ($tile:ident, $step:ident, $done:tt) => {
         concat!(
             "mov r12, ",
             field!(out),
             "\n",
-            finish!($tile, $step, $a),
-            finish!($tile, $step, $b),
-            finish!($tile, $step, $c),
+            finish!($tile, $step, 0, $done),
+            finish!($tile, $step, 1, $done),
+            finish!($tile, $step, 2, $done),
         )
     };
 }
 
 /// One half is added to while the other is rounded.
 macro_rules! turn {
-    ($tile:ident, $sign:ident, $step:ident, $half:tt, [$a:tt $b:tt $c:tt]) => {
+    ($tile:ident, $sign:ident, $step:ident, $half:tt, $done:tt) => {
         concat!(
             start!($tile, $half),
-            finish!($tile, $step, $a),
+            finish!($tile, $step, 0, $done),
             part!($tile, $sign, burst, span, $half),
-            finish!($tile, $step, $b),
+            finish!($tile, $step, 1, $done),
             part!($tile, $sign, burst, span, $half),
-            finish!($tile, $step, $c),
+            finish!($tile, $step, 2, $done),
             part!($tile, $sign, last, last_span, $half),
         )
     };
@@ -792,6 +918,9 @@ macro_rules! advance {
 
 /// Pixels of a half.
 macro_rules! half {
+    (middle) => {
+        4
+    };
     (narrow) => {
         6
     };
@@ -901,9 +1030,10 @@ macro_rules! function {
 }
 
 const _: () = {
-    assert!(half!(wide) == WIDE.1 && half!(narrow) == NARROW.1);
+    assert!(half!(wide) == WIDE.1 && half!(middle) == MIDDLE.1 && half!(narrow) == NARROW.1);
     // A rounding takes four sums, and each part ends with one.
     assert!(WIDE.0 * WIDE.1 == 4 * PARTS && NARROW.0 * NARROW.1 == 4 * PARTS);
+    assert!(MIDDLE.0 * MIDDLE.1 == 4 * PARTS);
 };
 
 impl Turns {
@@ -967,6 +1097,7 @@ impl Turns {
             ahead: call.pixels.min(AHEAD) * call.out_step,
             apart: [0, 2, 4, 6, 1, 3, 5, 7],
             together: [0, 4, 1, 5, 2, 6, 3, 7],
+            compact: [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 0, 0, 0, 0],
         }
     }
 }
@@ -1007,6 +1138,17 @@ pub(super) fn windows(
 ) -> Option<WindowsFn> {
     let step = beside::step(round, finish).filter(|_| is_byte(finish))?;
     match (vectors, signed) {
+        // Sums with another operand are left to the other two.
+        (3, false) => match step {
+            Step::Float => Some(function!(middle, u8, float)),
+            Step::Floor => Some(function!(middle, u8, floor)),
+            Step::Sum { .. } | Step::High => None,
+        },
+        (3, true) => match step {
+            Step::Float => Some(function!(middle, s8, float)),
+            Step::Floor => Some(function!(middle, s8, floor)),
+            Step::Sum { .. } | Step::High => None,
+        },
         (4, false) => by_step!(step, wide, u8),
         (4, true) => by_step!(step, wide, s8),
         (2, false) => by_step!(step, narrow, u8),
