@@ -223,6 +223,9 @@ fn products() {
                 }
             }
         }
+        // More pixels than a block.
+        let shape = ConvShape::gemm(1103, 256, 64);
+        check(&mut rng, &isas, shape, kind, 1);
     }
 }
 
@@ -247,7 +250,7 @@ fn windows() {
         ([45, 61], 16, [3, 3], 1, 1),
     ];
     for kind in KINDS {
-        for columns in [16, 64, 96, 128] {
+        for columns in [16, 48, 64, 96, 128] {
             for ([height, width], channels, kernel, stride, dilation) in shapes {
                 let pads = kernel.map(|size| dilation * (size - 1) / 2);
                 let reach = kernel.map(|size| dilation * (size - 1));
@@ -274,7 +277,11 @@ fn windows() {
                 };
                 let used = check(&mut rng, &isas, shape, kind, batch);
                 // Two segments are neither one nor enough.
-                let turns = columns % 64 == 0
+                // Sums with another operand have no halves of 48 columns.
+                let sum = matches!(kind, Kind::ProductFirst | Kind::ProductLast);
+                let few = columns % 64 != 0 && shape.out_h * shape.out_w < 4;
+                let turns = (columns % 32 == 0 || columns == 48 && !sum)
+                    && !few
                     && kernel != [2, 2]
                     && !matches!(kind, Kind::Rhu { floats: false, .. });
                 if turns && isas.contains(&Isa::Avx512Vnni) {

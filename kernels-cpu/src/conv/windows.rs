@@ -29,10 +29,10 @@ const MOST_TAPS_OF_WIDE: usize = 768;
 const MOST_TAPS: usize = 1536;
 /// Most taps up to which a product's channels that are left, too few for wide halves, do not take turns.
 const FEW_TAPS: usize = 192;
-/// Input bytes of a block, and for narrow halves or where weights, which every block meets, may not stay in the
-/// second-level cache.
-const BLOCK: usize = 24 << 10;
-const LONG_BLOCK: usize = 192 << 10;
+/// Input bytes of a block. Halves read a pixel once for each panel, so it may lie in the second-level cache, and each
+/// block ends with a rounding that nothing runs beside.
+const BLOCK: usize = 256 << 10;
+/// Bytes of weights from which on they may not stay in the second-level cache.
 const MANY_WEIGHTS: usize = 384 << 10;
 /// Most pointers of a block, and most bytes of its windows if all of them were copied.
 const POINTERS: usize = 4 << 10;
@@ -189,8 +189,6 @@ impl Windowed {
         // What a function adds to signed activations.
         let offset = if signed { 128 } else { 0 };
         let bias = Folded::of_columns(spec, &columns, offset);
-        let long = depth > MOST_TAPS_OF_WIDE || depth * shape.out_c > MANY_WEIGHTS;
-        let bytes = if long { LONG_BLOCK } else { BLOCK };
         // A pixel brings as many columns and rows of the image as it strides over.
         let pixel = shape.in_c.saturating_mul(shape.strides[0]);
         let pixel = pixel.saturating_mul(shape.strides[1]);
@@ -198,7 +196,7 @@ impl Windowed {
             0 => usize::MAX,
             _ => STRIP / plan.row_bytes(),
         };
-        let most = (bytes / pixel).min(POINTERS / segments).min(copied);
+        let most = (BLOCK / pixel).min(POINTERS / segments).min(copied);
         Ok(Some(Windowed {
             shape,
             plan,
@@ -368,11 +366,13 @@ impl Windowed {
     }
 }
 
-/// Whether channels are taken 48 at a time: where the other halves leave channels, or compute more pixels again.
+/// Whether channels are taken 48 at a time: where the other halves leave channels, or compute more pixels again; not
+/// for products of few taps, for which a table takes too long.
 fn suits_middle(shape: &ConvShape, output: &Output) -> bool {
     let wide = shape.depth() <= MOST_TAPS_OF_WIDE;
     let (vectors, other) = if wide { WIDE } else { NARROW };
-    output.other_dtype().is_none()
+    let long = shape.depth() > FEW_TAPS || shape.kernel != [1, 1];
+    long && output.other_dtype().is_none()
         && shape.out_c.is_multiple_of(LANES * MIDDLE.0)
         && (!shape.out_c.is_multiple_of(LANES * vectors)
             || computed_again(shape, MIDDLE.1) < computed_again(shape, other))
