@@ -601,7 +601,7 @@ def main():
     arguments = parser.parse_args()
     example = arguments.example
     if example is None:
-        subprocess.run(["cargo", "build", "-q", "--example", "run_tflite"], cwd=HERE.parent, check=True)
+        subprocess.run(["cargo", "build", "-q", "--workspace", "--example", "run_tflite"], cwd=HERE.parent, check=True)
         example = str(HERE.parent.parent / "target/debug/examples/run_tflite")
     folder = pathlib.Path(tempfile.mkdtemp() if arguments.keep is None else arguments.keep)
     folder.mkdir(exist_ok=True)

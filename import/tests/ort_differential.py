@@ -1039,8 +1039,8 @@ def compare(got, want, exact):
 
 
 def built_example():
-    """Builds the example and gives its path."""
-    command = ["cargo", "build", "--quiet", "--package", "requant-import", "--example", "run_onnx",
+    """Builds the example, as the tests of the whole workspace do, and gives its path."""
+    command = ["cargo", "build", "--quiet", "--workspace", "--example", "run_onnx",
                "--message-format", "json"]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -29,7 +29,7 @@ MOST_DIFFERING, MOST_STEPS = 0.01, 2
 
 def example():
     built = subprocess.run(
-        ["cargo", "build", "-p", "requant-import", "--example", "write_qdq", "--message-format=json"],
+        ["cargo", "build", "--workspace", "--example", "write_qdq", "--message-format=json"],
         cwd=HERE, check=True, stdout=subprocess.PIPE)
     for line in built.stdout.splitlines():
         message = json.loads(line)

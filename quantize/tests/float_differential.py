@@ -527,8 +527,8 @@ def onnx_cases(example, directory, data, only):
 
 
 def built_example():
-    """Builds the example and gives its path."""
-    command = ["cargo", "build", "--quiet", "--package", "requant-quantize", "--example", "run_float",
+    """Builds the example, as the tests of the whole workspace do, and gives its path."""
+    command = ["cargo", "build", "--quiet", "--workspace", "--example", "run_float",
                "--message-format", "json"]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
     if done.returncode:
