@@ -74,6 +74,8 @@ TABLE = [
       (r"USETMAXREG\.DEALLOC\.CTAPOOL 0x28", 1), (r"USETMAXREG\.TRY_ALLOC\.CTAPOOL UP\d, 0xe8", 1),
       (r"FENCE\.VIEW\.ASYNC", 1), (r"WARPGROUP\.DEPBAR\.LE gsb0, 0x1", 1)],
      [r"\bIMMA", r"BAR\.SYNC.* 0x[1-9a-f]"]),
+    # Windows are gathered by the same thread, a tap at a time.
+    (r"(pair|turn)_product_.*", r"sm_90a", [(r"UTMALDG\.4D\.IM2COL \[", 1)], [r"IM2COL\.MULTICAST"]),
     # Nothing but a residual's bytes, which the integer epilogue takes, is copied by the threads themselves.
     (r"(pair|turn)_product_.*_rhu", r"sm_90a", [(r"LDGSTS\.E\.BYPASS\.128", 1)], []),
     (r"(pair|turn)_product_.*_(f32|any)", r"sm_90a", [], [r"LDGSTS"]),

@@ -1,5 +1,5 @@
-// Dense products by wgmma: matrices of pixels [rows, K] by weights [channels, K], as fully connected and 1x1
-// layers are. A block stays on its multiprocessor and walks over tiles. One thread of its first warpgroup
+// Products by wgmma: matrices of pixels [rows, K] by weights [channels, K], as fully connected and 1x1 layers are, and
+// layers of larger windows, whose rows are gathered as they are copied (im2col). A block stays on its multiprocessor and walks over tiles. One thread of its first warpgroup
 // has slices of 128 bytes of K copied by tile (TMA) into a ring of stages, as far ahead as there are stages
 // and without regard to where a tile ends; the other two warpgroups multiply. They do so
 //   as a pair: each 64 of the 128 pixels of one tile of 256 channels, for deep products. Two blocks make a
@@ -31,9 +31,10 @@
 
 // Mirrors ../src/params.rs.
 struct PersistentParams {
-  TensorMap pixels;   // [rows, depth], boxes of 128 by 128 bytes
+  TensorMap pixels;   // [rows, depth], boxes of 128 by 128 bytes; or images, of which 128 windows give 128 bytes each
   TensorMap weights;  // [channels_padded, slices * 64], boxes of 128 bytes by what one copy takes of a tile's channels
   ProductParams product;
+  int32_t windows;    // whether pixels are images; 128 bytes of K are then always of one tap
 };
 
 constexpr int kPersistentThreads = 384;
@@ -203,6 +204,11 @@ DEVICE void persistent_product(const PersistentParams& params) {
 #pragma unroll 1
     for (int32_t index = first; index < tiles; index += step) {
       const TileAt<kWalked> tile(index, rows, columns);
+      const int32_t row0 = tile.row * kRows + rank * kTilePixels;
+      // Rows past the end are windows of images behind the last.
+      const Pixel pixel = pixel_of(p, row0);
+      const int32_t image = row0 / (p.out_h * p.out_w);
+      Tap tap = {};
 #pragma unroll 1
       for (int32_t slice = 0; slice < slices; slice++) {
         // The round before has been read.
@@ -211,7 +217,13 @@ DEVICE void persistent_product(const PersistentParams& params) {
         uint64_t* const barrier = full + ring.stage;
         // Bytes outside the matrices arrive as zeros and count too.
         barrier_arrive_expecting(barrier, kStage);
-        copy_tile(to, &params.pixels, slice * kTileSlice, tile.row * kRows + rank * kTilePixels, barrier);
+        if (params.windows) {
+          copy_windows(to, &params.pixels, tap.c, pixel.x, pixel.y, image, tap.kx * p.dilation_w,
+                       tap.ky * p.dilation_h, barrier);
+          advance(p, tap, kTileSlice);
+        } else {
+          copy_tile(to, &params.pixels, slice * kTileSlice, row0, barrier);
+        }
         if constexpr (in_turns) {
           copy_tile(to + kBytesA, &params.weights, slice * kTileSlice, tile.column * tile_n, barrier);
         } else {

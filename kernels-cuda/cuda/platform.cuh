@@ -416,6 +416,19 @@ DEVICE void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint
       : "memory");
 }
 
+// Copies 128 bytes of channel from `c` on for each of the map's pixels, swizzled as copy_tile does. The first pixel is
+// at (x, y) of an image, where windows start, and the next ones follow as the map's box and steps say, from image to
+// image; what is copied lies (right, down) of them, zeros for what lies outside the image or behind the last one.
+DEVICE void copy_windows(void* to, const TensorMap* map, int32_t c, int32_t x, int32_t y, int32_t image, int32_t right,
+                         int32_t down, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2], {%7, %8};" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(c), "r"(x), "r"(y), "r"(image), "h"(static_cast<uint16_t>(right)),
+      "h"(static_cast<uint16_t>(down))
+      : "memory");
+}
+
 // As copy_tile, to the same place of both blocks of a cluster and with the bytes arriving at each one's barrier.
 DEVICE void copy_tile_to_both(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* barrier) {
   asm volatile(

@@ -64,8 +64,13 @@ struct TileCopy {
   uint32_t to;  // its offset
   Tensor tensor;
   int32_t x, y;
+  Images images;  // instead, where it has the mark
+  emulated::Tap first;
 
-  size_t bytes() const { return size_t{tensor.box[0]} * tensor.box[1]; }
+  bool of_windows() const { return images.mark == Images::kMark; }
+  size_t bytes() const {
+    return of_windows() ? size_t{images.channels} * images.pixels : size_t{tensor.box[0]} * tensor.box[1];
+  }
 };
 
 // A barrier in shared memory.
@@ -425,6 +430,8 @@ namespace {
 
 // What the hardware counts in a barrier.
 constexpr int64_t kMostArrivals = (1 << 20) - 1, kMostBytes = (1 << 20) - 1;
+// Columns and rows from the start of a window to a tap, for images of four dimensions.
+constexpr int32_t kMostReach = 255;
 // In the memory of a barrier, so that it shows where somebody writes there.
 constexpr uint64_t kBarrierMark = 0x5A5A42415252494Bu;
 
@@ -468,7 +475,40 @@ void end_phase_if_complete(Barrier& barrier, uint32_t offset) {
 
 // The bytes of a box arrive: zeros for what lies outside the matrix, chunks of 16 bytes exchanged by the bits
 // of the address above them.
+// The order of 16 bytes in eight rows of 128.
+uint32_t swizzled(uint32_t offset) { return offset ^ (offset >> 7 & 7) << 4; }
+
+// Windows start one after the other along the columns of their box, at the left corner of the next row once they leave
+// it, and at the upper corner of the next image; the taps' offsets move what is read, not the box. (PTX, im2col mode.)
+void arrive_windows(Block& block, const TileCopy& copy) {
+  const Images& images = copy.images;
+  int64_t x = copy.first.x, y = copy.first.y, image = copy.first.image;
+  const auto end = [&](int axis) { return static_cast<int64_t>(images.extent[1 + axis]) - 1 + images.upper[axis]; };
+  for (uint32_t pixel = 0; pixel < images.pixels; pixel++) {
+    for (uint32_t channel = 0; channel < images.channels; channel++) {
+      const int64_t at[4] = {int64_t{copy.first.c} + channel, x + copy.first.right, y + copy.first.down, image};
+      bool in = true;
+      uint64_t from = images.address + static_cast<uint64_t>(at[0]);
+      for (int i = 0; i < 4; i++) in &= at[i] >= 0 && static_cast<uint64_t>(at[i]) < images.extent[i];
+      for (int i = 1; i < 4; i++) from += static_cast<uint64_t>(at[i]) * images.strides[i - 1];
+      const uint32_t to = copy.to + pixel * images.channels + channel;
+      block.shared()[swizzled(to)] = in ? *reinterpret_cast<const uint8_t*>(from) : 0;
+    }
+    x += images.steps[0];
+    if (x <= end(0)) continue;
+    x = images.lower[0];
+    y += images.steps[1];
+    if (y <= end(1)) continue;
+    y = images.lower[1];
+    image++;
+  }
+}
+
 void arrive(Block& block, const TileCopy& copy) {
+  if (copy.of_windows()) {
+    arrive_windows(block, copy);
+    return;
+  }
   const Tensor& tensor = copy.tensor;
   for (uint32_t row = 0; row < tensor.box[1]; row++) {
     for (uint32_t column = 0; column < tensor.box[0]; column++) {
@@ -476,9 +516,8 @@ void arrive(Block& block, const TileCopy& copy) {
       const bool in = x >= 0 && y >= 0 && static_cast<uint64_t>(x) < tensor.extent[0] &&
                       static_cast<uint64_t>(y) < tensor.extent[1];
       const uint8_t* from = reinterpret_cast<const uint8_t*>(tensor.address + y * tensor.stride + x);
-      uint32_t to = copy.to + row * tensor.box[0] + column;
-      to ^= (to >> 7 & 7) << 4;
-      block.shared()[to] = in ? *from : 0;
+      const uint32_t to = copy.to + row * tensor.box[0] + column;
+      block.shared()[swizzled(to)] = in ? *from : 0;
     }
   }
 }
@@ -546,15 +585,10 @@ void barrier_wait(uint64_t* at, uint32_t parity) {
   while (true) pause({"the end, after a fault", 0, 0});
 }
 
+namespace {
+
 // Until the bytes arrive the memory holds neither what was there nor what comes.
-void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* at, bool to_all) {
-  Tensor tensor;
-  memcpy(&tensor, map, sizeof tensor);
-  if (reinterpret_cast<uintptr_t>(map) % 64 != 0 || tensor.mark != Tensor::kMark) {
-    fault("a copy by tile has no map that the driver made");
-    return;
-  }
-  const TileCopy copy = {offset_of(to), tensor, x, y};
+void start(const TileCopy& copy, void* to, uint64_t* at, bool to_all) {
   if (!in_shared(to, copy.bytes()) || copy.to % 1024 != 0) {
     fault("a copy by tile goes to 0x%x, which is not aligned to 1024 bytes of shared memory", copy.to);
     return;
@@ -574,6 +608,40 @@ void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* a
     memset(block.shared() + copy.to, kPoison, copy.bytes());
     barrier->copies.push_back(copy);
   }
+}
+
+// A map of the kind that a copy takes, as the driver made it.
+template <typename Map>
+bool has_map(const TensorMap* map, Map& is) {
+  memcpy(&is, map, sizeof is);
+  const bool made = reinterpret_cast<uintptr_t>(map) % 64 == 0 && is.mark == Map::kMark;
+  if (!made) fault("a copy by tile has no map that the driver made");
+  return made;
+}
+
+}  // namespace
+
+void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* at, bool to_all) {
+  Tensor tensor;
+  if (has_map(map, tensor)) start({offset_of(to), tensor, x, y, {}, {}}, to, at, to_all);
+}
+
+void copy_windows(void* to, const TensorMap* map, Tap first, uint64_t* at) {
+  Images images;
+  if (!has_map(map, images)) return;
+  const int32_t place[2] = {first.x, first.y};
+  for (int axis = 0; axis < 2; axis++) {
+    const int64_t end = static_cast<int64_t>(images.extent[1 + axis]) - 1 + images.upper[axis];
+    if (place[axis] < images.lower[axis] || place[axis] > end) {
+      fault("a copy of windows starts at %d, %d, outside their box", first.x, first.y);
+      return;
+    }
+  }
+  if (first.right < 0 || first.right > kMostReach || first.down < 0 || first.down > kMostReach) {
+    fault("a copy of windows takes what lies %d to the right and %d down", first.right, first.down);
+    return;
+  }
+  start({offset_of(to), {}, 0, 0, images, first}, to, at, false);
 }
 
 void fewer_registers(int count) {

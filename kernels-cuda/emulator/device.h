@@ -56,6 +56,11 @@ void barriers_ready();
 void barrier_arrive(uint64_t* at, uint32_t bytes, uint32_t rank);
 void barrier_wait(uint64_t* at, uint32_t parity);
 void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* barrier, bool to_all);
+// The first pixel's channel, column, row and image, and how far right and down of it the copied tap lies.
+struct Tap {
+  int32_t c, x, y, image, right, down;
+};
+void copy_windows(void* to, const TensorMap* map, Tap first, uint64_t* barrier);
 uint32_t cluster_rank();
 void cluster_barrier();
 void fewer_registers(int count);
@@ -68,6 +73,15 @@ struct Tensor {
   uint32_t box[2];
 };
 static_assert(sizeof(Tensor) <= sizeof(TensorMap), "a map is opaque, and this long");
+
+// And one of images: channels, columns, rows and images, the corners of the box in which windows start.
+struct Images {
+  static constexpr uint64_t kMark = 0xD1B54A32D192ED03u;
+  uint64_t mark, address, extent[4], strides[3];
+  int32_t lower[2], upper[2];
+  uint32_t steps[2], channels, pixels;
+};
+static_assert(sizeof(Images) <= sizeof(TensorMap), "a map is opaque, and this long");
 
 // A kernel by its name, as a module's function is found.
 struct Kernel {
@@ -235,6 +249,10 @@ DEVICE void barrier_wait(uint64_t* barrier, uint32_t parity) { emulated::barrier
 DEVICE void prefetch_map(const TensorMap*) {}
 DEVICE void copy_tile(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* barrier) {
   emulated::copy_tile(to, map, x, y, barrier, false);
+}
+DEVICE void copy_windows(void* to, const TensorMap* map, int32_t c, int32_t x, int32_t y, int32_t image, int32_t right,
+                         int32_t down, uint64_t* barrier) {
+  emulated::copy_windows(to, map, {c, x, y, image, right, down}, barrier);
 }
 DEVICE void copy_tile_to_both(void* to, const TensorMap* map, int32_t x, int32_t y, uint64_t* barrier) {
   emulated::copy_tile(to, map, x, y, barrier, true);

@@ -525,6 +525,45 @@ API Result cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* addr
   return kSuccess;
 }
 
+// A map of images of bytes for copies of windows, likewise.
+API Result cuTensorMapEncodeIm2col(void* map, int type, unsigned rank, void* address, const uint64_t* extent,
+                                   const uint64_t* strides, const int* lower, const int* upper, unsigned channels,
+                                   unsigned pixels, const unsigned* steps, int interleave, int swizzle, int promotion,
+                                   int fill) {
+  constexpr int kBytes = 0, kSwizzle128 = 3;
+  if (type != kBytes || rank != 4 || interleave != 0 || swizzle != kSwizzle128 || fill != 0) return kNotSupported;
+  bool valid = reinterpret_cast<uintptr_t>(map) % 64 == 0 && reinterpret_cast<uintptr_t>(address) % 16 == 0 &&
+               promotion >= 0 && promotion <= 3;
+  for (unsigned i = 0; i < rank; i++) {
+    valid &= extent[i] >= 1 && extent[i] <= uint64_t{1} << 32 && steps[i] >= 1 && steps[i] <= 8;
+  }
+  valid &= steps[0] == 1 && steps[3] == 1;
+  for (unsigned i = 0; i + 1 < rank; i++) {
+    const uint64_t least = i == 0 ? extent[0] : strides[i - 1] * extent[i];
+    valid &= strides[i] % 16 == 0 && strides[i] < uint64_t{1} << 40 && strides[i] >= least;
+  }
+  // Corners of images of four dimensions have eight bits.
+  for (int i = 0; i < 2; i++) {
+    valid &= lower[i] >= -128 && lower[i] <= 127 && upper[i] >= -128 && upper[i] <= 127;
+    valid &= lower[i] <= static_cast<int64_t>(extent[1 + i]) - 1 + upper[i];
+  }
+  valid &= channels >= 1 && channels <= 256 && channels % 16 == 0 && channels <= 128 && pixels >= 1 && pixels <= 1024;
+  if (!valid) return kInvalidValue;
+  if (channels != 128) return kNotSupported;
+  memset(map, 0, sizeof(TensorMap));
+  const emulated::Images images = {emulated::Images::kMark,
+                                   reinterpret_cast<uint64_t>(address),
+                                   {extent[0], extent[1], extent[2], extent[3]},
+                                   {strides[0], strides[1], strides[2]},
+                                   {lower[0], lower[1]},
+                                   {upper[0], upper[1]},
+                                   {steps[1], steps[2]},
+                                   channels,
+                                   pixels};
+  memcpy(map, &images, sizeof images);
+  return kSuccess;
+}
+
 // The size of a kernel's parameters, for the test that compares it with the host's.
 API size_t requant_emulated_parameter_bytes(const char* name) {
   void* function = nullptr;

@@ -11,11 +11,16 @@
 API int cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address, const uint64_t* extent,
                                const uint64_t* strides, const unsigned* box, const unsigned* steps, int interleave,
                                int swizzle, int promotion, int fill);
+API int cuTensorMapEncodeIm2col(void* map, int type, unsigned rank, void* address, const uint64_t* extent,
+                                const uint64_t* strides, const int* lower, const int* upper, unsigned channels,
+                                unsigned pixels, const unsigned* steps, int interleave, int swizzle, int promotion,
+                                int fill);
 
 namespace {
 
 struct MisuseParams {
-  TensorMap map;  // of 64 rows of 128 bytes
+  TensorMap map;      // of 64 rows of 128 bytes
+  TensorMap windows;  // of the same as an image of eight rows, windows of 3x3 with a border
 };
 
 constexpr int kThreads = 384;
@@ -116,6 +121,41 @@ KERNEL(misuse_map_of_nobody, MisuseParams, kThreads, 1) {
   uint64_t* const barrier = barrier_behind(smem, 1);
   const TensorMap map = {};
   if (threadIdx.x == 0) copy_tile(smem, &map, 0, 0, barrier);
+}
+
+KERNEL(misuse_nothing_with_windows, MisuseParams, kThreads, 1) {
+  SHARED(smem);
+  uint64_t* const barrier = barrier_behind(smem, 1);
+  if (threadIdx.x == 0) {
+    barrier_arrive_expecting(barrier, 2 * kTile);
+    copy_windows(smem, &p.windows, 0, -1, -1, 0, 0, 0, barrier);
+    copy_windows(smem + kTile, &p.windows, 0, 6, 6, 3, 2, 255, barrier);
+  }
+  barrier_wait(barrier, 0);
+}
+
+KERNEL(misuse_windows_left_of_their_box, MisuseParams, kThreads, 1) {
+  SHARED(smem);
+  uint64_t* const barrier = barrier_behind(smem, 1);
+  if (threadIdx.x == 0) copy_windows(smem, &p.windows, 0, -2, 0, 0, 0, 0, barrier);
+}
+
+KERNEL(misuse_windows_below_their_box, MisuseParams, kThreads, 1) {
+  SHARED(smem);
+  uint64_t* const barrier = barrier_behind(smem, 1);
+  if (threadIdx.x == 0) copy_windows(smem, &p.windows, 0, 0, 7, 0, 0, 0, barrier);
+}
+
+KERNEL(misuse_windows_that_reach_too_far, MisuseParams, kThreads, 1) {
+  SHARED(smem);
+  uint64_t* const barrier = barrier_behind(smem, 1);
+  if (threadIdx.x == 0) copy_windows(smem, &p.windows, 0, 0, 0, 0, 0, 256, barrier);
+}
+
+KERNEL(misuse_windows_by_a_map_of_rows, MisuseParams, kThreads, 1) {
+  SHARED(smem);
+  uint64_t* const barrier = barrier_behind(smem, 1);
+  if (threadIdx.x == 0) copy_windows(smem, &p.map, 0, 0, 0, 0, 0, 0, barrier);
 }
 
 KERNEL(misuse_barrier_not_ready, MisuseParams, kThreads, 1) {
@@ -224,6 +264,13 @@ API void requant_emulated_misuse(const char* name, char* said, size_t bytes) {
   const unsigned box[2] = {128, 64}, steps[2] = {1, 1};
   std::string text = "no such kernel";
   if (cuTensorMapEncodeTiled(&params.map, 0, 2, matrix, extent, stride, box, steps, 0, 3, 0, 0) != 0) text = "no map";
+  const uint64_t images[4] = {128, 8, 8, 1}, strides[3] = {128, 1024, 8192};
+  const int lower[2] = {-1, -1}, upper[2] = {-1, -1};
+  const unsigned ones[4] = {1, 1, 1, 1};
+  if (cuTensorMapEncodeIm2col(&params.windows, 0, 4, matrix, images, strides, lower, upper, 128, 64, ones, 0, 3, 0, 0) !=
+      0) {
+    text = "no map";
+  }
   for (const emulated::Kernel* kernel = emulated::kernels(); kernel; kernel = kernel->next) {
     if (std::string(name) == kernel->name) {
       text = emulated::run_grid(*kernel, {kernel->cluster, 1, 1}, kThreads, 3 * kTile, &params);

@@ -69,8 +69,8 @@ const FUNCTIONS: &[&str] = &[
     "cuLaunchKernel",
 ];
 
-/// The function that makes maps for copies by tile: without it there are none.
-const MAKES_MAPS: &str = "cuTensorMapEncodeTiled";
+/// The functions that make maps for copies by tile: without them there are none.
+const MAKE_MAPS: [&str; 2] = ["cuTensorMapEncodeTiled", "cuTensorMapEncodeIm2col"];
 
 /// Turns a result of the driver into ours.
 macro_rules! call {
@@ -131,6 +131,19 @@ pub struct Context {
     /// How often the device was reset before. After another reset what the context held is gone, and its
     /// addresses may be others' now.
     resets: u64,
+}
+
+/// Where the windows of a convolution start: at steps from one corner of a box to the other, in each image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Windows {
+    /// Channels, width, height and images.
+    pub(crate) extent: [u64; 4],
+    /// The column and row of the first window, and those of the last less those of the image's last pixel.
+    pub(crate) lower: [i32; 2],
+    /// See `lower`.
+    pub(crate) upper: [i32; 2],
+    /// Columns and rows from one window to the next.
+    pub(crate) steps: [u32; 2],
 }
 
 // SAFETY: the driver's handles may be used from any thread, and its functions lock what they share.
@@ -202,7 +215,7 @@ impl Context {
             entered.resets()
         };
         // SAFETY: `devices` has found the library.
-        let makes_maps = unsafe { has(MAKES_MAPS) };
+        let makes_maps = MAKE_MAPS.iter().all(|name| unsafe { has(name) });
         // From here on the context is released by `drop`.
         let mut opened = Context {
             handle,
@@ -314,6 +327,57 @@ impl Context {
             extent.as_ptr(),
             stride.as_ptr(),
             boxes.as_ptr(),
+            steps.as_ptr(),
+            PLAIN,
+            SWIZZLED,
+            WHOLE_LINES,
+            ZEROS,
+        ));
+        Ok(made.is_ok().then_some(map))
+    }
+
+    /// How copies by tile find windows of the images of bytes at `address`: 128 channels of each of `pixels` windows,
+    /// swizzled, zeros outside the images. None of what the driver makes no map of.
+    ///
+    /// # Errors
+    /// A context that was given up.
+    pub(crate) fn windows_map(
+        &self,
+        address: u64,
+        windows: &Windows,
+        pixels: u32,
+    ) -> Result<Option<TensorMap>, CudaError> {
+        use sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_UINT8 as BYTES;
+        use sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as ZEROS;
+        use sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE as PLAIN;
+        use sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B as WHOLE_LINES;
+        use sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B as SWIZZLED;
+        if !self.tiles {
+            return Ok(None);
+        }
+        let _entered = self.enter()?;
+        let [channels, width, height, _] = windows.extent;
+        let strides = [
+            channels,
+            channels.saturating_mul(width),
+            channels.saturating_mul(width).saturating_mul(height),
+        ];
+        let [step_w, step_h] = windows.steps;
+        let steps = [1, step_w, step_h, 1];
+        let mut map = TensorMap::default();
+        // Written as the driver's own type, which has the same size and alignment.
+        let to = (&raw mut map).cast::<sys::CUtensorMap>();
+        let made = call!(cuTensorMapEncodeIm2col(
+            to,
+            BYTES,
+            4,
+            address as *mut c_void,
+            windows.extent.as_ptr(),
+            strides.as_ptr(),
+            windows.lower.as_ptr(),
+            windows.upper.as_ptr(),
+            128,
+            pixels,
             steps.as_ptr(),
             PLAIN,
             SWIZZLED,

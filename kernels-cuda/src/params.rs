@@ -127,13 +127,14 @@ pub struct TensorMap {
     pub opaque: [u64; 16],
 }
 
-/// Dense product by blocks that stay.
+/// Product by blocks that stay.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PersistentParams {
     pub pixels: TensorMap,
     pub weights: TensorMap,
     pub product: ProductParams,
+    pub windows: i32,
 }
 
 /// Convolution, one output element a thread.

@@ -63,6 +63,23 @@ fn misuse_is_told() {
             "map_of_nobody",
             "a copy by tile has no map that the driver made",
         ),
+        ("nothing_with_windows", ""),
+        (
+            "windows_left_of_their_box",
+            "a copy of windows starts at -2, 0, outside their box",
+        ),
+        (
+            "windows_below_their_box",
+            "a copy of windows starts at 0, 7, outside their box",
+        ),
+        (
+            "windows_that_reach_too_far",
+            "a copy of windows takes what lies 0 to the right and 256 down",
+        ),
+        (
+            "windows_by_a_map_of_rows",
+            "a copy by tile has no map that the driver made",
+        ),
         (
             "barrier_not_ready",
             "barrier 0x4000 is not ready for copies by tile",
@@ -199,6 +216,112 @@ fn maps_are_made_by_the_drivers_rules() {
         ("no steps", 1, |a| a.steps[1] = 0),
         ("elements of two bytes", 801, |a| a.kind = 1),
         ("no swizzle", 801, |a| a.swizzle = 0),
+    ];
+    for (what, expected, change) in refused {
+        let mut asked = good.clone();
+        change(&mut asked);
+        assert_eq!(code(&asked, 0), expected, "{what}");
+    }
+}
+
+/// What a map of windows is asked for.
+#[derive(Clone)]
+struct AskedWindows {
+    kind: c_int,
+    rank: u32,
+    address: usize,
+    extent: [u64; 4],
+    strides: [u64; 3],
+    lower: [c_int; 2],
+    upper: [c_int; 2],
+    channels: u32,
+    pixels: u32,
+    steps: [u32; 4],
+    swizzle: c_int,
+}
+
+/// What a case asks otherwise.
+type ChangeWindows = fn(&mut AskedWindows);
+
+#[test]
+fn maps_of_windows_are_made_by_the_drivers_rules() {
+    type Encode = unsafe extern "C" fn(
+        *mut c_void,
+        c_int,
+        u32,
+        *mut c_void,
+        *const u64,
+        *const u64,
+        *const c_int,
+        *const c_int,
+        u32,
+        u32,
+        *const u32,
+        c_int,
+        c_int,
+        c_int,
+        c_int,
+    ) -> c_int;
+    let Some(library) = library() else { return };
+    // SAFETY: the function has this type in emulator/driver.cpp.
+    let encode: Symbol<'_, Encode> = unsafe { library.get(b"cuTensorMapEncodeIm2col").unwrap() };
+    let code = |asked: &AskedWindows, off: usize| {
+        let mut maps = [TensorMap::default(); 2];
+        let to = maps.as_mut_ptr().cast::<u8>().wrapping_add(off);
+        // SAFETY: a map is written where one has room, and the address is only written down.
+        unsafe {
+            encode(
+                to.cast(),
+                asked.kind,
+                asked.rank,
+                asked.address as *mut c_void,
+                asked.extent.as_ptr(),
+                asked.strides.as_ptr(),
+                asked.lower.as_ptr(),
+                asked.upper.as_ptr(),
+                asked.channels,
+                asked.pixels,
+                asked.steps.as_ptr(),
+                0,
+                asked.swizzle,
+                2,
+                0,
+            )
+        }
+    };
+    let good = AskedWindows {
+        kind: 0,
+        rank: 4,
+        address: 0x1_0000,
+        extent: [256, 300, 9, 3],
+        strides: [256, 256 * 300, 256 * 300 * 9],
+        lower: [-128, -1],
+        upper: [-128, 127],
+        channels: 128,
+        pixels: 1024,
+        steps: [1, 8, 2, 1],
+        swizzle: 3,
+    };
+    assert_eq!((code(&good, 0), code(&good, 64)), (0, 0));
+    assert_eq!(code(&good, 32), 1, "a map that is not aligned");
+    let refused: [(&str, c_int, ChangeWindows); 17] = [
+        ("an address that is not aligned", 1, |a| a.address += 8),
+        ("a stride that is not aligned", 1, |a| a.strides[1] += 8),
+        ("pixels that overlap", 1, |a| a.strides[0] = 240),
+        ("images that overlap", 1, |a| a.strides[2] -= 16),
+        ("a stride of 2^40", 1, |a| a.strides[2] = 1 << 40),
+        ("no images", 1, |a| a.extent[3] = 0),
+        ("a corner of more than eight bits", 1, |a| a.lower[0] = -129),
+        ("another", 1, |a| a.upper[1] = 128),
+        ("an empty box", 1, |a| (a.lower[1], a.upper[1]) = (0, -9)),
+        ("no steps", 1, |a| a.steps[1] = 0),
+        ("more than eight steps", 1, |a| a.steps[2] = 9),
+        ("steps between images", 1, |a| a.steps[3] = 2),
+        ("more channels than the swizzle", 1, |a| a.channels = 144),
+        ("more pixels than 1024", 1, |a| a.pixels = 1025),
+        ("elements of two bytes", 801, |a| a.kind = 1),
+        ("no swizzle", 801, |a| a.swizzle = 0),
+        ("three dimensions", 801, |a| a.rank = 3),
     ];
     for (what, expected, change) in refused {
         let mut asked = good.clone();

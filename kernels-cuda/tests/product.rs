@@ -15,7 +15,7 @@ use requant_kernels_cuda::ops::conv::{Conv, ConvIo, ConvSpec, ZeroPoint};
 use requant_kernels_cuda::ops::{Way, Window};
 use requant_kernels_cuda::{Context, Kernel, Launch, OpError};
 use requant_numerics::DType;
-use support::{DENSE, FINISHES, NUMBERS, Numbers, SHAPES, Shape, Ways, run};
+use support::{DENSE, FINISHES, NUMBERS, Numbers, SHAPES, Shape, WINDOWS, Ways, run};
 
 #[test]
 fn every_product_equals_plain_loops() {
@@ -61,6 +61,7 @@ fn dense_products() {
                 weights: (-127, 127),
                 dtype: [DType::U8, DType::I8][(turn + index) % 2],
                 extreme: false,
+                centred: false,
             };
             let case = (shape, numbers);
             for (name, split) in run(&context, case, kind, (Ways::Usual, 1), &mut rng) {
@@ -76,6 +77,125 @@ fn dense_products() {
             met.contains_key(kernel.name()),
             "{} was not met",
             kernel.name()
+        );
+    }
+}
+
+/// Windows by the same kernels, each of which computes every shape.
+#[test]
+fn every_window_of_blocks_that_stay_equals_plain_loops() {
+    let name = "every_window_of_blocks_that_stay_equals_plain_loops";
+    if !emulator::is_emulated(name, "major=9,multiprocessors=2") {
+        return;
+    }
+    let context = Context::open(0).unwrap();
+    let mut rng = Rng::new(31);
+    let mut met: BTreeMap<&str, usize> = BTreeMap::new();
+    let stays = |name: &str| name.starts_with("turn_") || name.starts_with("pair_");
+    for (index, &shape) in WINDOWS.iter().enumerate() {
+        // Without a border any zero point will do.
+        let Shape(.., pad, _) = shape;
+        for (turn, kind) in [[0, 5, 13], [4, 2, 6]][index % 2].into_iter().enumerate() {
+            let numbers = Numbers {
+                weights: (-127, 127),
+                dtype: [DType::U8, DType::I8][(turn + index) % 2],
+                extreme: false,
+                centred: pad > 0,
+            };
+            let case = (shape, numbers);
+            let used = run(&context, case, kind, (Ways::All(&stays), 1), &mut rng);
+            assert_eq!(used.len(), 3, "{shape:?}");
+            used.iter()
+                .for_each(|(name, _)| *met.entry(name).or_default() += 1);
+        }
+    }
+    println!("{met:#?}");
+    let all = Kernel::ALL.iter().filter(|kernel| kernel.is_persistent());
+    for kernel in all {
+        assert!(
+            met.contains_key(kernel.name()),
+            "{} was not met",
+            kernel.name()
+        );
+    }
+}
+
+/// The kernel that a layer of 128 channels gets, by its window and zero point.
+fn kernel_of_window(context: &Arc<Context>, window: Window, zero_point: ZeroPoint) -> &'static str {
+    let [height, width] = [0, 1].map(|axis| {
+        let reach = window.dilations[axis] * (window.kernel[axis] - 1);
+        (600 + window.pads[axis] + window.pads[axis + 2] - reach - 1) / window.strides[axis] + 1
+    });
+    let weights = vec![100; 64 * 128 * window.kernel[0] * window.kernel[1]];
+    let spec = ConvSpec {
+        input: [1, 600, 600, 128],
+        output: [1, height, width, 64],
+        window,
+        groups: 1,
+        weights: &weights,
+        computed: None,
+        dtype: DType::U8,
+        zero_point,
+        outside: 0,
+        bias: &[],
+        finish: Finish {
+            requantize: None,
+            real: None,
+            join: Join::None,
+            table: None,
+            dtype: DType::I32,
+        },
+    };
+    let conv = Conv::new(context, &spec).unwrap();
+    let chosen = conv.kernel(1);
+    // The driver takes every map that is asked for.
+    let io = ConvIo {
+        samples: 1,
+        x: 1 << 20,
+        zero_points: 1 << 20,
+        ..ConvIo::default()
+    };
+    assert_eq!(conv.launch(&io).unwrap().kernel.name(), chosen);
+    chosen
+}
+
+#[test]
+fn windows_that_copies_by_tile_cannot_gather() {
+    let name = "windows_that_copies_by_tile_cannot_gather";
+    if !emulator::is_emulated(name, "major=9,multiprocessors=2") {
+        return;
+    }
+    let context = Context::open(0).unwrap();
+    let zero = ZeroPoint::Static(0);
+    let (stays, others) = ("turn_product_u8_64_any", "group_product_u8_64_any");
+    for (kernel, stride, pad, dilation, zero_point, expected) in [
+        (3, 1, 1, 1, zero, stays),
+        // What lies outside is no zero, unless nothing does.
+        (3, 1, 1, 1, ZeroPoint::Static(3), others),
+        (3, 1, 1, 1, ZeroPoint::Dynamic, others),
+        (3, 1, 0, 1, ZeroPoint::Static(3), stays),
+        (1, 2, 0, 1, ZeroPoint::Static(3), stays),
+        // The limits of steps, taps and corners.
+        (3, 8, 1, 1, zero, stays),
+        (3, 9, 1, 1, zero, others),
+        (2, 1, 100, 200, zero, stays),
+        (2, 1, 128, 255, zero, stays),
+        (2, 1, 128, 256, zero, others),
+        (2, 1, 129, 255, zero, others),
+        // The last window starts 128 pixels before the image's last, and 129.
+        (2, 1, 0, 128, zero, stays),
+        (2, 1, 0, 129, zero, others),
+    ] {
+        let window = Window {
+            kernel: [kernel; 2],
+            strides: [stride; 2],
+            pads: [pad; 4],
+            dilations: [dilation; 2],
+        };
+        let chosen = kernel_of_window(&context, window, zero_point);
+        assert_eq!(
+            chosen, expected,
+            "{kernel} {stride} {pad} {dilation} {zero_point:?}"
         );
     }
 }
@@ -151,7 +271,7 @@ fn a_driver_that_makes_no_maps() {
     };
     // The emulated driver with the function under a name of the same length.
     let mut bytes = std::fs::read(library).unwrap();
-    let name_of = b"cuTensorMapEncodeTiled\0";
+    let name_of = b"cuTensorMapEncodeIm2col\0";
     let places: Vec<usize> = (0..bytes.len() - name_of.len())
         .filter(|&at| bytes[at..].starts_with(name_of))
         .collect();
@@ -224,6 +344,7 @@ fn at_their_limits() {
                     weights,
                     dtype,
                     extreme: true,
+                    centred: false,
                 };
                 for kind in [0, 10] {
                     let usual = (Ways::Usual, 3);
@@ -242,6 +363,7 @@ fn at_their_limits() {
             weights: (-8, 7),
             dtype: DType::U8,
             extreme: true,
+            centred: false,
         };
         let all = Ways::All(&|_| true);
         let met = run(&context, (shape, numbers), 6, (all, 1), &mut rng);

@@ -11,7 +11,7 @@ use requant_kernels_cuda::Context;
 
 use super::options::{Options, product_kernels};
 use super::report::Report;
-use super::support::{self, FINISHES, NUMBERS, Ways};
+use super::support::{self, FINISHES, NUMBERS, Numbers, Ways};
 
 /// Finishes of which each is the business of other kernels.
 const QUICK: [usize; 3] = [0, 1, 3];
@@ -33,8 +33,19 @@ pub(crate) fn prove(context: &Arc<Context>, options: &Options, report: &mut Repo
             .iter()
             .map(|&shape| (shape, Ways::All(&wanted)));
         let large = large.iter().map(|&shape| (shape, Ways::Usual));
-        for (shape, ways) in awkward.chain(large) {
-            for &numbers in NUMBERS {
+        // Copies by tile gather windows where zeros stand for what lies outside, and others do elsewhere.
+        let windows = support::WINDOWS
+            .iter()
+            .map(|&shape| (shape, Ways::All(&wanted)));
+        let centred = NUMBERS[..2].iter().map(|&numbers| Numbers {
+            centred: true,
+            ..numbers
+        });
+        let centred: Vec<Numbers> = centred.collect();
+        let cases = awkward.chain(large).map(|case| (case, NUMBERS));
+        let windows = windows.map(|case| (case, &centred[..]));
+        for ((shape, ways), numbers) in cases.chain(windows) {
+            for &numbers in numbers {
                 for &finish in finishes.iter().filter(|&&finish| numbers.suits(finish)) {
                     let name =
                         format!("product {shape:?}, {numbers:?}, finish {finish}, round {round}");

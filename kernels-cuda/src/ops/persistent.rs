@@ -1,8 +1,11 @@
-//! Dense products on Hopper by blocks that stay on their multiprocessors (`cuda/persistent.cuh`): which products
-//! are dense, which kernel they get, and the maps by which their matrices are copied.
+//! Products on Hopper by blocks that stay on their multiprocessors (`cuda/persistent.cuh`): which products these
+//! are, which kernel they get, and the maps by which their matrices are copied.
 
-use super::conv::ConvSpec;
+use core::ops::RangeInclusive;
+
+use super::conv::{ConvSpec, ZeroPoint};
 use super::product::Input;
+use crate::driver::Windows;
 use crate::epilogue::Form;
 use crate::kernel::Kernel;
 use crate::layout::SLICE;
@@ -19,9 +22,65 @@ const SHALLOW: usize = 1024;
 /// Shared memory of a block: the ring of slices, what the warps have of their own, the barriers.
 pub(super) const SHARED_BYTES: usize = (192 << 10) + 8 * 16 * (128 + 32) + 256;
 
+/// Bytes of K that one copy takes of a pixel.
+const COPIED: usize = 128;
+/// What a map of windows has room for: columns and rows from an image's corners to those of the box in which windows
+/// start, columns and rows from a window's start to a tap of it, and steps. (The driver's documentation of
+/// `cuTensorMapEncodeIm2col`, and PTX's of im2col offsets, for images of four dimensions.)
+const CORNERS: RangeInclusive<isize> = -128..=127;
+const MOST_BORDER: usize = 128;
+const MOST_REACH: usize = 255;
+const MOST_STEP: usize = 8;
+
+/// How a convolution's pixels are copied by tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Copies {
+    /// As rows of a matrix.
+    Rows,
+    /// As windows of images, a tap at a time.
+    Windows,
+}
+
+impl Copies {
+    /// None where pixels cannot be.
+    pub(super) fn of(spec: &ConvSpec<'_>) -> Option<Self> {
+        if is_dense(spec) {
+            Some(Copies::Rows)
+        } else {
+            has_windows(spec).then_some(Copies::Windows)
+        }
+    }
+}
+
+/// Whether a convolution's windows are copied as they are needed: of whole slices of K a tap, with zeros for elements
+/// outside the image, or none.
+fn has_windows(spec: &ConvSpec<'_>) -> bool {
+    let window = &spec.window;
+    let [_, in_h, in_w, in_c] = spec.input;
+    let [_, out_h, out_w, _] = spec.output;
+    let zeros = match spec.zero_point {
+        ZeroPoint::Static(zero_point) => (zero_point + spec.outside) & 0xff == 0,
+        ZeroPoint::Dynamic => false,
+    };
+    let axes = [(0, in_h, out_h), (1, in_w, out_w)];
+    let fits = axes.iter().all(|&(axis, size, count)| {
+        let (before, step) = (window.pads[axis], window.strides[axis]);
+        let reach = (window.kernel[axis] - 1).saturating_mul(window.dilations[axis]);
+        if before > MOST_BORDER || step > MOST_STEP || reach > MOST_REACH {
+            return false;
+        }
+        // From the image's last pixel to the last window's first, which may be before it.
+        let last = (count - 1) * step;
+        let upper = (last + 1).checked_signed_diff(size + before);
+        let corner = upper.is_some_and(|upper| CORNERS.contains(&upper));
+        corner && (zeros || before == 0 && last + reach < size)
+    });
+    spec.groups == 1 && in_c.is_multiple_of(COPIED) && fits
+}
+
 /// Whether the rows of a convolution's matrix lie one behind the other in its input: 1x1 with steps of 1, or one
 /// window as large as the image.
-pub(super) fn is_dense(spec: &ConvSpec<'_>) -> bool {
+fn is_dense(spec: &ConvSpec<'_>) -> bool {
     let window = &spec.window;
     let [_, in_h, in_w, _] = spec.input;
     let [_, out_h, out_w, _] = spec.output;
@@ -35,10 +94,10 @@ pub(super) fn is_dense(spec: &ConvSpec<'_>) -> bool {
 /// Channels of tiles.
 const SIDES: [usize; 3] = [256, 128, 64];
 
-/// A dense product: rows, channels, depth.
+/// A product: rows, channels, depth.
 type Sizes = [usize; 3];
 
-/// The kernels that compute a dense product, and how many blocks they get.
+/// The kernels that compute a product, and how many blocks they get.
 pub(super) fn possible(
     (input, form): (Input, Form),
     sizes: Sizes,
@@ -139,21 +198,49 @@ fn copied(kernel: Kernel) -> u32 {
 pub(super) fn params(
     context: &Context,
     kernel: Kernel,
+    copies: Copies,
     product: ProductParams,
 ) -> Result<Option<PersistentParams>, OpError> {
-    let pixels = [product.depth as usize, product.rows as usize];
     let weights = [
         product.slices as usize * SLICE,
         product.channels_padded as usize,
     ];
-    let pixels = context.tensor_map(product.x, pixels, PIXELS as u32)?;
+    let pixels = match copies {
+        Copies::Rows => {
+            let matrix = [product.depth as usize, product.rows as usize];
+            context.tensor_map(product.x, matrix, PIXELS as u32)?
+        }
+        Copies::Windows => context.windows_map(product.x, &windows_of(&product), PIXELS as u32)?,
+    };
     let weights = context.tensor_map(product.weights, weights, copied(kernel))?;
     let maps: Option<(TensorMap, TensorMap)> = pixels.zip(weights);
     Ok(maps.map(|(pixels, weights)| PersistentParams {
         pixels,
         weights,
         product,
+        windows: i32::from(copies == Copies::Windows),
     }))
+}
+
+/// Where a product's windows start; none of its sizes is 0.
+fn windows_of(product: &ProductParams) -> Windows {
+    let p = product;
+    let last =
+        |count: i32, step: i32, before: i32, size: i32| (count - 1) * step - before - (size - 1);
+    Windows {
+        extent: [
+            p.in_channels as u64,
+            p.in_w as u64,
+            p.in_h as u64,
+            (p.rows / (p.out_h * p.out_w)) as u64,
+        ],
+        lower: [-p.left, -p.top],
+        upper: [
+            last(p.out_w, p.stride_w, p.left, p.in_w),
+            last(p.out_h, p.stride_h, p.top, p.in_h),
+        ],
+        steps: [p.stride_w as u32, p.stride_h as u32],
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::bits::Bits;
 use super::conv::{ConvIo, ConvSpec, ZeroPoint};
+use super::persistent::{self, Copies};
 use super::way::{Preferred, Way};
-use super::{int, nibbles, persistent};
+use super::{int, nibbles};
 use crate::epilogue::{Form, Uploaded, integer_type};
 use crate::kernel::{Kernel, Launch, Params};
 use crate::layout::{self, BIT_SLICE, NARROW_SLICE, SLICE};
@@ -97,8 +98,8 @@ pub struct Product {
     stages: usize,
     wgmma: bool,
     preferred: Preferred,
-    /// Whether matrices without gaps are multiplied, by bytes and where copies by tile can be had.
-    dense: bool,
+    /// How pixels are copied by tile, where they can be and bytes are multiplied.
+    copies: Option<Copies>,
     context: Arc<Context>,
     _weights: DeviceMemory,
     weight_bytes: usize,
@@ -214,15 +215,13 @@ impl Product {
             // Proved to fit, or to be taken modulo 2^32.
             (i64::from(bias) + i64::from(constant) - i64::from(folded) * i64::from(sums[o])) as i32
         };
-        let dense = context.has_tiles()
-            && format == Format::Bytes
-            && packed.planes == 1
-            && persistent::is_dense(spec);
+        let bytes = format == Format::Bytes && packed.planes == 1;
+        let copies = Copies::of(spec).filter(|_| bytes && context.has_tiles());
         let epilogue = Uploaded::new(
             context,
             &spec.finish,
             // A tile of 128 may begin in the last 64, and one of 256.
-            groups * padded + if dense { 3 } else { 1 } * CHANNEL_UNIT,
+            groups * padded + if copies.is_some() { 3 } else { 1 } * CHANNEL_UNIT,
             channel_of,
             bias,
             |o| sums[o],
@@ -284,7 +283,7 @@ impl Product {
             stages: context.stages(),
             wgmma: context.has_wgmma(),
             preferred: Preferred::default(),
-            dense,
+            copies,
             context: Arc::clone(context),
             weight_bytes: packed.data.len(),
             _weights: weights,
@@ -397,8 +396,8 @@ impl Product {
     fn staying(&self, samples: usize) -> Option<[usize; 3]> {
         let rows = self.rows(samples);
         let (channels, depth) = (self.params.channels as usize, self.params.depth as usize);
-        let dense = self.dense && self.row_kernel(rows).is_none();
-        dense.then_some([rows, channels, depth])
+        let stays = self.copies.is_some() && self.row_kernel(rows).is_none();
+        stays.then_some([rows, channels, depth])
     }
 
     /// The shapes in which its kernels compute `samples` samples: blocks that stay, or that for few rows, then the
@@ -553,11 +552,12 @@ impl Product {
     /// More rows or blocks than a grid has; less scratch than it uses.
     pub fn launch(&self, io: &ConvIo) -> Result<Launch, OpError> {
         let choice = self.choose(io.samples);
-        if !choice.kernel.is_persistent() {
-            return self.launch_of(&choice, self.params(&choice, io)?.into(), io);
-        }
         let product = self.params(&choice, io)?;
-        match persistent::params(&self.context, choice.kernel, product)? {
+        let copies = self.copies.filter(|_| choice.kernel.is_persistent());
+        let Some(copies) = copies else {
+            return self.launch_of(&choice, product.into(), io);
+        };
+        match persistent::params(&self.context, choice.kernel, copies, product)? {
             Some(params) => self.launch_of(&choice, params.into(), io),
             None => {
                 let choice = self.instead(io.samples);

@@ -82,6 +82,19 @@ pub(crate) const DENSE: &[Shape] = &[
     Shape(301, 3, 3, 16, 200, 1, 3, 1, 0, 1),
 ];
 
+/// Windows for blocks that stay: tiles that go over rows and images, steps, dilations, images in which no window leaves
+/// the border, and some without one.
+#[allow(dead_code)]
+pub(crate) const WINDOWS: &[Shape] = &[
+    Shape(3, 9, 8, 128, 72, 1, 3, 1, 1, 1),
+    Shape(3, 11, 7, 256, 130, 1, 3, 2, 1, 1),
+    Shape(1, 17, 13, 128, 64, 1, 3, 1, 2, 2),
+    Shape(2, 9, 8, 384, 260, 1, 1, 2, 0, 1),
+    Shape(4, 7, 9, 128, 33, 1, 2, 1, 0, 1),
+    Shape(1, 14, 10, 128, 96, 1, 5, 1, 2, 1),
+    Shape(2, 5, 6, 128, 40, 1, 3, 1, 3, 1),
+];
+
 /// Which numbers a case multiplies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Numbers {
@@ -91,6 +104,8 @@ pub(crate) struct Numbers {
     pub(crate) dtype: DType,
     /// Whether every weight and input is the least of its kind.
     pub(crate) extreme: bool,
+    /// Whether the zero point is 0, so that zeros stand for what lies outside an image.
+    pub(crate) centred: bool,
 }
 
 /// Numbers of every kind for which there are kernels.
@@ -118,6 +133,7 @@ impl Numbers {
             weights,
             dtype,
             extreme: false,
+            centred: false,
         }
     }
 
@@ -146,6 +162,8 @@ pub(crate) const LARGE: &[Shape] = &[
     Shape(5, 66, 67, 32, 64, 1, 3, 1, 1, 1),
     Shape(4, 66, 67, 1040, 140, 1, 1, 1, 0, 1),
     Shape(8, 66, 67, 400, 61, 1, 1, 1, 0, 1),
+    Shape(5, 65, 67, 128, 130, 1, 2, 1, 0, 1),
+    Shape(8, 66, 67, 128, 64, 1, 3, 1, 0, 1),
 ];
 
 /// What follows the accumulators of a case.
@@ -412,7 +430,7 @@ pub(crate) fn run(
         weights: &weights,
         computed: None,
         dtype,
-        zero_point: ZeroPoint::Static(if lo == -1 {
+        zero_point: ZeroPoint::Static(if lo == -1 || numbers.centred {
             0
         } else {
             rng.range(lo, hi) as i32
