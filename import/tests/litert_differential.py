@@ -25,7 +25,10 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent.parent / "conformance"))
+from example import built  # noqa: E402
+
 SAMPLES = 3
 TYPES = {
     "i8": (schema.TensorType.INT8, np.int8),
@@ -599,10 +602,7 @@ def main():
     parser.add_argument("--kernels", choices=["litert", "tflm"], default="litert")
     parser.add_argument("--keep")
     arguments = parser.parse_args()
-    example = arguments.example
-    if example is None:
-        subprocess.run(["cargo", "build", "-q", "--workspace", "--example", "run_tflite"], cwd=HERE.parent, check=True)
-        example = str(HERE.parent.parent / "target/debug/examples/run_tflite")
+    example = arguments.example or built("run_tflite")
     folder = pathlib.Path(tempfile.mkdtemp() if arguments.keep is None else arguments.keep)
     folder.mkdir(exist_ok=True)
     wanted = {}

@@ -12,7 +12,6 @@ needs numpy, onnx and onnxruntime from PyPI; the example is built where no path 
 """
 
 import argparse
-import json
 import pathlib
 import subprocess
 import sys
@@ -23,7 +22,10 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent.parent / "conformance"))
+from example import built  # noqa: E402
+
 DTYPES = {"u8": (np.uint8, TensorProto.UINT8), "s8": (np.int8, TensorProto.INT8)}
 RAW = {"u8": np.uint8, "i8": np.int8, "i32": np.int32, "i64": np.int64, "f32": np.float32,
        "i16": np.int16}
@@ -1038,27 +1040,13 @@ def compare(got, want, exact):
     return steps
 
 
-def built_example():
-    """Builds the example, as the tests of the whole workspace do, and gives its path."""
-    command = ["cargo", "build", "--quiet", "--workspace", "--example", "run_onnx",
-               "--message-format", "json"]
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    for line in done.stdout.splitlines():
-        message = json.loads(line)
-        if message.get("executable") and message["target"]["name"] == "run_onnx":
-            return message["executable"]
-    sys.exit("cargo built no run_onnx")
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("example", nargs="?")
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
-    example = arguments.example or built_example()
+    example = arguments.example or built("run_onnx")
     ort.set_default_logger_severity(3)
     failures, total = 0, 0
     with tempfile.TemporaryDirectory() as name:

@@ -12,7 +12,6 @@ needs numpy, onnx and onnxruntime from PyPI; the example is built where no path 
 
 import argparse
 import collections
-import json
 import pathlib
 import subprocess
 import sys
@@ -22,20 +21,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent.parent / "conformance"))
+from example import built  # noqa: E402
+
 # Of an output's elements, how many may differ, and by how many steps.
 MOST_DIFFERING, MOST_STEPS = 0.01, 2
-
-
-def example():
-    built = subprocess.run(
-        ["cargo", "build", "--workspace", "--example", "write_qdq", "--message-format=json"],
-        cwd=HERE, check=True, stdout=subprocess.PIPE)
-    for line in built.stdout.splitlines():
-        message = json.loads(line)
-        if message.get("executable") and message["target"]["name"] == "write_qdq":
-            return message["executable"]
-    sys.exit("cargo built no example")
 
 
 def main():
@@ -43,7 +34,7 @@ def main():
     parser.add_argument("example", nargs="?")
     parser.add_argument("--seeds", type=int, default=8)
     arguments = parser.parse_args()
-    program = arguments.example or example()
+    program = arguments.example or built("write_qdq")
     ort.set_default_logger_severity(4)
     kinds = collections.defaultdict(lambda: [0, 0, 0])
     failed = False

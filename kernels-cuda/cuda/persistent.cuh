@@ -1,7 +1,8 @@
 // Products by wgmma: matrices of pixels [rows, K] by weights [channels, K], as fully connected and 1x1 layers are, and
-// layers of larger windows, whose rows are gathered as they are copied (im2col). A block stays on its multiprocessor and walks over tiles. One thread of its first warpgroup
-// has slices of 128 bytes of K copied by tile (TMA) into a ring of stages, as far ahead as there are stages
-// and without regard to where a tile ends; the other two warpgroups multiply. They do so
+// layers of larger windows, whose rows are gathered as they are copied (im2col). A block stays on its multiprocessor
+// and walks over tiles. One thread of its first warpgroup has slices of 128 bytes of K copied by tile (TMA) into a ring
+// of stages, as far ahead as there are stages and without regard to where a tile ends; the other two warpgroups
+// multiply. They do so
 //   as a pair: each 64 of the 128 pixels of one tile of 256 channels, for deep products. Two blocks make a
 //     cluster, with tiles one below the other, and each has half of their channels' weights copied to both:
 //     they read two thirds of the bytes for each multiplication that they would on their own; or
@@ -206,8 +207,12 @@ DEVICE void persistent_product(const PersistentParams& params) {
       const TileAt<kWalked> tile(index, rows, columns);
       const int32_t row0 = tile.row * kRows + rank * kTilePixels;
       // Rows past the end are windows of images behind the last.
-      const Pixel pixel = pixel_of(p, row0);
-      const int32_t image = row0 / (p.out_h * p.out_w);
+      Pixel pixel = {};
+      int32_t image = 0;
+      if (params.windows) {
+        pixel = pixel_of(p, row0);
+        image = row0 / (p.out_h * p.out_w);
+      }
       Tap tap = {};
 #pragma unroll 1
       for (int32_t slice = 0; slice < slices; slice++) {

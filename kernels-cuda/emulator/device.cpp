@@ -473,9 +473,7 @@ void end_phase_if_complete(Barrier& barrier, uint32_t offset) {
   fibers.progress();
 }
 
-// The bytes of a box arrive: zeros for what lies outside the matrix, chunks of 16 bytes exchanged by the bits
-// of the address above them.
-// The order of 16 bytes in eight rows of 128.
+// Where a byte lies whose chunk of 16 is exchanged by the bits of the address above it.
 uint32_t swizzled(uint32_t offset) { return offset ^ (offset >> 7 & 7) << 4; }
 
 // Windows start one after the other along the columns of their box, at the left corner of the next row once they leave
@@ -483,7 +481,6 @@ uint32_t swizzled(uint32_t offset) { return offset ^ (offset >> 7 & 7) << 4; }
 void arrive_windows(Block& block, const TileCopy& copy) {
   const Images& images = copy.images;
   int64_t x = copy.first.x, y = copy.first.y, image = copy.first.image;
-  const auto end = [&](int axis) { return static_cast<int64_t>(images.extent[1 + axis]) - 1 + images.upper[axis]; };
   for (uint32_t pixel = 0; pixel < images.pixels; pixel++) {
     for (uint32_t channel = 0; channel < images.channels; channel++) {
       const int64_t at[4] = {int64_t{copy.first.c} + channel, x + copy.first.right, y + copy.first.down, image};
@@ -495,15 +492,16 @@ void arrive_windows(Block& block, const TileCopy& copy) {
       block.shared()[swizzled(to)] = in ? *reinterpret_cast<const uint8_t*>(from) : 0;
     }
     x += images.steps[0];
-    if (x <= end(0)) continue;
+    if (x <= images.end(0)) continue;
     x = images.lower[0];
     y += images.steps[1];
-    if (y <= end(1)) continue;
+    if (y <= images.end(1)) continue;
     y = images.lower[1];
     image++;
   }
 }
 
+// The bytes of a copy arrive: zeros for what lies outside the matrix.
 void arrive(Block& block, const TileCopy& copy) {
   if (copy.of_windows()) {
     arrive_windows(block, copy);
@@ -631,8 +629,7 @@ void copy_windows(void* to, const TensorMap* map, Tap first, uint64_t* at) {
   if (!has_map(map, images)) return;
   const int32_t place[2] = {first.x, first.y};
   for (int axis = 0; axis < 2; axis++) {
-    const int64_t end = static_cast<int64_t>(images.extent[1 + axis]) - 1 + images.upper[axis];
-    if (place[axis] < images.lower[axis] || place[axis] > end) {
+    if (place[axis] < images.lower[axis] || place[axis] > images.end(axis)) {
       fault("a copy of windows starts at %d, %d, outside their box", first.x, first.y);
       return;
     }

@@ -80,6 +80,9 @@ struct Images {
   uint64_t mark, address, extent[4], strides[3];
   int32_t lower[2], upper[2];
   uint32_t steps[2], channels, pixels;
+
+  // The last column and the last row in which a window may start.
+  int64_t end(int axis) const { return static_cast<int64_t>(extent[1 + axis]) - 1 + upper[axis]; }
 };
 static_assert(sizeof(Images) <= sizeof(TensorMap), "a map is opaque, and this long");
 

@@ -500,15 +500,21 @@ API Result cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsi
                              std::vector<uint8_t>(bytes, bytes + kernel->bytes), nullptr, nullptr, 0, 0});
 }
 
+// What every map of bytes keeps to.
+constexpr int kBytes = 0, kSwizzle128 = 3;
+
+static bool places(const void* map, const void* address, int promotion) {
+  return reinterpret_cast<uintptr_t>(map) % 64 == 0 && reinterpret_cast<uintptr_t>(address) % 16 == 0 &&
+         promotion >= 0 && promotion <= 3;
+}
+
 // A map of a matrix of bytes for copies by tile with the 128-byte swizzle, which is all that kernels ask for; by
 // the rules that the driver documents for them.
 API Result cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address, const uint64_t* extent,
                                   const uint64_t* strides, const unsigned* box, const unsigned* steps, int interleave,
                                   int swizzle, int promotion, int fill) {
-  constexpr int kBytes = 0, kSwizzle128 = 3;
   if (type != kBytes || rank != 2 || interleave != 0 || swizzle != kSwizzle128 || fill != 0) return kNotSupported;
-  bool valid = reinterpret_cast<uintptr_t>(map) % 64 == 0 && reinterpret_cast<uintptr_t>(address) % 16 == 0 &&
-               promotion >= 0 && promotion <= 3;
+  bool valid = places(map, address, promotion);
   for (unsigned i = 0; i < rank; i++) {
     valid &= extent[i] >= 1 && extent[i] <= uint64_t{1} << 32 && box[i] >= 1 && box[i] <= 256 && steps[i] == 1;
   }
@@ -530,10 +536,8 @@ API Result cuTensorMapEncodeIm2col(void* map, int type, unsigned rank, void* add
                                    const uint64_t* strides, const int* lower, const int* upper, unsigned channels,
                                    unsigned pixels, const unsigned* steps, int interleave, int swizzle, int promotion,
                                    int fill) {
-  constexpr int kBytes = 0, kSwizzle128 = 3;
   if (type != kBytes || rank != 4 || interleave != 0 || swizzle != kSwizzle128 || fill != 0) return kNotSupported;
-  bool valid = reinterpret_cast<uintptr_t>(map) % 64 == 0 && reinterpret_cast<uintptr_t>(address) % 16 == 0 &&
-               promotion >= 0 && promotion <= 3;
+  bool valid = places(map, address, promotion);
   for (unsigned i = 0; i < rank; i++) {
     valid &= extent[i] >= 1 && extent[i] <= uint64_t{1} << 32 && steps[i] >= 1 && steps[i] <= 8;
   }
@@ -547,7 +551,7 @@ API Result cuTensorMapEncodeIm2col(void* map, int type, unsigned rank, void* add
     valid &= lower[i] >= -128 && lower[i] <= 127 && upper[i] >= -128 && upper[i] <= 127;
     valid &= lower[i] <= static_cast<int64_t>(extent[1 + i]) - 1 + upper[i];
   }
-  valid &= channels >= 1 && channels <= 256 && channels % 16 == 0 && channels <= 128 && pixels >= 1 && pixels <= 1024;
+  valid &= channels >= 1 && channels % 16 == 0 && channels <= 128 && pixels >= 1 && pixels <= 1024;
   if (!valid) return kInvalidValue;
   if (channels != 128) return kNotSupported;
   memset(map, 0, sizeof(TensorMap));

@@ -37,6 +37,13 @@ DEVICE uint64_t* barrier_behind(uint8_t* smem, uint32_t arrivals) {
   return barrier;
 }
 
+// One thread copies windows from (x, y) of the first image on, what lies `down` of them.
+DEVICE void copy_one(const TensorMap& map, int32_t x, int32_t y, int32_t down) {
+  SHARED(smem);
+  uint64_t* const barrier = barrier_behind(smem, 1);
+  if (threadIdx.x == 0) copy_windows(smem, &map, 0, x, y, 0, 0, down, barrier);
+}
+
 }  // namespace
 
 KERNEL(misuse_nothing, MisuseParams, kThreads, 1) {
@@ -134,29 +141,10 @@ KERNEL(misuse_nothing_with_windows, MisuseParams, kThreads, 1) {
   barrier_wait(barrier, 0);
 }
 
-KERNEL(misuse_windows_left_of_their_box, MisuseParams, kThreads, 1) {
-  SHARED(smem);
-  uint64_t* const barrier = barrier_behind(smem, 1);
-  if (threadIdx.x == 0) copy_windows(smem, &p.windows, 0, -2, 0, 0, 0, 0, barrier);
-}
-
-KERNEL(misuse_windows_below_their_box, MisuseParams, kThreads, 1) {
-  SHARED(smem);
-  uint64_t* const barrier = barrier_behind(smem, 1);
-  if (threadIdx.x == 0) copy_windows(smem, &p.windows, 0, 0, 7, 0, 0, 0, barrier);
-}
-
-KERNEL(misuse_windows_that_reach_too_far, MisuseParams, kThreads, 1) {
-  SHARED(smem);
-  uint64_t* const barrier = barrier_behind(smem, 1);
-  if (threadIdx.x == 0) copy_windows(smem, &p.windows, 0, 0, 0, 0, 0, 256, barrier);
-}
-
-KERNEL(misuse_windows_by_a_map_of_rows, MisuseParams, kThreads, 1) {
-  SHARED(smem);
-  uint64_t* const barrier = barrier_behind(smem, 1);
-  if (threadIdx.x == 0) copy_windows(smem, &p.map, 0, 0, 0, 0, 0, 0, barrier);
-}
+KERNEL(misuse_windows_left_of_their_box, MisuseParams, kThreads, 1) { copy_one(p.windows, -2, 0, 0); }
+KERNEL(misuse_windows_below_their_box, MisuseParams, kThreads, 1) { copy_one(p.windows, 0, 7, 0); }
+KERNEL(misuse_windows_that_reach_too_far, MisuseParams, kThreads, 1) { copy_one(p.windows, 0, 0, 256); }
+KERNEL(misuse_windows_by_a_map_of_rows, MisuseParams, kThreads, 1) { copy_one(p.map, 0, 0, 0); }
 
 KERNEL(misuse_barrier_not_ready, MisuseParams, kThreads, 1) {
   SHARED(smem);

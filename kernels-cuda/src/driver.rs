@@ -10,6 +10,11 @@ use std::ffi::CString;
 use std::sync::Arc;
 
 use cudarc::driver::sys;
+use sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_UINT8 as BYTES;
+use sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as ZEROS;
+use sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE as PLAIN;
+use sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B as WHOLE_LINES;
+use sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B as SWIZZLED;
 
 use crate::device::{Device, Entered, label};
 use crate::images;
@@ -71,6 +76,9 @@ const FUNCTIONS: &[&str] = &[
 
 /// The functions that make maps for copies by tile: without them there are none.
 const MAKE_MAPS: [&str; 2] = ["cuTensorMapEncodeTiled", "cuTensorMapEncodeIm2col"];
+
+/// Bytes that a copy by tile takes of a row, or of a pixel's channels.
+const COPIED: u32 = 128;
 
 /// Turns a result of the driver into ours.
 macro_rules! call {
@@ -136,11 +144,9 @@ pub struct Context {
 /// Where the windows of a convolution start: at steps from one corner of a box to the other, in each image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Windows {
-    /// Channels, width, height and images.
-    pub(crate) extent: [u64; 4],
-    /// The column and row of the first window, and those of the last less those of the image's last pixel.
+    /// The column and row of the first window.
     pub(crate) lower: [i32; 2],
-    /// See `lower`.
+    /// Those of the last window, less those of the image's last pixel.
     pub(crate) upper: [i32; 2],
     /// Columns and rows from one window to the next.
     pub(crate) steps: [u32; 2],
@@ -305,85 +311,77 @@ impl Context {
         [columns, rows]: [usize; 2],
         box_rows: u32,
     ) -> Result<Option<TensorMap>, CudaError> {
-        use sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_UINT8 as BYTES;
-        use sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as ZEROS;
-        use sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE as PLAIN;
-        use sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B as WHOLE_LINES;
-        use sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B as SWIZZLED;
-        if !self.tiles {
-            return Ok(None);
-        }
-        let _entered = self.enter()?;
         let (extent, stride) = ([columns as u64, rows as u64], [columns as u64]);
-        let (boxes, steps) = ([128, box_rows], [1, 1]);
-        let mut map = TensorMap::default();
-        // Written as the driver's own type, which has the same size and alignment.
-        let to = (&raw mut map).cast::<sys::CUtensorMap>();
-        let made = call!(cuTensorMapEncodeTiled(
-            to,
-            BYTES,
-            2,
-            address as *mut c_void,
-            extent.as_ptr(),
-            stride.as_ptr(),
-            boxes.as_ptr(),
-            steps.as_ptr(),
-            PLAIN,
-            SWIZZLED,
-            WHOLE_LINES,
-            ZEROS,
-        ));
-        Ok(made.is_ok().then_some(map))
+        let (boxes, steps) = ([COPIED, box_rows], [1, 1]);
+        self.map(|to| {
+            call!(cuTensorMapEncodeTiled(
+                to,
+                BYTES,
+                2,
+                address as *mut c_void,
+                extent.as_ptr(),
+                stride.as_ptr(),
+                boxes.as_ptr(),
+                steps.as_ptr(),
+                PLAIN,
+                SWIZZLED,
+                WHOLE_LINES,
+                ZEROS,
+            ))
+        })
     }
 
-    /// How copies by tile find windows of the images of bytes at `address`: 128 channels of each of `pixels` windows,
-    /// swizzled, zeros outside the images. None of what the driver makes no map of.
+    /// How copies by tile find windows of the images of bytes at `address`, of `extent` channels, columns, rows and
+    /// images: 128 channels of each of `pixels` windows, swizzled, zeros outside the images. None of what the driver
+    /// makes no map of.
     ///
     /// # Errors
     /// A context that was given up.
     pub(crate) fn windows_map(
         &self,
         address: u64,
+        extent: [u64; 4],
         windows: &Windows,
         pixels: u32,
     ) -> Result<Option<TensorMap>, CudaError> {
-        use sys::CUtensorMapDataType_enum::CU_TENSOR_MAP_DATA_TYPE_UINT8 as BYTES;
-        use sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as ZEROS;
-        use sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE as PLAIN;
-        use sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B as WHOLE_LINES;
-        use sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B as SWIZZLED;
+        let [channels, width, height, _] = extent;
+        let row = channels.saturating_mul(width);
+        let strides = [channels, row, row.saturating_mul(height)];
+        let [step_w, step_h] = windows.steps;
+        let steps = [1, step_w, step_h, 1];
+        self.map(|to| {
+            call!(cuTensorMapEncodeIm2col(
+                to,
+                BYTES,
+                4,
+                address as *mut c_void,
+                extent.as_ptr(),
+                strides.as_ptr(),
+                windows.lower.as_ptr(),
+                windows.upper.as_ptr(),
+                COPIED,
+                pixels,
+                steps.as_ptr(),
+                PLAIN,
+                SWIZZLED,
+                WHOLE_LINES,
+                ZEROS,
+            ))
+        })
+    }
+
+    /// A map as the driver makes it, where it does.
+    fn map(
+        &self,
+        make: impl FnOnce(*mut sys::CUtensorMap) -> Result<(), CudaError>,
+    ) -> Result<Option<TensorMap>, CudaError> {
         if !self.tiles {
             return Ok(None);
         }
         let _entered = self.enter()?;
-        let [channels, width, height, _] = windows.extent;
-        let strides = [
-            channels,
-            channels.saturating_mul(width),
-            channels.saturating_mul(width).saturating_mul(height),
-        ];
-        let [step_w, step_h] = windows.steps;
-        let steps = [1, step_w, step_h, 1];
         let mut map = TensorMap::default();
         // Written as the driver's own type, which has the same size and alignment.
-        let to = (&raw mut map).cast::<sys::CUtensorMap>();
-        let made = call!(cuTensorMapEncodeIm2col(
-            to,
-            BYTES,
-            4,
-            address as *mut c_void,
-            windows.extent.as_ptr(),
-            strides.as_ptr(),
-            windows.lower.as_ptr(),
-            windows.upper.as_ptr(),
-            128,
-            pixels,
-            steps.as_ptr(),
-            PLAIN,
-            SWIZZLED,
-            WHOLE_LINES,
-            ZEROS,
-        ));
+        let made = make((&raw mut map).cast());
         Ok(made.is_ok().then_some(map))
     }
 

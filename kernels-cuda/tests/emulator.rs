@@ -132,6 +132,29 @@ fn misuse_is_told() {
     }
 }
 
+/// What a case asks otherwise.
+type Change<Asked> = fn(&mut Asked);
+
+/// A good map is made at aligned places alone, and others are refused by the driver's code.
+fn check_maps<Asked: Clone>(
+    good: &Asked,
+    refused: &[(&str, c_int, Change<Asked>)],
+    encode: impl Fn(*mut c_void, &Asked) -> c_int,
+) {
+    let code = |asked: &Asked, off: usize| {
+        let mut maps = [TensorMap::default(); 2];
+        let to = maps.as_mut_ptr().cast::<u8>().wrapping_add(off);
+        encode(to.cast(), asked)
+    };
+    assert_eq!((code(good, 0), code(good, 64)), (0, 0));
+    assert_eq!(code(good, 32), 1, "a map that is not aligned");
+    for &(what, expected, change) in refused {
+        let mut asked = good.clone();
+        change(&mut asked);
+        assert_eq!(code(&asked, 0), expected, "{what}");
+    }
+}
+
 /// What a map is asked for.
 #[derive(Clone)]
 struct Asked {
@@ -145,9 +168,6 @@ struct Asked {
     interleave: c_int,
     swizzle: c_int,
 }
-
-/// What a case asks otherwise.
-type Change = fn(&mut Asked);
 
 #[test]
 fn maps_are_made_by_the_drivers_rules() {
@@ -168,13 +188,11 @@ fn maps_are_made_by_the_drivers_rules() {
     let Some(library) = library() else { return };
     // SAFETY: the function has this type in emulator/driver.cpp.
     let encode: Symbol<'_, Encode> = unsafe { library.get(b"cuTensorMapEncodeTiled").unwrap() };
-    let code = |asked: &Asked, off: usize| {
-        let mut maps = [TensorMap::default(); 2];
-        let to = maps.as_mut_ptr().cast::<u8>().wrapping_add(off);
+    let made = |to: *mut c_void, asked: &Asked| {
         // SAFETY: a map is written where one has room, and the address is only written down.
         unsafe {
             encode(
-                to.cast(),
+                to,
                 asked.kind,
                 asked.rank,
                 asked.address as *mut c_void,
@@ -200,9 +218,7 @@ fn maps_are_made_by_the_drivers_rules() {
         interleave: 0,
         swizzle: 3,
     };
-    assert_eq!((code(&good, 0), code(&good, 64)), (0, 0));
-    assert_eq!(code(&good, 32), 1, "a map that is not aligned");
-    let refused: [(&str, c_int, Change); 13] = [
+    let refused: [(&str, c_int, Change<Asked>); 13] = [
         ("an address that is not aligned", 1, |a| a.address += 8),
         ("a stride that is not aligned", 1, |a| a.stride[0] = 56),
         ("rows that overlap", 1, |a| a.stride[0] = 32),
@@ -217,11 +233,7 @@ fn maps_are_made_by_the_drivers_rules() {
         ("elements of two bytes", 801, |a| a.kind = 1),
         ("no swizzle", 801, |a| a.swizzle = 0),
     ];
-    for (what, expected, change) in refused {
-        let mut asked = good.clone();
-        change(&mut asked);
-        assert_eq!(code(&asked, 0), expected, "{what}");
-    }
+    check_maps(&good, &refused, made);
 }
 
 /// What a map of windows is asked for.
@@ -239,9 +251,6 @@ struct AskedWindows {
     steps: [u32; 4],
     swizzle: c_int,
 }
-
-/// What a case asks otherwise.
-type ChangeWindows = fn(&mut AskedWindows);
 
 #[test]
 fn maps_of_windows_are_made_by_the_drivers_rules() {
@@ -265,13 +274,11 @@ fn maps_of_windows_are_made_by_the_drivers_rules() {
     let Some(library) = library() else { return };
     // SAFETY: the function has this type in emulator/driver.cpp.
     let encode: Symbol<'_, Encode> = unsafe { library.get(b"cuTensorMapEncodeIm2col").unwrap() };
-    let code = |asked: &AskedWindows, off: usize| {
-        let mut maps = [TensorMap::default(); 2];
-        let to = maps.as_mut_ptr().cast::<u8>().wrapping_add(off);
+    let made = |to: *mut c_void, asked: &AskedWindows| {
         // SAFETY: a map is written where one has room, and the address is only written down.
         unsafe {
             encode(
-                to.cast(),
+                to,
                 asked.kind,
                 asked.rank,
                 asked.address as *mut c_void,
@@ -302,9 +309,7 @@ fn maps_of_windows_are_made_by_the_drivers_rules() {
         steps: [1, 8, 2, 1],
         swizzle: 3,
     };
-    assert_eq!((code(&good, 0), code(&good, 64)), (0, 0));
-    assert_eq!(code(&good, 32), 1, "a map that is not aligned");
-    let refused: [(&str, c_int, ChangeWindows); 17] = [
+    let refused: [(&str, c_int, Change<AskedWindows>); 17] = [
         ("an address that is not aligned", 1, |a| a.address += 8),
         ("a stride that is not aligned", 1, |a| a.strides[1] += 8),
         ("pixels that overlap", 1, |a| a.strides[0] = 240),
@@ -323,9 +328,5 @@ fn maps_of_windows_are_made_by_the_drivers_rules() {
         ("no swizzle", 801, |a| a.swizzle = 0),
         ("three dimensions", 801, |a| a.rank = 3),
     ];
-    for (what, expected, change) in refused {
-        let mut asked = good.clone();
-        change(&mut asked);
-        assert_eq!(code(&asked, 0), expected, "{what}");
-    }
+    check_maps(&good, &refused, made);
 }

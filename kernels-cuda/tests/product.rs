@@ -70,6 +70,11 @@ fn dense_products() {
             }
         }
     }
+    assert_all_stay(&met);
+}
+
+/// Every kernel of blocks that stay was met.
+fn assert_all_stay(met: &BTreeMap<&str, usize>) {
     println!("{met:#?}");
     let all = Kernel::ALL.iter().filter(|kernel| kernel.is_persistent());
     for kernel in all {
@@ -109,15 +114,7 @@ fn every_window_of_blocks_that_stay_equals_plain_loops() {
                 .for_each(|(name, _)| *met.entry(name).or_default() += 1);
         }
     }
-    println!("{met:#?}");
-    let all = Kernel::ALL.iter().filter(|kernel| kernel.is_persistent());
-    for kernel in all {
-        assert!(
-            met.contains_key(kernel.name()),
-            "{} was not met",
-            kernel.name()
-        );
-    }
+    assert_all_stay(&met);
 }
 
 /// The kernel that a layer of 128 channels gets, by its window and zero point.
@@ -126,36 +123,11 @@ fn kernel_of_window(context: &Arc<Context>, window: Window, zero_point: ZeroPoin
         let reach = window.dilations[axis] * (window.kernel[axis] - 1);
         (600 + window.pads[axis] + window.pads[axis + 2] - reach - 1) / window.strides[axis] + 1
     });
-    let weights = vec![100; 64 * 128 * window.kernel[0] * window.kernel[1]];
-    let spec = ConvSpec {
-        input: [1, 600, 600, 128],
-        output: [1, height, width, 64],
-        window,
-        groups: 1,
-        weights: &weights,
-        computed: None,
-        dtype: DType::U8,
-        zero_point,
-        outside: 0,
-        bias: &[],
-        finish: Finish {
-            requantize: None,
-            real: None,
-            join: Join::None,
-            table: None,
-            dtype: DType::I32,
-        },
-    };
-    let conv = Conv::new(context, &spec).unwrap();
+    let shape = ([1, 600, 600, 128], [1, height, width, 64]);
+    let conv = plain(context, shape, window, zero_point);
     let chosen = conv.kernel(1);
     // The driver takes every map that is asked for.
-    let io = ConvIo {
-        samples: 1,
-        x: 1 << 20,
-        zero_points: 1 << 20,
-        ..ConvIo::default()
-    };
-    assert_eq!(conv.launch(&io).unwrap().kernel.name(), chosen);
+    assert_eq!(launched(&conv, 1 << 20), chosen);
     chosen
 }
 
@@ -200,23 +172,23 @@ fn windows_that_copies_by_tile_cannot_gather() {
     }
 }
 
-/// A dense product with no operation behind it.
-fn dense(context: &Arc<Context>, rows: usize, channels: usize) -> Conv {
-    let weights = vec![100; channels * 48];
+/// A layer of bytes with no operation behind it.
+fn plain(
+    context: &Arc<Context>,
+    (input, output): ([usize; 4], [usize; 4]),
+    window: Window,
+    zero_point: ZeroPoint,
+) -> Conv {
+    let weights = vec![100; output[3] * input[3] * window.kernel[0] * window.kernel[1]];
     let spec = ConvSpec {
-        input: [1, 1, rows, 48],
-        output: [1, 1, rows, channels],
-        window: Window {
-            kernel: [1; 2],
-            strides: [1; 2],
-            pads: [0; 4],
-            dilations: [1; 2],
-        },
+        input,
+        output,
+        window,
         groups: 1,
         weights: &weights,
         computed: None,
         dtype: DType::U8,
-        zero_point: ZeroPoint::Static(0),
+        zero_point,
         outside: 0,
         bias: &[],
         finish: Finish {
@@ -230,11 +202,24 @@ fn dense(context: &Arc<Context>, rows: usize, channels: usize) -> Conv {
     Conv::new(context, &spec).unwrap()
 }
 
-/// The kernel of a launch with an input at `x`, which needs no scratch.
+/// A dense product with no operation behind it.
+fn dense(context: &Arc<Context>, rows: usize, channels: usize) -> Conv {
+    let window = Window {
+        kernel: [1; 2],
+        strides: [1; 2],
+        pads: [0; 4],
+        dilations: [1; 2],
+    };
+    let shape = ([1, 1, rows, 48], [1, 1, rows, channels]);
+    plain(context, shape, window, ZeroPoint::Static(0))
+}
+
+/// The kernel of a launch with an input and zero points at `x`, which needs no scratch.
 fn launched(conv: &Conv, x: u64) -> &'static str {
     let io = ConvIo {
         samples: 1,
         x,
+        zero_points: x,
         ..ConvIo::default()
     };
     conv.launch(&io).unwrap().kernel.name()
@@ -269,18 +254,21 @@ fn a_driver_that_makes_no_maps() {
         println!("skipped: no C++ compiler");
         return;
     };
-    // The emulated driver with the function under a name of the same length.
-    let mut bytes = std::fs::read(library).unwrap();
-    let name_of = b"cuTensorMapEncodeIm2col\0";
-    let places: Vec<usize> = (0..bytes.len() - name_of.len())
-        .filter(|&at| bytes[at..].starts_with(name_of))
-        .collect();
-    assert!(!places.is_empty());
-    places.iter().for_each(|&at| bytes[at] = b'x');
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda-without-maps");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("libcuda.so"), bytes).unwrap();
-    emulator::rerun(name, "major=9,multiprocessors=1", &folder);
+    let whole = std::fs::read(library).unwrap();
+    for name_of in ["cuTensorMapEncodeTiled", "cuTensorMapEncodeIm2col"] {
+        // The emulated driver with the function under a name of the same length.
+        let mut bytes = whole.clone();
+        let symbol = format!("{name_of}\0");
+        let places: Vec<usize> = (0..bytes.len() - symbol.len())
+            .filter(|&at| bytes[at..].starts_with(symbol.as_bytes()))
+            .collect();
+        assert!(!places.is_empty());
+        places.iter().for_each(|&at| bytes[at] = b'x');
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cuda-without-{name_of}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("libcuda.so"), bytes).unwrap();
+        emulator::rerun(name, "major=9,multiprocessors=1", &folder);
+    }
 }
 
 #[test]

@@ -23,7 +23,10 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent.parent / "conformance"))
+from example import built  # noqa: E402
+
 TOLERANCE = 1e-5
 CASES = {}
 # ONNX cases of these operators must be read; what else the data holds may be refused.
@@ -526,27 +529,13 @@ def onnx_cases(example, directory, data, only):
     return failures
 
 
-def built_example():
-    """Builds the example, as the tests of the whole workspace do, and gives its path."""
-    command = ["cargo", "build", "--quiet", "--workspace", "--example", "run_float",
-               "--message-format", "json"]
-    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    for line in done.stdout.splitlines():
-        message = json.loads(line)
-        if message.get("executable") and message["target"]["name"] == "run_float":
-            return message["executable"]
-    sys.exit("cargo built no run_float")
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("example", nargs="?")
     parser.add_argument("--seeds", type=int, default=26)
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
-    example = arguments.example or built_example()
+    example = arguments.example or built("run_float")
     ort.set_default_logger_severity(3)
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)

@@ -91,20 +91,17 @@ impl Windowed {
         if depth > MOST_TAPS {
             return false;
         }
+        let half = usual_half(shape, output);
         // Channels that are left take longer.
-        let left = match depth <= FEW_TAPS {
-            _ if suits_middle(shape, output) => 0,
-            true => shape.out_c % (LANES * WIDE.0),
-            false => shape.out_c % (LANES * NARROW.0),
+        let vectors = match half == WIDE && depth > FEW_TAPS {
+            true => NARROW.0,
+            false => half.0,
         };
+        let left = shape.out_c % (LANES * vectors);
         if 4 * left > shape.out_c && depth > pointwise::MOST_TAPS {
             return false;
         }
-        let (half, allowed) = match depth <= MOST_TAPS_OF_WIDE {
-            _ if suits_middle(shape, output) => (MIDDLE.1, 40),
-            true => (WIDE.1, 16),
-            false => (NARROW.1, 40),
-        };
+        let allowed = if half == WIDE { 16 } else { 40 };
         computed_again(shape, half) * allowed <= shape.out_h * shape.out_w
             && (shape.kernel == [1, 1] || has_long_segments(shape))
     }
@@ -132,19 +129,15 @@ impl Windowed {
             }
             segments => (segments, plan.groups, plan.groups),
         };
-        let between = suits_middle(&shape, &spec.output);
-        let left = if between {
-            0
-        } else {
-            shape.out_c % (LANES * NARROW.0)
+        let half = usual_half(&shape, &spec.output);
+        let left = match half == MIDDLE {
+            true => 0,
+            false => shape.out_c % (LANES * NARROW.0),
         };
         if !whole || segments < PARTS || groups == 0 || (left > 0 && !plan.is_dense()) {
             return Ok(None);
         }
-        let widths = match between {
-            true => middle_widths(shape.out_c),
-            false => widths(shape.out_c, depth <= MOST_TAPS_OF_WIDE),
-        };
+        let widths = widths(shape.out_c, half);
         let columns = Panel::columns(&widths);
         let epilogue = Epilogue::new(isa, &spec.output, shape.out_c, &columns, LANES, None)?;
         let Some((round, finish)) = epilogue.alone() else {
@@ -155,10 +148,10 @@ impl Windowed {
         for &(channel, vectors) in &widths {
             let wide = vectors == WIDE.0;
             let few = depth <= FEW_TAPS || vectors < NARROW.0;
-            let by_pixels = plan.is_dense() && (wide || few) && !between;
+            let by_pixels = plan.is_dense() && (wide || few) && half != MIDDLE;
             let height = match wide {
                 true => WIDE.1,
-                false if between => MIDDLE.1,
+                false if half == MIDDLE => MIDDLE.1,
                 false if by_pixels => pointwise::height(&spec.output, vectors),
                 false => NARROW.1,
             };
@@ -366,22 +359,25 @@ impl Windowed {
     }
 }
 
-/// Whether channels are taken 48 at a time: where the other halves leave channels, or compute more pixels again; not
-/// for products of few taps, for which a table takes too long.
-fn suits_middle(shape: &ConvShape, output: &Output) -> bool {
-    let wide = shape.depth() <= MOST_TAPS_OF_WIDE;
-    let (vectors, other) = if wide { WIDE } else { NARROW };
+/// The half that most channels are computed by, its vectors and pixels. Channels are taken 48 at a time where the others
+/// leave channels, or compute more pixels again; not for products of few taps, for which a table takes too long.
+fn usual_half(shape: &ConvShape, output: &Output) -> (usize, usize) {
+    let other = match shape.depth() <= MOST_TAPS_OF_WIDE {
+        true => WIDE,
+        false => NARROW,
+    };
     let long = shape.depth() > FEW_TAPS || shape.kernel != [1, 1];
-    long && output.other_dtype().is_none()
-        && shape.out_c.is_multiple_of(LANES * MIDDLE.0)
-        && (!shape.out_c.is_multiple_of(LANES * vectors)
-            || computed_again(shape, MIDDLE.1) < computed_again(shape, other))
+    let fits =
+        long && output.other_dtype().is_none() && shape.out_c.is_multiple_of(LANES * MIDDLE.0);
+    let better = !shape.out_c.is_multiple_of(LANES * other.0)
+        || computed_again(shape, MIDDLE) < computed_again(shape, other);
+    if fits && better { MIDDLE } else { other }
 }
 
 /// Pixels that the last half computes again.
-fn computed_again(shape: &ConvShape, half: usize) -> usize {
+fn computed_again(shape: &ConvShape, half: (usize, usize)) -> usize {
     let pixels = shape.out_h * shape.out_w;
-    pixels.next_multiple_of(half) - pixels
+    pixels.next_multiple_of(half.1) - pixels
 }
 
 /// Whether windows of several segments are read where they lie, and long enough at a time.
@@ -406,18 +402,16 @@ struct Job<'a> {
 
 /// The first channel and the vectors of each panel; there are at least as many channels as a narrow one takes. The
 /// last panel may take channels of the one before it again.
-fn widths(channels: usize, wide: bool) -> Vec<(usize, usize)> {
+fn widths(channels: usize, half: (usize, usize)) -> Vec<(usize, usize)> {
+    if half == MIDDLE {
+        let firsts = (0..channels).step_by(LANES * MIDDLE.0);
+        return firsts.map(|channel| (channel, MIDDLE.0)).collect();
+    }
     let split = |(channel, vectors): (usize, usize)| {
-        let step = if wide { vectors } else { vectors.min(NARROW.0) };
+        let step = vectors.min(half.0);
         let firsts = (0..vectors).step_by(step);
         firsts.map(move |vector| (channel + LANES * vector, step))
     };
     let widths = pointwise::widths(channels);
     widths.into_iter().flat_map(split).collect()
-}
-
-/// Those of halves between wide and narrow ones.
-fn middle_widths(channels: usize) -> Vec<(usize, usize)> {
-    let firsts = (0..channels).step_by(LANES * MIDDLE.0);
-    firsts.map(|channel| (channel, MIDDLE.0)).collect()
 }

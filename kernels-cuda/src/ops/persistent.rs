@@ -27,8 +27,7 @@ const COPIED: usize = 128;
 /// What a map of windows has room for: columns and rows from an image's corners to those of the box in which windows
 /// start, columns and rows from a window's start to a tap of it, and steps. (The driver's documentation of
 /// `cuTensorMapEncodeIm2col`, and PTX's of im2col offsets, for images of four dimensions.)
-const CORNERS: RangeInclusive<isize> = -128..=127;
-const MOST_BORDER: usize = 128;
+const CORNERS: RangeInclusive<i32> = -128..=127;
 const MOST_REACH: usize = 255;
 const MOST_STEP: usize = 8;
 
@@ -38,7 +37,7 @@ pub(super) enum Copies {
     /// As rows of a matrix.
     Rows,
     /// As windows of images, a tap at a time.
-    Windows,
+    Windows(Windows),
 }
 
 impl Copies {
@@ -47,35 +46,44 @@ impl Copies {
         if is_dense(spec) {
             Some(Copies::Rows)
         } else {
-            has_windows(spec).then_some(Copies::Windows)
+            windows(spec).map(Copies::Windows)
         }
     }
 }
 
-/// Whether a convolution's windows are copied as they are needed: of whole slices of K a tap, with zeros for elements
-/// outside the image, or none.
-fn has_windows(spec: &ConvSpec<'_>) -> bool {
+/// Where a convolution's windows start, if they are copied as they are needed: of whole slices of K a tap, with zeros
+/// for elements outside the image, or none.
+fn windows(spec: &ConvSpec<'_>) -> Option<Windows> {
     let window = &spec.window;
-    let [_, in_h, in_w, in_c] = spec.input;
-    let [_, out_h, out_w, _] = spec.output;
     let zeros = match spec.zero_point {
         ZeroPoint::Static(zero_point) => (zero_point + spec.outside) & 0xff == 0,
         ZeroPoint::Dynamic => false,
     };
-    let axes = [(0, in_h, out_h), (1, in_w, out_w)];
-    let fits = axes.iter().all(|&(axis, size, count)| {
+    // The first window, the last one and the step between two, along an axis.
+    let along = |axis: usize| {
+        let (size, count) = (spec.input[1 + axis], spec.output[1 + axis]);
         let (before, step) = (window.pads[axis], window.strides[axis]);
         let reach = (window.kernel[axis] - 1).saturating_mul(window.dilations[axis]);
-        if before > MOST_BORDER || step > MOST_STEP || reach > MOST_REACH {
-            return false;
+        if step > MOST_STEP || reach > MOST_REACH {
+            return None;
         }
-        // From the image's last pixel to the last window's first, which may be before it.
+        let corner = |at: usize, from: usize| {
+            let corner = i32::try_from(at.checked_signed_diff(from)?).ok()?;
+            CORNERS.contains(&corner).then_some(corner)
+        };
         let last = (count - 1) * step;
-        let upper = (last + 1).checked_signed_diff(size + before);
-        let corner = upper.is_some_and(|upper| CORNERS.contains(&upper));
-        corner && (zeros || before == 0 && last + reach < size)
-    });
-    spec.groups == 1 && in_c.is_multiple_of(COPIED) && fits
+        let lower = corner(0, before)?;
+        let upper = corner(last + 1, size + before)?;
+        let inside = before == 0 && last + reach < size;
+        (zeros || inside).then_some((lower, upper, step as u32))
+    };
+    let whole = spec.groups == 1 && spec.input[3].is_multiple_of(COPIED);
+    let (rows, columns) = along(0).zip(along(1)).filter(|_| whole)?;
+    Some(Windows {
+        lower: [columns.0, rows.0],
+        upper: [columns.1, rows.1],
+        steps: [columns.2, rows.2],
+    })
 }
 
 /// Whether the rows of a convolution's matrix lie one behind the other in its input: 1x1 with steps of 1, or one
@@ -210,7 +218,12 @@ pub(super) fn params(
             let matrix = [product.depth as usize, product.rows as usize];
             context.tensor_map(product.x, matrix, PIXELS as u32)?
         }
-        Copies::Windows => context.windows_map(product.x, &windows_of(&product), PIXELS as u32)?,
+        Copies::Windows(windows) => {
+            let images = product.rows / (product.out_h * product.out_w);
+            let extent = [product.in_channels, product.in_w, product.in_h, images];
+            let extent = extent.map(|size| size as u64);
+            context.windows_map(product.x, extent, &windows, PIXELS as u32)?
+        }
     };
     let weights = context.tensor_map(product.weights, weights, copied(kernel))?;
     let maps: Option<(TensorMap, TensorMap)> = pixels.zip(weights);
@@ -218,29 +231,8 @@ pub(super) fn params(
         pixels,
         weights,
         product,
-        windows: i32::from(copies == Copies::Windows),
+        windows: i32::from(matches!(copies, Copies::Windows(_))),
     }))
-}
-
-/// Where a product's windows start; none of its sizes is 0.
-fn windows_of(product: &ProductParams) -> Windows {
-    let p = product;
-    let last =
-        |count: i32, step: i32, before: i32, size: i32| (count - 1) * step - before - (size - 1);
-    Windows {
-        extent: [
-            p.in_channels as u64,
-            p.in_w as u64,
-            p.in_h as u64,
-            (p.rows / (p.out_h * p.out_w)) as u64,
-        ],
-        lower: [-p.left, -p.top],
-        upper: [
-            last(p.out_w, p.stride_w, p.left, p.in_w),
-            last(p.out_h, p.stride_h, p.top, p.in_h),
-        ],
-        steps: [p.stride_w as u32, p.stride_h as u32],
-    }
 }
 
 #[cfg(test)]
