@@ -541,7 +541,7 @@ def main():
         directory = pathlib.Path(name)
         total, failures = random_models(example, directory, arguments.seeds, arguments.only)
         print(f"{total} models, {failures} failures")
-        data = pathlib.Path(os.environ.get("REQUANT_TEST_DATA", HERE / "../../shared/data"))
+        data = pathlib.Path(os.environ.get("REQUANT_TEST_DATA", HERE.parents[2] / "shared" / "data"))
         if (data / "onnx-node-tests").is_dir():
             failures += onnx_cases(example, directory, data / "onnx-node-tests", arguments.only)
         else:
